@@ -1,0 +1,6 @@
+"""Recurrent cores: `(inputs, state) -> (outputs, state)`."""
+
+from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.rnn import GRU, LSTM, RNN
+
+__all__ = ["GRU", "LSTM", "RNN", "RecurrentCore"]

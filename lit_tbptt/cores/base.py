@@ -1,0 +1,47 @@
+"""The contract of a core: what the package asks of anything recurrent."""
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lit_tbptt.state import State
+
+
+class RecurrentCore(nn.Module, ABC):
+    """A module that maps inputs and a state to outputs and the state after them.
+
+    The returned state has the structure, shapes and dtypes of the given one. In eval mode, cutting the time axis
+    anywhere and passing the state on gives the same outputs and state as one call.
+
+    The arguments of the constructor are kept in `init_args`, so that a checkpoint can describe the core in plain
+    values.
+
+    Attributes:
+        input_size: Features per step that `forward` takes.
+        output_size: Features per step that `forward` returns.
+        init_args: The arguments this core was built with, by name.
+    """
+
+    input_size: int
+    output_size: int
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "RecurrentCore":
+        core = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind(core, *args, **kwargs)
+        bound.apply_defaults()
+        core.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
+        return core
+
+    @abstractmethod
+    def forward(
+        self, inputs: Float[Tensor, "lane time feature"], state: State
+    ) -> tuple[Float[Tensor, "lane time output"], State]:
+        """Runs over the time axis and returns the outputs and the state after the last step."""
+
+    @abstractmethod
+    def initial_state(self, num_lanes: int) -> State:
+        """Returns the state of `num_lanes` lanes that start afresh, lane axis first in every leaf."""

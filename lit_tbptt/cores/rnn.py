@@ -1,0 +1,134 @@
+"""The classic cores, over `torch.nn`'s RNN, LSTM and GRU (cuDNN on a GPU)."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.errors import InputError
+from lit_tbptt.state import State, like
+
+
+class _TorchCore(RecurrentCore):
+    """Puts the lane axis first in the state of a `torch.nn` recurrent module, which has it second."""
+
+    state_names: tuple[str, ...] = ("hidden",)
+
+    def __init__(
+        self,
+        module: Callable[..., nn.RNNBase],
+        hidden_size: int,
+        num_layers: int,
+        dropout: float,
+        learned_initial_state: bool,
+        input_size: int | None,
+        **options: Any,
+    ) -> None:
+        for name, value in (("hidden_size", hidden_size), ("num_layers", num_layers), ("input_size", input_size)):
+            if value is not None and value < 1:
+                raise InputError(f"core.{name}={value}: must be 1 or more")
+        if not 0 <= dropout < 1:
+            raise InputError(f"core.dropout={dropout}: must be at least 0 and below 1")
+        super().__init__()
+        self.input_size = hidden_size if input_size is None else input_size
+        self.output_size = hidden_size
+        # torch warns about dropout with a single layer, where there is nothing between layers to drop.
+        between = dropout if num_layers > 1 else 0.0
+        self.rnn: Any = module(self.input_size, hidden_size, num_layers, dropout=between, batch_first=True, **options)
+        self.initial = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(num_layers, hidden_size)) for name in self.state_names}
+            if learned_initial_state
+            else {}
+        )
+
+    def initial_state(self, num_lanes: int) -> State:
+        """Returns `[lane, layer, feature]` tensors by name, zero unless they are learned."""
+        zeros = self.rnn.weight_hh_l0.new_zeros(num_lanes, self.rnn.num_layers, self.rnn.hidden_size)
+        return {
+            name: self.initial[name].expand_as(zeros) if name in self.initial else zeros for name in self.state_names
+        }
+
+    def forward(
+        self, inputs: Float[Tensor, "lane time feature"], state: State
+    ) -> tuple[Float[Tensor, "lane time output"], State]:
+        # cuDNN wants [layer, lane, feature], contiguous.
+        given = tuple(state[name].transpose(0, 1).contiguous() for name in self.state_names)
+        outputs, after = self.rnn(inputs, given if len(given) > 1 else given[0])
+        after = after if len(given) > 1 else (after,)
+        returned = {name: leaf.transpose(0, 1) for name, leaf in zip(self.state_names, after, strict=True)}
+        return outputs, like(returned, state)
+
+
+class RNN(_TorchCore):
+    """Elman's network: h_t = f(W x_t + U h_{t-1} + b).
+
+    Args:
+        hidden_size: Units per layer; also the features per step that come out.
+        num_layers: Layers, each fed by the one below.
+        nonlinearity: f.
+        dropout: Probability of dropping a feature between layers, in training.
+        learned_initial_state: Whether the initial state is trained; zero otherwise.
+        input_size: Features per step that go in. None: `hidden_size`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        dropout: float = 0.0,
+        learned_initial_state: bool = False,
+        input_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            nn.RNN, hidden_size, num_layers, dropout, learned_initial_state, input_size, nonlinearity=nonlinearity
+        )
+
+
+class LSTM(_TorchCore):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997), with forget gates (Gers 2000).
+
+    Args:
+        hidden_size: Units per layer; also the features per step that come out.
+        num_layers: Layers, each fed by the one below.
+        dropout: Probability of dropping a feature between layers, in training.
+        learned_initial_state: Whether the initial state is trained; zero otherwise.
+        input_size: Features per step that go in. None: `hidden_size`.
+    """
+
+    state_names = ("hidden", "cell")
+
+    def __init__(
+        self,
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        learned_initial_state: bool = False,
+        input_size: int | None = None,
+    ) -> None:
+        super().__init__(nn.LSTM, hidden_size, num_layers, dropout, learned_initial_state, input_size)
+
+
+class GRU(_TorchCore):
+    """Gated recurrent unit (Cho 2014), in cuDNN's variant: the reset gate acts after the matrix product.
+
+    Args:
+        hidden_size: Units per layer; also the features per step that come out.
+        num_layers: Layers, each fed by the one below.
+        dropout: Probability of dropping a feature between layers, in training.
+        learned_initial_state: Whether the initial state is trained; zero otherwise.
+        input_size: Features per step that go in. None: `hidden_size`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        learned_initial_state: bool = False,
+        input_size: int | None = None,
+    ) -> None:
+        super().__init__(nn.GRU, hidden_size, num_layers, dropout, learned_initial_state, input_size)

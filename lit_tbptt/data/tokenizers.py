@@ -1,0 +1,216 @@
+"""Text to token ids and back. Every document, and in the word tokenizer every line, is followed by one `<eos>`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers as hf
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from lit_tbptt.errors import InputError
+
+EOS = "<eos>"
+UNKNOWN = "<unk>"
+BUILT_IN = ("byte", "char", "word")
+# What other people's tokenizers call the token between documents, most telling first.
+_EOS_NAMES = (EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "[SEP]")
+
+
+class Tokenizer(ABC):
+    """Maps documents to token ids.
+
+    Attributes:
+        name: What the user asked for.
+        vocabulary_size: Number of different ids.
+        eos: The id of `<eos>`, which follows every document.
+    """
+
+    name: str
+    vocabulary_size: int
+    eos: int
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text, without the `<eos>` that ends a document."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text; an `<eos>` becomes a line break."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Returns plain values from which `from_description` makes this tokenizer again."""
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text, each followed by its `<eos>`."""
+        return [np.append(ids, self.eos) for ids in self.encode(texts)]
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8, and `<eos>`."""
+
+    name = "byte"
+    vocabulary_size = 257
+    eos = 256
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ord("\n") if i == self.eos else i for i in ids).decode(errors="replace")
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+class CharTokenizer(Tokenizer):
+    """The characters of the training split, and `<eos>` and `<unk>`.
+
+    Args:
+        characters: The characters of the vocabulary, sorted, each once.
+    """
+
+    name = "char"
+    eos = 0
+    unknown = 1
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self.vocabulary_size = len(characters) + 2
+        self._codes = np.array([ord(character) for character in characters], np.uint32)
+
+    @classmethod
+    def train(cls, texts: Iterable[str]) -> "CharTokenizer":
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(text)
+        return cls("".join(sorted(characters)))
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self._encode(np.frombuffer(text.encode("utf-32-le"), np.uint32)) for text in texts]
+
+    def _encode(self, codes: np.ndarray) -> np.ndarray:
+        if not len(self._codes):
+            return np.full(len(codes), self.unknown)
+        places = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        return np.where(self._codes[places] == codes, places + 2, self.unknown)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join({self.eos: "\n", self.unknown: "\ufffd"}.get(i) or self.characters[i - 2] for i in ids)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "characters": self.characters}
+
+
+class LibraryTokenizer(Tokenizer):
+    """Any tokenizer of the `tokenizers` library.
+
+    Args:
+        name: What the user asked for.
+        library: The library's object. A token `<eos>` is added where it has no name for one that we know.
+    """
+
+    def __init__(self, name: str, library: hf.Tokenizer) -> None:
+        self.name = name
+        self.library = library
+        known = [token for token in _EOS_NAMES if library.token_to_id(token) is not None]
+        if not known:
+            library.add_special_tokens([EOS])
+        vocabulary = library.get_vocab(with_added_tokens=True)
+        self.eos = vocabulary[known[0] if known else EOS]
+        self.vocabulary_size = max(vocabulary.values()) + 1
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        parts: list[list[int]] = [[]]
+        for i in ids:
+            if i == self.eos:
+                parts.append([])
+            else:
+                parts[-1].append(i)
+        return "\n".join(self.library.decode(part) for part in parts)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "json": self.library.to_str()}
+
+
+class WordTokenizer(LibraryTokenizer):
+    """Words between white space, an `<eos>` after every line, `<unk>` for what the training split does not have."""
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary_limit: int | None = None) -> "WordTokenizer":
+        counting = cls._library(models.WordLevel())
+        counting.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=2**31 - 1, show_progress=False))
+        counted = counting.get_vocab()
+        words = [word for word in sorted(counted, key=counted.__getitem__) if word not in (EOS, UNKNOWN)]
+        kept = [EOS, UNKNOWN, *words][:vocabulary_limit]
+        return cls("word", cls._library(models.WordLevel({word: i for i, word in enumerate(kept)}, UNKNOWN)))
+
+    @staticmethod
+    def _library(model: models.WordLevel) -> hf.Tokenizer:
+        library = hf.Tokenizer(model)
+        library.normalizer = normalizers.Replace("\n", f" {EOS} ")
+        library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return library
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        # A line's end is its <eos>, so a document's last line gives the document's.
+        return self.encode([text.removesuffix("\n") + "\n" for text in texts])
+
+
+def from_description(description: dict[str, Any]) -> Tokenizer:
+    """Makes the tokenizer that `describe` described."""
+    match description["name"]:
+        case "byte":
+            return ByteTokenizer()
+        case "char":
+            return CharTokenizer(description["characters"])
+        case "word":
+            return WordTokenizer("word", hf.Tokenizer.from_str(description["json"]))
+        case name:
+            return LibraryTokenizer(name, hf.Tokenizer.from_str(description["json"]))
+
+
+def make_tokenizer(name: str, train_texts: Iterable[str], vocabulary_limit: int | None = None) -> Tokenizer:
+    """Makes the tokenizer that `name` asks for.
+
+    Args:
+        name: `byte`, `char` or `word`; a `tokenizer.json` file, a folder with one, or a name on the Hugging Face Hub.
+        train_texts: The training split, for tokenizers that take their vocabulary from it.
+        vocabulary_limit: The largest vocabulary of `word`. None: every word of the training split.
+
+    Raises:
+        InputError: There is no such tokenizer, or its file is not one.
+    """
+    if vocabulary_limit is not None and (name != "word" or vocabulary_limit < 2):
+        raise InputError(
+            f"data.vocabulary_limit={vocabulary_limit} with data.tokenizer={name!r}: it limits the word tokenizer's "
+            f"vocabulary, {EOS} and {UNKNOWN} included, and must be 2 or more"
+        )
+    if name == "byte":
+        return ByteTokenizer()
+    if name == "char":
+        return CharTokenizer.train(train_texts)
+    if name == "word":
+        return WordTokenizer.train(train_texts, vocabulary_limit)
+    return LibraryTokenizer(name, _load(name))
+
+
+def _load(name: str) -> hf.Tokenizer:
+    path = Path(name)
+    try:
+        if path.is_dir():
+            path = path / "tokenizer.json"
+        if path.exists() or path.suffix == ".json":
+            return hf.Tokenizer.from_file(str(path))
+        return hf.Tokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(
+            f"data.tokenizer={name!r}: not one of {', '.join(BUILT_IN)}, nor a readable tokenizer.json, a folder with "
+            f"one, or a name on the Hugging Face Hub ({error})"
+        ) from error

@@ -1,0 +1,9 @@
+"""The exceptions this package raises for what a user can mend."""
+
+
+class InputError(ValueError):
+    """A setting or a file cannot be used; the message names it, its value and the rule it breaks."""
+
+
+class DivergenceError(RuntimeError):
+    """The training loss is no longer a finite number."""

@@ -1,0 +1,73 @@
+"""What travels from the data to the training loop: windows, and batches of them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Window(NamedTuple):
+    """The tokens of every lane between two optimizer steps.
+
+    Attributes:
+        inputs: `[lane, time]` token ids, or `[lane, time, feature]` for other data.
+        targets: What is to be predicted at each step, `[lane, time, ...]`.
+        reset: `[lane]` bool, true where a lane starts afresh at this window's first step. None: no lane does.
+        mask: `[lane, time]` bool, false where nothing is scored. None: every step is.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    reset: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def num_lanes(self) -> int:
+        return self.inputs.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        return self.inputs.shape[1]
+
+    def split(self, step: int) -> tuple["Window", "Window"]:
+        """Cuts the window before `step`; a reset, if any, stays with the first part."""
+        first, second = slice(None, step), slice(step, None)
+        mask_first, mask_second = (None, None) if self.mask is None else (self.mask[:, first], self.mask[:, second])
+        return (
+            Window(self.inputs[:, first], self.targets[:, first], self.reset, mask_first),
+            Window(self.inputs[:, second], self.targets[:, second], None, mask_second),
+        )
+
+    def join(self, later: "Window") -> "Window":
+        """Appends a window in which no lane starts afresh.
+
+        Raises:
+            ValueError: `later` has a reset, which would be lost inside the joined window.
+        """
+        if later.reset is not None:
+            raise ValueError("a window with resets cannot be joined to the one before it")
+        mask = None
+        if self.mask is not None or later.mask is not None:
+            mask = torch.cat([window.mask_or_ones() for window in (self, later)], 1)
+        return Window(
+            torch.cat([self.inputs, later.inputs], 1), torch.cat([self.targets, later.targets], 1), self.reset, mask
+        )
+
+    def mask_or_ones(self) -> Tensor:
+        """Returns the `[lane, time]` mask, written out where it was None."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.inputs.shape[:2], dtype=torch.bool, device=self.inputs.device)
+
+
+class Batch(NamedTuple):
+    """Up to `windows_per_batch` consecutive windows, and where the first of them stands in the data.
+
+    Attributes:
+        windows: The windows, in order.
+        position: Plain values from which the source of this batch can start again at exactly this batch.
+    """
+
+    windows: tuple[Window, ...]
+    position: Mapping[str, Any]

@@ -1,0 +1,80 @@
+"""Small tasks and loops that several tests share."""
+
+import torch
+from torch import nn
+
+from lit_tbptt import Batch, LitTBPTT, Window
+
+
+class Recurrence(nn.Module):
+    """h_t = w h_{t-1} + x_t, loss h_t: small enough to know every gradient exactly."""
+
+    def __init__(self, w=0.5):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+
+    def initial_state(self, num_lanes):
+        return {"h": torch.zeros(num_lanes, 1, dtype=torch.float64)}
+
+    def advance(self, window, state):
+        return self.window_loss(window, state)[2]
+
+    def window_loss(self, window, state):
+        h, total = state["h"], torch.zeros((), dtype=torch.float64)
+        for x in window.inputs.unbind(1):
+            h = self.w * h + x[:, None]
+            total = total + h.sum()
+        return total, window.inputs.numel(), {"h": h}
+
+
+def windows_of(inputs, targets, k1, resets=()):
+    """Cuts `[lane, time]` tensors into windows; `resets` names (window, lane) pairs besides the first window's."""
+    cut = []
+    for number, start in enumerate(range(0, inputs.shape[1], k1)):
+        lanes = [lane for window, lane in resets if window == number]
+        reset = torch.zeros(len(inputs), dtype=torch.bool)
+        reset[lanes if number else slice(None)] = True
+        some = slice(start, start + k1)
+        cut.append(Window(inputs[:, some], targets[:, some], reset if reset.any() else None))
+    return cut
+
+
+class Batches:
+    """A loader: Lightning takes a list for several loaders."""
+
+    def __init__(self, windows, windows_per_batch=1):
+        self.batches = [
+            Batch(tuple(windows[at : at + windows_per_batch]), {"window": at})
+            for at in range(0, len(windows), windows_per_batch)
+        ]
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+class Regression(LitTBPTT):
+    """A GRU that predicts one number per step from another."""
+
+    def __init__(self, lr=0.01, hidden=6, schedule=None, **options):
+        super().__init__(**options)
+        self.core = nn.GRU(1, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, 1)
+        self.lr = lr
+        self.schedule = schedule
+
+    def initial_state(self, num_lanes):
+        return self.head.weight.new_zeros(num_lanes, self.core.hidden_size)
+
+    def window_loss(self, window, state):
+        outputs, state = self.core(window.inputs.unsqueeze(-1), state.unsqueeze(0).contiguous())
+        errors = (self.head(outputs).squeeze(-1) - window.targets) ** 2
+        return errors.sum(), errors.numel(), state.squeeze(0)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), self.lr)
+        if self.schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)}

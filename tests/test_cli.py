@@ -1,0 +1,227 @@
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lit_tbptt import LitLanguageModel
+from lit_tbptt.cli import LitCLI, main
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "--model.core.hidden_size=9",
+    "--model.k1=5",
+    "--data.num_lanes=3",
+    "--data.windows_per_batch=2",
+    "--data.eval_num_lanes=2",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_model_summary=false",
+]
+# Lightning's own, about a machine and not about a run.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(words_folder, capfd):
+    """Runs a subcommand on the small corpus and returns what it printed."""
+
+    def run(subcommand, *options, small=SMALL, path=words_folder):
+        main([subcommand, f"--data.path={path}", *small, *options])
+        return capfd.readouterr().out
+
+    return run
+
+
+def refused(run, *arguments, **options):
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments, **options)
+    return str(stopped.value)
+
+
+def test_fit_trains_evaluates_and_leaves_a_run_folder(run, tmp_path):
+    printed = run("fit", "--trainer.max_steps=33", "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=4")
+    for text in ("bits_per_byte", "validation", "gzip -9", "xz", "a sample:", "runs/default/version_0", "generate"):
+        assert text in printed
+    folder = tmp_path / "runs" / "default" / "version_0"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["k1"] == 5
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    trained = [row for row in rows if row["train/bits_per_byte"]]
+    assert [int(row["step"]) for row in trained] == [*range(4, 33, 4), 33]
+    # The split ends with a short window, so 33 windows of 3 lanes have a little less than 33 * 15 targets.
+    assert 33 * 15 - 60 < int(trained[-1]["tokens"]) <= 33 * 15
+    assert any(row["val/perplexity"] for row in rows)
+    assert list(folder.glob("events.out.tfevents.*"))
+    run("fit", "--trainer.max_steps=1")
+    assert (folder.parent / "version_1").is_dir()
+
+
+@pytest.fixture
+def checkpoint(run):
+    run("fit", "--data.tokenizer=word", "--trainer.max_steps=20", "--trainer.precision=64-true")
+    return "runs/default/version_0/checkpoints/last.ckpt"
+
+
+def nats(printed):
+    (line,) = [line for line in printed.splitlines() if line.startswith("nats_per_token")]
+    return float(line.split()[1])
+
+
+def evaluated(words_folder, checkpoint, *options):
+    cli = LitCLI(["validate", f"--ckpt_path={checkpoint}", "--trainer.precision=64-true", *options])
+    metrics = cli.trainer.callback_metrics
+    return cli.model.metrics.compute()["nats_per_token"].item(), metrics["val/num_targets"].item()
+
+
+def test_validation_is_the_same_however_it_is_cut_and_scores_every_target(words_folder, checkpoint, monkeypatch):
+    monkeypatch.setattr("torchmetrics.Metric.reset", lambda self: None)  # to read the float64 sums afterwards
+    lines = (words_folder / "valid.txt").read_text()
+    targets = len(lines.split()) + lines.count("\n")
+    found = [evaluated(words_folder, checkpoint, f"--data.windows_per_batch={n}") for n in (1, 3, 8)]
+    assert [count for _, count in found] == [targets] * 3
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-12)
+    assert found[2][0] == pytest.approx(found[0][0], abs=1e-12)
+    for lanes in range(1, 10):
+        assert evaluated(words_folder, checkpoint, f"--data.eval_num_lanes={lanes}")[1] == targets
+
+
+def test_evaluation_and_text_from_a_checkpoint_alone(run, checkpoint, words_folder, capfd):
+    capfd.readouterr()
+    for subcommand in ("validate", "test"):
+        main([subcommand, f"--ckpt_path={checkpoint}"])
+        assert 0 < nats(capfd.readouterr().out) < 5
+    (words_folder / "train.txt").unlink()
+    options = ["generate", f"--ckpt_path={checkpoint}", "--num_tokens=20", "--temperature=0.9", "--top_k=4"]
+    main([*options, '--prompt=["w1 w2", "w3"]', "--seed=3"])
+    first = capfd.readouterr().out
+    main([*options, '--prompt=["w1 w2", "w3"]', "--seed=3"])
+    assert capfd.readouterr().out == first
+    main([*options, '--prompt=["w1 w2", "w3"]', "--seed=4"])
+    assert capfd.readouterr().out != first
+    assert first.startswith("w1 w2")
+    model = LitLanguageModel.load_from_checkpoint(checkpoint)
+    assert model.generate(["w1 w2"], 20, 0.9, 4, seed=3)[0] in first
+
+
+def test_the_optimizer_and_the_schedule_are_what_is_asked_for(words_folder):
+    arguments = [f"--data.path={words_folder}", *SMALL, "--trainer.fast_dev_run=true"]
+    cli = LitCLI(
+        [
+            "fit",
+            *arguments,
+            "--optimizer=SGD",
+            "--optimizer.lr=20",
+            "--model.clip_norm=0.25",
+            "--lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau",
+            "--lr_scheduler.monitor=val/nats_per_token",
+            "--model.core=GRU",
+            "--model.core.num_layers=2",
+            "--model.core.hidden_size=13",
+        ]
+    )
+    assert isinstance(cli.trainer.optimizers[0], torch.optim.SGD)
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 20
+    assert cli.model._schedules[0].monitor == "val/nats_per_token"
+    assert type(cli.model.language_model.core).__name__ == "GRU"
+    assert cli.model.language_model.core.rnn.num_layers == 2
+    assert cli.model.clip_norm == 0.25
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_runs(config, words_folder):
+    cli = LitCLI(
+        [
+            "fit",
+            f"--config={config}",
+            f"--data.path={words_folder}",
+            "--data.name=null",
+            "--data.num_lanes=3",
+            "--data.eval_num_lanes=2",
+            "--model.core.hidden_size=8",
+            "--model.k1=5",
+            "--trainer.max_steps=5",
+            "--trainer.accelerator=cpu",
+            "--trainer.log_every_n_steps=1",
+        ]
+    )
+    assert cli.trainer.global_step == 5
+    assert Path(cli.trainer.log_dir) == Path("runs") / config.stem / "version_0"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["fit", "--help"], ["fit", "--model.core.help", "LSTM"], ["generate", "--help"]]
+)
+def test_help_reads_like_documentation(arguments, capfd):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    printed = capfd.readouterr().out
+    expected = {
+        "LSTM": "Probability of dropping a feature between layers",
+        "fit": "Tokens per lane between two",
+        "generate": "The same seed gives the same text",
+        "--help": "generate",
+    }
+    assert next(text for key, text in expected.items() if key in arguments) in printed
+
+
+BAD = {
+    "no such path": (["--data.path=no-such/corpus"], "data.path='no-such/corpus'"),
+    "no such column": (["--data.text_column=body"], "data.text_column='body'"),
+    "fewer tokens than lanes": (["--data.num_lanes=5000"], "data.num_lanes=5000"),
+    "k1": (["--model.k1=0"], "k1=0"),
+    "k2": (["--model.k2=4"], "k2=4 with k1=5"),
+    "num_lanes": (["--data.num_lanes=0"], "data.num_lanes=0"),
+    "no tokenizer": (["--data.tokenizer=train.txt"], "data.tokenizer='train.txt'"),
+    "clipping": (["--trainer.gradient_clip_val=1"], "trainer.gradient_clip_val=1: .*set model.clip_norm"),
+    "accumulation": (["--trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches=2.*data.num_lanes"),
+    "no steps": (["--trainer.max_steps=-1", "--trainer.max_epochs=1"], "lr_scheduler.num_steps is not given"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_before_any_training(case, run, capfd):
+    options, message = BAD[case]
+    assert re.search(message, refused(run, "fit", *options))
+    assert "train:" not in capfd.readouterr().err
+
+
+def test_text_that_is_empty_or_not_utf8_is_refused_before_training(run, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    assert "is empty" in refused(run, "fit", path=tmp_path / "empty.txt")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1") * 100)
+    assert "latin.txt: byte 3 is not UTF-8" in refused(run, "fit", path=tmp_path / "latin.txt")
+    run("fit", "--data.load_options.encoding_errors=replace", "--trainer.max_steps=1", path=tmp_path / "latin.txt")
+
+
+def test_a_checkpoint_that_is_not_there_or_broken_is_named(run, tmp_path):
+    assert "no such file" in refused(run, "test", "--ckpt_path=missing.ckpt")
+    (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 nothing")
+    assert "broken.ckpt" in refused(run, "test", "--ckpt_path=broken.ckpt")
+    assert "needs a checkpoint" in refused(run, "test")
+
+
+def test_a_run_that_diverges_names_the_last_good_checkpoint(run):
+    message = refused(
+        run,
+        "fit",
+        "--optimizer=SGD",
+        "--optimizer.lr=1e30",
+        "--model.clip_norm=null",
+        "--lr_scheduler=null",
+        "--trainer.max_steps=50",
+        "--trainer.val_check_interval=1",
+        "--trainer.log_every_n_steps=10",
+    )
+    assert "the training loss is" in message
+    assert "a learning rate of about 1e+30" in message

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lit_tbptt import GRU, LSTM, RNN, InputError, RecurrentCore
+
+
+class Leaky(RecurrentCore):
+    """A user's own core, with a nested state."""
+
+    def __init__(self, input_size=7, rate=0.3):
+        super().__init__()
+        self.input_size = self.output_size = input_size
+        self.rate = rate
+
+    def initial_state(self, num_lanes):
+        return {"slow": [torch.zeros(num_lanes, self.input_size)], "seen": torch.zeros(num_lanes, dtype=torch.long)}
+
+    def forward(self, inputs, state):
+        slow, outputs = state["slow"][0], []
+        for x in inputs.unbind(1):
+            slow = slow.lerp(x, self.rate)
+            outputs.append(slow)
+        return torch.stack(outputs, 1), {"slow": [slow], "seen": state["seen"] + inputs.shape[1]}
+
+
+CORES = {
+    "rnn": lambda: RNN(5, input_size=7),
+    "rnn relu": lambda: RNN(5, 2, "relu", input_size=7),
+    "lstm": lambda: LSTM(5, 3, input_size=7),
+    "lstm dropout learned": lambda: LSTM(5, 2, 0.4, True, input_size=7),
+    "gru": lambda: GRU(5, 2, learned_initial_state=True, input_size=7),
+    "a user's": Leaky,
+}
+
+
+@pytest.fixture(params=CORES)
+def core(request):
+    return CORES[request.param]().eval()
+
+
+def test_shapes_and_state_are_as_the_contract_says(core):
+    state = core.initial_state(3)
+    outputs, after = core(torch.randn(3, 11, 7), state)
+    assert outputs.shape == (3, 11, core.output_size)
+    described = tree_map(lambda leaf: (leaf.shape, leaf.dtype), state)
+    assert tree_map(lambda leaf: (leaf.shape, leaf.dtype), after) == described
+    assert all(leaf.shape[0] == 3 for leaf in tree_leaves(state))
+
+
+@pytest.mark.parametrize("cut", [1, 4, 10])
+def test_cutting_the_time_axis_changes_nothing(core, cut):
+    inputs = torch.randn(3, 11, 7)
+    outputs, after = core(inputs, core.initial_state(3))
+    first, state = core(inputs[:, :cut], core.initial_state(3))
+    second, state = core(inputs[:, cut:], state)
+    assert_close(torch.cat([first, second], 1), outputs)
+    assert_close(state, after)
+
+
+def test_lanes_do_not_mix(core):
+    inputs = torch.randn(3, 11, 7)
+    outputs, _ = core(inputs, core.initial_state(3))
+    alone, _ = core(inputs[1:2], core.initial_state(1))
+    assert_close(alone, outputs[1:2])
+
+
+def test_it_can_be_built_again_from_its_arguments(core):
+    again = type(core)(**core.init_args)
+    assert {name: value.shape for name, value in again.state_dict().items()} == {
+        name: value.shape for name, value in core.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("core_class", [RNN, LSTM, GRU])
+def test_a_learned_initial_state_receives_gradient(core_class):
+    core = core_class(5, 2, learned_initial_state=True)
+    outputs, _ = core(torch.randn(3, 4, 5), core.initial_state(3))
+    outputs.sum().backward()
+    assert len(core.initial) == len(core.state_names)
+    assert all(initial.grad.abs().sum() > 0 for initial in core.initial.values())
+    assert len(core_class(5).initial) == 0
+
+
+@pytest.mark.parametrize("core_class", [RNN, LSTM, GRU])
+def test_under_autocast_the_state_keeps_its_type(core_class):
+    core = core_class(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = core(torch.randn(3, 4, 5), core.initial_state(3))
+    assert {leaf.dtype for leaf in tree_leaves(state)} == {torch.float32}
+
+
+def test_it_equals_torchs_own_lstm():
+    core = LSTM(5, 2, input_size=7)
+    inputs = torch.randn(3, 11, 7)
+    outputs, state = core(inputs, core.initial_state(3))
+    expected, (hidden, cell) = core.rnn(inputs)
+    assert_close(outputs, expected)
+    assert_close(state, {"hidden": hidden.transpose(0, 1), "cell": cell.transpose(0, 1)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden_size": 0}, "core.hidden_size=0"),
+        ({"num_layers": 0}, "core.num_layers=0"),
+        ({"dropout": 1.0}, "core.dropout=1.0"),
+        ({"input_size": -1}, "core.input_size=-1"),
+    ],
+)
+def test_bad_sizes_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        LSTM(**arguments)

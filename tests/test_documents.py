@@ -1,0 +1,106 @@
+import pytest
+from datasets import Dataset, DatasetDict
+
+from lit_tbptt.data.documents import InputError, load_documents, standard_library, texts
+
+ROWS = {"train": ["one two\nthree\n", "four", "five"], "validation": ["six\n"], "test": ["seven", ""]}
+
+
+def found(splits):
+    return {split: [text for some in texts(documents) for text in some] for split, documents in splits.items()}
+
+
+def write(folder, kind):
+    """Writes ROWS under `folder` the way `kind` says and returns what to give as data.path."""
+    for split, rows in ROWS.items():
+        table = Dataset.from_dict({"text": rows, "number": range(len(rows))})
+        if kind == "parquet":
+            table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        elif kind == "json lines":
+            table.to_json(folder / f"{split}.jsonl")
+    if kind == "saved":
+        DatasetDict({split: Dataset.from_dict({"text": rows}) for split, rows in ROWS.items()}).save_to_disk(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json lines", "saved"])
+def test_every_kind_of_dataset_gives_the_same_documents(tmp_path, kind):
+    assert found(load_documents(write(tmp_path, kind))) == ROWS
+
+
+def test_dataset_objects_are_taken_as_they_are():
+    given = DatasetDict({split: Dataset.from_dict({"body": rows}) for split, rows in ROWS.items()})
+    assert found(load_documents(given, text_column="body")) == ROWS
+
+
+def test_a_folder_of_text_files_is_found_by_their_names_and_a_file_is_a_document(words_folder):
+    splits = found(load_documents(str(words_folder)))
+    assert splits == {
+        split: [(words_folder / f"{name}.txt").read_text()]
+        for split, name in (("train", "train"), ("validation", "valid"), ("test", "test"))
+    }
+
+
+def test_a_text_file_can_be_read_line_by_line(words_folder):
+    splits = load_documents(str(words_folder), load_options={"sample_by": "line"})
+    assert found(splits)["test"] == (words_folder / "test.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book", "book.py"])
+def test_one_text_file_is_cut_at_a_character(tmp_path, name):
+    (tmp_path / name).write_text("0123456789" * 13)
+    splits = found(load_documents(str(tmp_path / name), val_fraction=0.1))
+    assert splits == {"train": ["0123456789" * 11 + "0123456"], "validation": ["789" + "0123456789"]}
+
+
+def test_a_dataset_without_validation_gives_its_last_documents():
+    given = Dataset.from_dict({"text": [f"d{i}" for i in range(11)]})
+    splits = found(load_documents(given, val_fraction=0.2))
+    assert splits == {"train": [f"d{i}" for i in range(9)], "validation": ["d9", "d10"]}
+    assert set(load_documents(given, val_fraction=0)) == {"train"}
+
+
+def test_the_standard_library_is_divided_by_the_salt_alone():
+    first, again, other = standard_library("lit_tbptt"), standard_library("lit_tbptt"), standard_library("pepper")
+    assert first == again
+    assert first["test"] != other["test"]
+    everything = sorted(file for files in first.values() for file in files)
+    assert everything == sorted(file for files in other.values() for file in files)
+    assert not any("/site-packages/" in file or "/test/" in file for file in everything)
+    assert 0.85 < len(first["train"]) / len(everything) < 0.95
+
+
+def test_what_is_not_there_is_named(tmp_path, words_folder):
+    with pytest.raises(InputError, match=r"data\.path='no-such/dataset'.*no such file or folder here"):
+        load_documents("no-such/dataset")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"data\.path=.*empty.*no such"):
+        load_documents(str(tmp_path / "empty"))
+    (tmp_path / "broken.parquet").write_bytes(b"not parquet")
+    with pytest.raises(InputError, match=r"data\.path=.*broken.parquet"):
+        load_documents(str(tmp_path / "broken.parquet"))
+    with pytest.raises(InputError, match=r"data\.text_column='body': .* it has text, number"):
+        load_documents(Dataset.from_dict({"text": ["a"], "number": [1]}), text_column="body")
+    with pytest.raises(InputError, match=r"data\.val_fraction=1.0"):
+        load_documents(str(words_folder), val_fraction=1.0)
+    with pytest.raises(InputError, match="no_such_option"):
+        load_documents(str(words_folder), load_options={"no_such_option": 1})
+
+
+def test_text_that_is_not_utf8_names_the_file_and_the_byte(tmp_path):
+    (tmp_path / "train-a.txt").write_text("fine\n")
+    (tmp_path / "train-b.txt").write_bytes(b"x" * ((1 << 20) - 1) + "é".encode() + b"..\xff..")
+    with pytest.raises(InputError, match=rf"train-b\.txt: byte {(1 << 20) + 3} is not UTF-8.*encoding_errors"):
+        load_documents(str(tmp_path))
+    splits = load_documents(str(tmp_path), load_options={"encoding_errors": "replace"}, val_fraction=0)
+    assert found(splits)["train"][1].endswith("é..\ufffd..")
+
+
+def test_a_row_without_text_is_named():
+    with pytest.raises(InputError, match="row 2 of the corpus: its text is None"):
+        found({"train": Dataset.from_dict({"text": ["a", "b", None]})})
+
+
+def test_documents_are_read_some_at_a_time():
+    rows = ["x" * 3_000_000] * 5
+    assert [len(some) for some in texts(Dataset.from_dict({"text": rows}))] == [1] * 5

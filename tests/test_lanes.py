@@ -1,0 +1,86 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from lit_tbptt import InputError, StridedLanes
+
+EOS = 99
+
+
+def table(lanes):
+    """Every window as (inputs, targets, reset, mask) in plain lists."""
+    return [
+        tuple(None if part is None else part.int().tolist() for part in window)
+        for batch in lanes
+        for window in batch.windows
+    ]
+
+
+def test_two_lanes_of_equal_length():
+    assert table(StridedLanes(np.arange(10), EOS, num_lanes=2, k1=3, windows_per_batch=2)) == [
+        ([[99, 0, 1], [4, 5, 6]], [[0, 1, 2], [5, 6, 7]], [1, 1], None),
+        ([[2, 3], [7, 8]], [[3, 4], [8, 9]], None, None),
+    ]
+
+
+def test_ragged_lanes_are_masked_and_not_dropped():
+    # 11 tokens in 3 lanes start at 0, 3 and 7.
+    assert table(StridedLanes(np.arange(11), EOS, num_lanes=3, k1=2, windows_per_batch=4)) == [
+        ([[99, 0], [2, 3], [6, 7]], [[0, 1], [3, 4], [7, 8]], [1, 1, 1], None),
+        ([[1, 2], [4, 5], [8, 9]], [[2, 99], [5, 6], [9, 10]], None, [[1, 0], [1, 1], [1, 1]]),
+    ]
+
+
+@pytest.mark.parametrize("num_tokens", [7, 12, 65])
+@pytest.mark.parametrize("num_lanes", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize(("k1", "windows_per_batch"), [(1, 1), (2, 3), (5, 2), (70, 1)])
+def test_every_token_is_a_target_once_after_the_token_before_it(num_tokens, num_lanes, k1, windows_per_batch):
+    ids = np.random.default_rng(3).permutation(num_tokens)
+    lanes = StridedLanes(ids, EOS, num_lanes, k1, windows_per_batch)
+    before = dict(zip(ids, [EOS, *ids[:-1]], strict=True))
+    seen = []
+    for batch in lanes:
+        assert 1 <= len(batch.windows) <= windows_per_batch
+        for window in batch.windows:
+            scored = window.mask_or_ones()
+            for given, target in zip(window.inputs[scored].tolist(), window.targets[scored].tolist(), strict=True):
+                assert before[target] == given
+                seen.append(target)
+    assert sorted(seen) == sorted(ids)
+    assert len(list(lanes)) == len(lanes)
+
+
+def test_row_i_of_a_window_continues_row_i_of_the_one_before():
+    windows = [window for batch in StridedLanes(np.arange(65), EOS, 3, 5, 2) for window in batch.windows]
+    for earlier, later in pairwise(windows):
+        assert torch.equal(later.inputs[:, 0], earlier.targets[:, -1])
+    assert [window.reset is not None for window in windows] == [True] + [False] * (len(windows) - 1)
+
+
+def test_a_batch_says_where_it_stands():
+    lanes = StridedLanes(np.arange(65), EOS, 3, 5, 2)
+    for batch in lanes:
+        again = lanes.batch(batch.position["window"])
+        assert all(torch.equal(a.targets, b.targets) for a, b in zip(again.windows, batch.windows, strict=True))
+
+
+def test_iterating_leaves_the_global_random_numbers_alone():
+    before = torch.get_rng_state()
+    list(StridedLanes(np.arange(65), EOS, 3, 5, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 5, 1), "num_lanes=0"),
+        ((3, 0, 1), "k1=0"),
+        ((3, 5, 0), "windows_per_batch=0"),
+        ((12, 5, 1), "num_lanes=12 over 11 tokens"),
+    ],
+)
+def test_lanes_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        StridedLanes(np.arange(11), EOS, *arguments)

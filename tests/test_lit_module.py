@@ -1,0 +1,231 @@
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from tasks import Batches, Regression, windows_of
+from torch.testing import assert_close
+
+from lit_tbptt import DivergenceError, InputError, LitTBPTT, WarmupCosineLR
+
+LANES, STEPS = 3, 65
+
+
+def sequence(steps=STEPS):
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(LANES, steps, generator=generator, dtype=torch.float64)
+    return inputs, inputs.roll(2, 1).cumsum(1).tanh()
+
+
+def batches(k1, windows_per_batch=1, data=None, resets=()):
+    return Batches(windows_of(*(data or sequence()), k1, resets), windows_per_batch)
+
+
+def fit(model, train, val=None, **options):
+    settings = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        "precision": "64-true",
+        "num_sanity_val_steps": 0,
+    }
+    trainer = Trainer(**(settings | options))
+    trainer.fit(model, train, val)
+    return trainer
+
+
+def by_hand(model, windows, epochs, clip_norm=None, rates=None):
+    """The same training written out: one graph a window, detached in between."""
+    model.double()
+    step = 0
+    for _ in range(epochs):
+        state = None
+        for window in windows:
+            fresh = model.initial_state(LANES)
+            state = fresh if window.reset is None and state is None else state
+            if window.reset is not None:
+                state = fresh if state is None else torch.where(window.reset[:, None], fresh, state.detach())
+            loss, count, state = model.window_loss(window, state.detach())
+            model.zero_grad()
+            (loss / count).backward()
+            if clip_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= (rates[step] if rates else model.lr) * parameter.grad
+            step += 1
+    return model
+
+
+def pair(**options):
+    torch.manual_seed(2)
+    first = Regression(**options)
+    torch.manual_seed(2)
+    return first, Regression(**options)
+
+
+def same_weights(model, other):
+    assert_close(dict(model.double().state_dict()), dict(other.double().state_dict()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("windows_per_batch", [1, 3, 8])
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_the_loop_equals_one_written_by_hand(windows_per_batch, clip_norm):
+    model, expected = pair(k1=5, clip_norm=clip_norm, lr=0.1)
+    resets = [(4, 1), (7, 0)]
+    fit(model, batches(5, windows_per_batch, resets=resets))
+    same_weights(model, by_hand(expected, windows_of(*sequence(), 5, resets), 2, clip_norm))
+
+
+@pytest.mark.parametrize("max_steps", [1, 7, 13, 14, 20])
+def test_max_steps_counts_optimizer_steps_even_inside_a_batch(max_steps):
+    model, expected = pair(k1=5, lr=0.1)
+    trainer = fit(model, batches(5, 4), max_epochs=-1, max_steps=max_steps)
+    assert trainer.global_step == max_steps
+    windows = windows_of(*sequence(), 5) * 2
+    same_weights(model, by_hand(expected, windows[:max_steps], 1))
+
+
+def test_a_schedule_per_step():
+    rates = [0.1 * 0.9**step for step in range(26)]
+    model, expected = pair(
+        k1=5,
+        lr=0.1,
+        schedule=lambda optimizer: {
+            "scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+            "interval": "step",
+        },
+    )
+    fit(model, batches(5, 4))
+    same_weights(model, by_hand(expected, windows_of(*sequence(), 5), 2, rates=rates))
+
+
+def test_a_schedule_per_epoch():
+    rates = [0.1] * 13 + [0.05] * 13
+    model, expected = pair(
+        k1=5, lr=0.1, schedule=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    )
+    fit(model, batches(5, 4))
+    same_weights(model, by_hand(expected, windows_of(*sequence(), 5), 2, rates=rates))
+
+
+def test_a_schedule_on_a_monitored_metric():
+    rates = []
+
+    class Seen(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    model = Regression(
+        k1=5,
+        lr=0.1,
+        schedule=lambda optimizer: {
+            "scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=1, factor=0.1),
+            "monitor": "val/loss",
+        },
+    )
+    fit(model, batches(5), batches(5), max_epochs=5, callbacks=[Seen()])
+    # The loss falls, so under mode="max" the third validation in a row is one too many.
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.01])
+    missing = Regression(
+        k1=5,
+        schedule=lambda optimizer: {
+            "scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+            "monitor": "val/none",
+        },
+    )
+    with pytest.raises(InputError, match=r"monitor='val/none'.*there are .*val/loss"):
+        fit(missing, batches(5), batches(5))
+
+
+def test_validation_leaves_training_alone():
+    class Checked(Callback):
+        def on_validation_start(self, trainer, pl_module):
+            self.before = pl_module.carry.state.clone(), torch.get_rng_state()
+
+        def on_validation_end(self, trainer, pl_module):
+            assert torch.equal(self.before[0], pl_module.carry.state)
+            assert torch.equal(self.before[1], torch.get_rng_state())
+
+    with_it, without = pair(k1=5, lr=0.1)
+    fit(with_it, batches(5), batches(7), val_check_interval=4, callbacks=[Checked()])
+    fit(without, batches(5))
+    same_weights(with_it, without)
+
+
+def test_validation_carries_its_state_and_means_over_targets():
+    model = Regression(k1=5).double()
+    inputs, targets = sequence()
+    expected, count, _ = model.window_loss(windows_of(inputs, targets, STEPS)[0], model.initial_state(LANES))
+    for k1, windows_per_batch in ((65, 1), (7, 3), (2, 4)):
+        trainer = Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            precision="64-true",
+        )
+        trainer.validate(model, batches(k1, windows_per_batch), verbose=False)
+        assert trainer.callback_metrics["val/loss"].item() == pytest.approx(expected.item() / count, abs=1e-6)
+
+
+def test_what_is_logged_has_steps_and_tokens(tmp_path):
+    logger = CSVLogger(tmp_path, "run", "0", flush_logs_every_n_steps=1)
+    fit(Regression(k1=5), batches(5, 4), max_epochs=1, logger=logger, log_every_n_steps=4)
+    rows = (tmp_path / "run" / "0" / "metrics.csv").read_text().splitlines()
+    names = rows[0].split(",")
+    table = [dict(zip(names, row.split(","), strict=True)) for row in rows[1:]]
+    assert [(int(row["step"]), int(row["tokens"])) for row in table] == [(4, 60), (8, 120), (12, 180), (13, 195)]
+    assert all(float(row["train/loss"]) > 0 and float(row["train/tokens_per_second"]) > 0 for row in table)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(bad):
+    inputs, targets = sequence()
+    targets[1, 37] = bad  # in window 8 of 5 steps
+    with pytest.raises(DivergenceError, match=r"at optimizer step 8, with a learning rate of about 0\.01; no checkp"):
+        fit(Regression(k1=5), batches(5, 4, (inputs, targets)), log_every_n_steps=6)
+
+
+def test_no_checkpoint_is_written_of_a_loss_that_is_no_number(tmp_path):
+    class Saving(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt", weights_only=False)
+
+    inputs, targets = sequence()
+    targets[1, 37] = math.nan
+    with pytest.raises(DivergenceError, match="optimizer step 8"):
+        fit(Regression(k1=5), batches(5, 1, (inputs, targets)), log_every_n_steps=50, callbacks=[Saving()])
+    assert sorted(int(path.stem) for path in tmp_path.iterdir()) == list(range(1, 8))
+
+
+def test_bf16_follows_float32():
+    data = tuple(part.float() for part in sequence())
+    full, half = pair(k1=5, lr=0.1)
+    start = {name: value.clone() for name, value in full.state_dict().items()}
+    fit(full, batches(5, 2, data), precision="32-true")
+    fit(half, batches(5, 2, data), precision="bf16-mixed")
+    for name, value in full.state_dict().items():
+        moved = (value - start[name]).norm()
+        assert 0 < (half.state_dict()[name] - value).norm() < 0.1 * moved
+
+
+def test_bad_settings_are_refused():
+    for options, message in (
+        ({"k1": 0}, "k1=0"),
+        ({"k1": 5, "k2": 3}, "k2=3 with k1=5"),
+        ({"clip_norm": 0.0}, r"model\.clip_norm=0\.0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LitTBPTT(**options)
+    with pytest.raises(NotImplementedError, match="initial_state"):
+        LitTBPTT().initial_state(3)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(InputError, match="warmup_steps=-1"):
+        WarmupCosineLR(optimizer, warmup_steps=-1)

@@ -1,0 +1,124 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lit_tbptt import GRU, LSTM, InputError, RecurrentLM
+from lit_tbptt.metrics import TokenMetrics, rates, summed_nats
+from lit_tbptt.schedules import WarmupCosineLR
+
+
+@pytest.fixture
+def model():
+    return RecurrentLM(11, LSTM(6, 2, input_size=5)).eval()
+
+
+def test_the_likeliest_continuation_is_that_of_reading_everything_again(model):
+    prompts = [[3], [1, 4, 1, 5], [9, 2, 6]]
+    generated = model.generate(prompts, 8, temperature=0.0)
+    for prompt, tokens in zip(prompts, generated, strict=True):
+        text = list(prompt)
+        for _ in range(8):
+            logits, _ = model(torch.tensor([text]), model.initial_state(1))
+            text.append(int(logits[0, -1].argmax()))
+        assert tokens == text[len(prompt) :]
+
+
+def test_the_same_seed_gives_the_same_text_alone_or_in_company(model):
+    company = model.generate([[3], [1, 4, 1, 5]], 20, seed=7)
+    assert company == model.generate([[3], [1, 4, 1, 5]], 20, seed=7)
+    assert company[0] == model.generate([[3]], 20, seed=7)[0]
+    assert company != model.generate([[3], [1, 4, 1, 5]], 20, seed=8)
+
+
+def test_generation_reads_each_token_once(model):
+    steps = []
+    model.core.register_forward_hook(lambda core, given, returned: steps.append(given[0].shape[1]))
+    model.generate([[1, 2, 3], [4, 5, 6, 7]], 10)
+    assert steps == [3] + [1] * 10
+
+
+def test_top_k_and_temperature_narrow_the_choice(model):
+    (likeliest,) = model.generate([[1]], 12, temperature=0.0)
+    assert model.generate([[1]], 12, top_k=1, temperature=3.0) == [likeliest]
+    assert model.generate([[1]], 12, temperature=1e-6) == [likeliest]
+    assert model.generate([[1]], 0) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "prompts"),
+        ([[]], {}, "prompts"),
+        ([[1]], {"num_tokens": -1}, "num_tokens=-1"),
+        ([[1]], {"temperature": -0.5}, "temperature=-0.5"),
+        ([[1]], {"top_k": 0}, "top_k=0"),
+    ],
+)
+def test_options_of_generation_are_checked(model, prompts, options, message):
+    with pytest.raises(InputError, match=message):
+        model.generate(prompts, **({"num_tokens": 3} | options))
+
+
+def test_tied_weights_are_one_matrix():
+    model = RecurrentLM(11, GRU(6), tie_weights=True)
+    assert model.head.weight is model.embedding.weight
+    with pytest.raises(InputError, match=r"core\.input_size=5 and core\.output_size=6"):
+        RecurrentLM(11, GRU(6, input_size=5), tie_weights=True)
+
+
+def test_dropout_acts_in_training_only():
+    model = RecurrentLM(11, GRU(6), embedding_dropout=0.5, output_dropout=0.5)
+    tokens = torch.randint(11, (3, 7))
+    passes = [model(tokens, model.initial_state(3))[0] for _ in range(2)]
+    assert not torch.equal(*passes)
+    model.eval()
+    assert_close(model(tokens, model.initial_state(3)), model(tokens, model.initial_state(3)))
+    with pytest.raises(InputError, match=r"model\.output_dropout=1"):
+        RecurrentLM(11, GRU(6), output_dropout=1.0)
+
+
+def test_nats_are_summed_over_scored_targets_and_never_infinite():
+    logits = torch.zeros(2, 3, 4, dtype=torch.float64)
+    logits[0, 0, 1] = 1e4
+    targets = torch.tensor([[1, 0, 0], [0, 0, 0]])
+    assert summed_nats(logits, targets)[0].item() == pytest.approx(5 * math.log(4))
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    nats, count = summed_nats(logits, targets, mask)
+    assert (nats.item(), count.item()) == (pytest.approx(2 * math.log(4)), 3)
+    assert summed_nats(logits, torch.zeros_like(targets))[0].item() == pytest.approx(1e4 + 5 * math.log(4))
+
+
+def test_metrics_do_not_depend_on_how_the_targets_are_cut():
+    logits, targets = torch.randn(3, 13, 11, dtype=torch.float64), torch.randint(11, (3, 13))
+    mask = torch.rand(3, 13) < 0.7
+    whole, parts = TokenMetrics(), TokenMetrics()
+    whole.update(logits, targets, mask)
+    for start in range(0, 13, 4):
+        some = slice(start, start + 4)
+        parts.update(logits[:, some], targets[:, some], mask[:, some])
+    for name, value in whole.compute().items():
+        assert_close(parts.compute()[name], value, rtol=0, atol=1e-12)
+    assert whole.compute()["accuracy"] == (logits.argmax(-1) == targets)[mask].float().mean()
+
+
+def test_rates_in_the_units_people_quote():
+    assert rates(math.log(8), 2.0) == pytest.approx(
+        {"nats_per_token": math.log(8), "perplexity": 8.0, "bits_per_byte": 1.5}
+    )
+    assert "bits_per_byte" not in rates(1.0)
+
+
+def test_warmup_then_cosine():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = WarmupCosineLR(optimizer, warmup_steps=3, num_steps=11, final_ratio=0.1)
+    found = []
+    for _ in range(13):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [0.5, 1.0, 1.5] + [
+        2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(step, 8) / 8))) for step in range(10)
+    ]
+    assert found == pytest.approx(expected)

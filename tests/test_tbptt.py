@@ -1,0 +1,88 @@
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+import torch
+from tasks import Recurrence, windows_of
+
+from lit_tbptt import InputError, Truncation, Window
+from lit_tbptt.tbptt import Carry
+
+# dL/dw of h_t = w h_{t-1} + 1, loss h_t, w = 1/2, T = 12, weights frozen.
+TABLE = {
+    (1, 1): "20481/1024",
+    (1, 2): "14849/512",
+    (1, 3): "33795/1024",
+    (2, 2): "6315/256",
+    (2, 4): "17367/512",
+    (3, 3): "28381/1024",
+    (3, 6): "1133/32",
+    (4, 4): "15267/512",
+    (4, 6): "4473/128",
+    (4, 8): "18357/512",
+    (6, 6): "4161/128",
+    (5, 10): "36801/1024",
+    (1, 12): "36879/1024",
+    (6, 12): "36879/1024",
+    (12, 12): "36879/1024",
+}
+
+
+def gradient(task, windows, k1, k2):
+    truncation, carry = Truncation(k1, k2), None
+    for window in windows:
+        loss, _, carry = truncation(task, window, carry)
+        loss.backward()
+    return task.w.grad
+
+
+@pytest.mark.parametrize(("k1", "k2"), TABLE)
+def test_the_exact_gradient_of_every_truncation(k1, k2):
+    ones = torch.ones(1, 12, dtype=torch.float64)
+    found = gradient(Recurrence(), windows_of(ones, ones, k1), k1, k2)
+    assert Fraction(found.item()) == Fraction(TABLE[k1, k2])
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(1, 4), (2, 5), (3, 3), (3, 7), (5, 13), (4, 40)])
+def test_a_reset_inside_the_context_cuts_there_for_its_lane_only(k1, k2):
+    inputs = torch.randn(3, 13, dtype=torch.float64)
+    resets = [(2, 1), (3, 2)] if k1 < 5 else [(1, 1), (2, 2)]
+    together = gradient(Recurrence(), windows_of(inputs, inputs, k1, resets), k1, k2)
+    alone = torch.zeros((), dtype=torch.float64)
+    for lane in range(3):
+        cuts = [0, *(window * k1 for window, which in resets if which == lane), 13]
+        for start, end in pairwise(cuts):
+            piece = inputs[lane : lane + 1, start:end]
+            alone = alone + gradient(Recurrence(), windows_of(piece, piece, k1), k1, k2)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+
+
+def test_what_is_carried_has_no_graph_and_no_more_context_than_needed():
+    truncation, task, carry = Truncation(3, 7), Recurrence(), None
+    inputs = torch.randn(2, 19, dtype=torch.float64)
+    for window in windows_of(inputs, inputs, 3):
+        _, _, carry = truncation(task, window, carry)
+        assert not carry.state["h"].requires_grad
+        assert sum(part.num_steps for part in carry.context) <= 4
+    assert torch.equal(torch.cat([part.inputs for part in carry.context], 1), inputs[:, -4:])
+
+
+@pytest.mark.parametrize(
+    ("k1", "k2", "message"),
+    [(0, None, "k1=0.*1 or more"), (-3, 5, "k1=-3.*1 or more"), (5, 4, "k2=4 with k1=5.*k2 >= k1")],
+)
+def test_truncations_that_make_no_sense_are_refused(k1, k2, message):
+    with pytest.raises(InputError, match=message):
+        Truncation(k1, k2)
+
+
+def test_a_window_longer_than_k1_is_refused():
+    inputs = torch.ones(2, 5, dtype=torch.float64)
+    with pytest.raises(InputError, match="window of 5 steps with k1=4"):
+        Truncation(4)(Recurrence(), Window(inputs, inputs))
+
+
+def test_another_number_of_lanes_is_refused():
+    inputs = torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(InputError, match="2 lanes after windows of 5"):
+        Truncation(3)(Recurrence(), Window(inputs, inputs), Carry(Recurrence().initial_state(5)))
