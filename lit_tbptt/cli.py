@@ -25,16 +25,16 @@ from lit_tbptt.report import MOST_BYTES, comparison_table, compressor_bits_per_b
 
 # The job that `fit` does without a configuration: about two minutes on two CPU cores.
 DEFAULTS = {
-    "model.core": {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256}},
+    "model.core": {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256, "input_size": 64}},
     "model.clip_norm": 1.0,
     "optimizer": {
         "class_path": "torch.optim.AdamW",
         "init_args": {"lr": 4e-3, "betas": (0.9, 0.99), "weight_decay": 0.01, "fused": True},
     },
     "lr_scheduler": {"class_path": "lit_tbptt.WarmupCosineLR", "init_args": {"warmup_steps": 100}},
-    "trainer.max_steps": 3840,
+    "trainer.max_steps": 4800,
     "trainer.max_epochs": -1,
-    "trainer.val_check_interval": 160,  # batches of 8 windows
+    "trainer.val_check_interval": 300,  # batches of 8 windows
     "trainer.check_val_every_n_epoch": None,
     "trainer.log_every_n_steps": 25,
 }

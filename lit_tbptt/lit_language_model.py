@@ -112,7 +112,7 @@ class LitLanguageModel(LitTBPTT):
         return *summed_nats(logits, window.targets, window.mask), state
 
     def advance(self, window: Window, state: State) -> State:
-        return self.language_model.advance(window.inputs, state)[1]
+        return self.language_model.run_core(window.inputs, state)[1]
 
     def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:
         return rates(mean_loss, getattr(source, "bytes_per_token", None))

@@ -56,7 +56,7 @@ class RecurrentLM(nn.Module):
         """Returns the core's state of lanes that start afresh."""
         return self.core.initial_state(num_lanes)
 
-    def advance(
+    def run_core(
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         """Runs embedding and core, without the output layer."""
@@ -66,7 +66,7 @@ class RecurrentLM(nn.Module):
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time vocabulary"], State]:
         """Returns the logits of the token after each of `tokens`, and the state after the last."""
-        outputs, state = self.advance(tokens, state)
+        outputs, state = self.run_core(tokens, state)
         return self.head(self.output_dropout(outputs)), state
 
     @torch.inference_mode()
@@ -115,7 +115,7 @@ class RecurrentLM(nn.Module):
         inputs = torch.tensor([text[:common] for text in texts], device=device)
         state = self.initial_state(len(prompts))
         for place in range(common, max(ends)):
-            outputs, state = self.advance(inputs, state)
+            outputs, state = self.run_core(inputs, state)
             logits = self.head(outputs[:, -1])
             for text, end, lane_logits, generator in zip(texts, ends, logits, generators, strict=True):
                 if len(text) == place:

@@ -1,0 +1,44 @@
+"""Everything the README shows is run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lit_tbptt.cli import main
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^python train\.py (.*)$", README, re.MULTILINE)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run"),
+    pytest.mark.filterwarnings("ignore:.*IterableDataset"),
+]
+
+
+@pytest.mark.parametrize("snippet", PYTHON, ids=["language model", "any task", "pieces"])
+def test_the_snippets_run(snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {"__name__": "snippet"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_are_understood(command, monkeypatch, capfd):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    arguments = shlex.split(command)
+    if not any("help" in argument for argument in arguments):
+        arguments.append("--print_config")
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code in (0, None)
+    assert capfd.readouterr().out
+
+
+def test_the_two_commands_are_one_line_each():
+    lines = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
+    assert [line.split("&& ")[-1] for line in lines] == [
+        ".venv/bin/python train.py fit",
+        ".venv/bin/python -m pytest -n 2",
+    ]
