@@ -2,6 +2,7 @@
 
 import os
 import uuid
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,3 +53,28 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def newest_readable(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Finds the newest checkpoint of a run that can be read, and warns of those that cannot.
+
+    Returns:
+        Its path and what it holds.
+
+    Raises:
+        InputError: There is none.
+    """
+    found: list[tuple[Path, dict[str, Any]]] = []
+    broken: list[str] = []
+    for path in sorted(folder.glob("*.ckpt")):
+        try:
+            found.append((path, read_checkpoint(path)))
+        except InputError as error:
+            broken.append(str(error))
+    if not found:
+        raise InputError("; ".join([f"no checkpoint that can be read in {folder}", *broken]))
+    # Of the same step, the one written last: it may know of a validation that the other does not.
+    path, checkpoint = max(found, key=lambda pair: (pair[1]["global_step"], pair[0].stat().st_mtime_ns))
+    for message in broken:
+        warnings.warn(f"{message}; {path} is taken instead", stacklevel=2)
+    return path, checkpoint

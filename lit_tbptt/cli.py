@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import (
     LightningArgumentParser,
@@ -12,38 +13,28 @@ from lightning.pytorch.cli import (
     LRSchedulerCallable,
     OptimizerCallable,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_tbptt.callbacks import RunCheckpoint, SafeCheckpointIO, StepProgressBar
+from lit_tbptt.callbacks import RunCheckpoint, SafeCheckpointIO, SignalHandling, StepProgressBar
 from lit_tbptt.checkpoint import read_checkpoint
 from lit_tbptt.data.tokenizers import from_description
 from lit_tbptt.errors import DivergenceError, InputError
 from lit_tbptt.lit_datamodule import TextLanesDataModule
 from lit_tbptt.lit_language_model import LitLanguageModel
+from lit_tbptt.lit_loggers import run_loggers
 from lit_tbptt.report import MOST_BYTES, comparison_table, compressor_bits_per_byte, result_table
-
-# The job that `fit` does without a configuration: about two minutes on two CPU cores.
-DEFAULTS = {
-    "model.core": {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256, "input_size": 64}},
-    "model.clip_norm": 1.0,
-    "optimizer": {
-        "class_path": "torch.optim.AdamW",
-        "init_args": {"lr": 4e-3, "betas": (0.9, 0.99), "weight_decay": 0.01, "fused": True},
-    },
-    "lr_scheduler": {"class_path": "lit_tbptt.WarmupCosineLR", "init_args": {"warmup_steps": 100}},
-    "trainer.max_steps": 4800,
-    "trainer.max_epochs": -1,
-    "trainer.val_check_interval": 300,  # batches of 8 windows
-    "trainer.check_val_every_n_epoch": None,
-    "trainer.log_every_n_steps": 25,
-}
-# Options of the trainer that manual optimization cannot take, and what to use instead.
-REFUSED = {
-    "gradient_clip_val": "set model.clip_norm",
-    "gradient_clip_algorithm": "set model.clip_norm, which clips by norm",
-    "accumulate_grad_batches": "use more lanes (data.num_lanes) or longer windows (model.k1)",
-}
+from lit_tbptt.settings import (
+    CHOICES,
+    DEFAULT_JOB_CORE,
+    DEFAULTS,
+    REFUSED,
+    changes,
+    checkpoint_settings,
+    config_name,
+    find_checkpoint,
+    next_version,
+    option,
+)
 
 
 class GeneratingTrainer(Trainer):
@@ -63,7 +54,7 @@ class GeneratingTrainer(Trainer):
 
         Args:
             model: The model.
-            ckpt_path: The checkpoint; nothing else is needed.
+            ckpt_path: The checkpoint: a path, last, or best. Nothing else is needed.
             prompt: What to continue: one text, or a list of them, ["a", "b"].
             num_tokens: Tokens to add.
             temperature: Divides the logits before sampling; 0 takes the likeliest token each time.
@@ -82,14 +73,17 @@ class GeneratingTrainer(Trainer):
 
 
 class LitCLI(LightningCLI):
-    """LightningCLI with this package's defaults, run folders and reports."""
+    """LightningCLI with this package's defaults, run folders, resumes and reports."""
 
     def __init__(self, args: list[str] | None = None) -> None:
+        self._checkpoint: dict[str, Any] | None = None  # what --ckpt_path names
+        self._checkpoint_path = Path()
+        self._saved_settings: dict[str, Any] = {}
         super().__init__(
             LitLanguageModel,
             TextLanesDataModule,
             trainer_class=GeneratingTrainer,
-            trainer_defaults={"callbacks": [StepProgressBar(), RunCheckpoint()]},
+            trainer_defaults={"callbacks": [StepProgressBar(), SignalHandling()]},
             seed_everything_default=1,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"description": "Train and use a stateful language model by truncated BPTT."},
@@ -97,6 +91,8 @@ class LitCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    # Settings: defaults < checkpoint < configuration file < command line
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -110,40 +106,110 @@ class LitCLI(LightningCLI):
             type=LRSchedulerCallable | None,
             help="Schedule: WarmupCosineLR, a class of torch.optim.lr_scheduler, or a path.",
         )
+        parser.add_argument(
+            "--run_name",
+            type=str | None,
+            help="Name of the run's folder, runs/<config name>/<run_name>, and of the run that --ckpt_path last and "
+            "best mean. Left out: a new version_<n>, and the newest run.",
+        )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            help="For fit: start a new run from the weights of this checkpoint, and nothing else of it.",
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.link_arguments("optimizer", "model.optimizer")
         parser.link_arguments("lr_scheduler", "model.lr_scheduler")
         parser.link_arguments("model.k1", "data.k1")
         parser.set_defaults(DEFAULTS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, with the settings of a given checkpoint in the place of the defaults."""
-        given = sys.argv[1:] if args is None else args
-        path = _option(given, "ckpt_path")
-        if path is not None and Path(path).is_file():
-            settings = _checkpoint_settings(path)
-            for subparser in self._subcommand_parsers.values():
-                subparser.set_defaults(settings)
-        super().parse_arguments(parser, args)
+        given = list(sys.argv[1:] if args is None else args)
+        subparser = self._subcommand_parsers.get(given[0]) if given else None
+        if subparser is not None:
+            given = self._set_defaults(subparser, given)
+        super().parse_arguments(parser, given)
+        if self._saved_settings:
+            now = yaml.safe_load(parser.dump(self.config, skip_none=False))[self.config.subcommand]
+            for line in changes(_nested(self._saved_settings), now):
+                print(line)
+
+    def _set_defaults(self, subparser: LightningArgumentParser, given: list[str]) -> list[str]:
+        if not any(arg.startswith(CHOICES) for arg in given):
+            subparser.set_defaults({"model.core": DEFAULT_JOB_CORE})
+        asked, weights = option(given, "ckpt_path"), option(given, "init_from")
+        if "--help" in given or "-h" in given or any(".help" in arg for arg in given):
+            return given
+        files = [arg for arg in (option(given, "config"), option(given, "c")) if arg and Path(arg).is_file()]
+        named = " ".join([*given, *(Path(file).read_text() for file in files)])
+        if asked is not None and not asked.startswith("-"):
+            runs = Path("runs") / config_name(given)
+            path, self._checkpoint = find_checkpoint(asked, runs, option(given, "run_name"))
+            self._checkpoint_path = path
+            self._saved_settings = checkpoint_settings(self._checkpoint, given[0] == "fit", named)
+            subparser.set_defaults(self._saved_settings)
+            given = [
+                str(path) if arg == asked else f"--ckpt_path={path}" if arg == f"--ckpt_path={asked}" else arg
+                for arg in given
+            ]
+        elif weights is not None:
+            saved = checkpoint_settings(read_checkpoint(weights), False, named)
+            subparser.set_defaults({name: saved[name] for name in ("model.core", "model.tie_weights")})
+        return given
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: `parse_arguments` has read the checkpoint, below what the command line says."""
 
+    # Objects
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
-        for option, instead in REFUSED.items():
-            if trainer[option] not in (None, 1 if option == "accumulate_grad_batches" else None):
-                raise InputError(f"trainer.{option}={trainer[option]}: manual optimization cannot take it; {instead}")
-        if self.subcommand == "fit" and trainer.logger in (None, True) and not trainer.fast_dev_run:
-            kwargs["logger"] = _loggers(Path("runs") / self._config_name())
-        elif self.subcommand != "fit":
+        for option_name, instead in REFUSED.items():
+            if trainer[option_name] not in (None, 1 if option_name == "accumulate_grad_batches" else None):
+                raise InputError(
+                    f"trainer.{option_name}={trainer[option_name]}: manual optimization cannot take it; {instead}"
+                )
+        if self.subcommand != "fit":
             kwargs["logger"] = False
             self.save_config_callback = None
+        elif trainer.logger in (None, True) and not trainer.fast_dev_run:
+            kwargs["logger"] = self._run_loggers()
         kwargs["plugins"] = [*(trainer.plugins or []), SafeCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":
+            settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
+            for saving in made.checkpoint_callbacks:
+                saving.settings = settings
+        return made
 
-    def _config_name(self) -> str:
-        files = self._get(self.config, "config") or []
-        return Path(str(files[-1])).stem if files else "default"
+    def _run_loggers(self) -> list[Any]:
+        path = self._checkpoint_path
+        if self._checkpoint is not None and path.parent.name == "checkpoints":
+            step = self._checkpoint["tbptt"]["position"]["step"]
+            self.save_config_kwargs["config_filename"] = f"config_from_step_{step}.yaml"
+            return run_loggers(path.resolve().parent.parent, step, self._checkpoint["tbptt"]["log"]["tokens"])
+        runs = Path("runs") / config_name([f"--config={file}" for file in self._get(self.config, "config") or []])
+        name = self._get(self.config, "run_name") or next_version(runs)
+        if any((runs / name).glob("checkpoints/*.ckpt")):
+            raise InputError(
+                f"run_name={name!r}: {runs / name} has checkpoints; continue it with --ckpt_path last, or "
+                "choose another name"
+            )
+        return run_loggers(runs / name)
+
+    # Subcommands
+
+    def before_fit(self) -> None:
+        path = self._get(self.config, "init_from")
+        if path is None:
+            return
+        if self._checkpoint is not None:
+            raise InputError("init_from and ckpt_path: a run is either new or continued; give one of them")
+        checkpoint = read_checkpoint(path)
+        self.model.on_load_checkpoint(checkpoint)
+        self.model.load_state_dict(checkpoint["state_dict"])
+        if self._get(self.config, "data.tokenizer") == TextLanesDataModule().hparams.tokenizer:
+            self.datamodule.tokenizer = self.model.tokenizer
 
     def before_validate(self) -> None:
         self._take_tokenizer()
@@ -152,10 +218,9 @@ class LitCLI(LightningCLI):
         self._take_tokenizer()
 
     def _take_tokenizer(self) -> None:
-        path = self._get(self.config, "ckpt_path")
-        if path is None:
+        if self._checkpoint is None:
             raise InputError(f"ckpt_path is not given: {self.subcommand} needs a checkpoint to evaluate")
-        self.datamodule.tokenizer = from_description(read_checkpoint(path)["tokenizer"])
+        self.datamodule.tokenizer = from_description(self._checkpoint["tokenizer"])
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluates the validation split and prints a table."""
@@ -182,9 +247,9 @@ class LitCLI(LightningCLI):
     def after_fit(self) -> None:
         """Evaluates the best checkpoint, compares it, shows a sample, and says where everything lies."""
         saved = self.trainer.checkpoint_callback
-        if self.trainer.fast_dev_run or not isinstance(saved, RunCheckpoint):
-            return
         path = saved.best_model_path or saved.last_model_path
+        if self.trainer.fast_dev_run or not path:
+            return
         results = {}
         for split, prefix, evaluate in (
             ("validation", "val", self.trainer.validate),
@@ -198,9 +263,10 @@ class LitCLI(LightningCLI):
             ours = {"this model": results["test"]["bits_per_byte"]}
             print(f"{comparison_table(ours | compressor_bits_per_byte(self.datamodule.documents['test']))}\n")
         (sample,) = self.model.generate([""], 400, temperature=0.8, seed=1)
-        print(f"a sample:\n{sample}\n\nrun folder: {self.trainer.log_dir}\ncheckpoint: {path}")
         script = Path(sys.argv[0]).name
-        print(f"continue:   python {script} generate --ckpt_path {path} --prompt 'def '")
+        print(f"a sample:\n{sample}\n\nrun folder: {self.trainer.log_dir}\ncheckpoint: {path}")
+        print(f"write:      python {script} generate --ckpt_path {path} --prompt 'def '")
+        print(f"continue:   python {script} fit --ckpt_path {saved.last_model_path} --trainer.max_steps N")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -215,35 +281,12 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"stopped: {error}")
 
 
-def _option(args: list[str], name: str) -> str | None:
-    for place, arg in enumerate(args):
-        if arg == f"--{name}" and place + 1 < len(args):
-            return args[place + 1]
-        if arg.startswith(f"--{name}="):
-            return arg.split("=", 1)[1]
-    return None
-
-
-def _checkpoint_settings(path: str) -> dict[str, Any]:
-    checkpoint = read_checkpoint(path)
-    model = dict(checkpoint["hyper_parameters"])
-    data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
-    data.pop("k1", None)  # follows model.k1
-    settings = {f"model.{name}": value for name, value in model.items()}
-    core = settings["model.core"]
-    if "." not in core["class_path"]:
-        settings["model.core"] = core | {"class_path": f"lit_tbptt.{core['class_path']}"}
-    return settings | {f"data.{name}": value for name, value in data.items()}
-
-
-def _loggers(folder: Path) -> list[CSVLogger | TensorBoardLogger]:
-    taken = [
-        int(path.name.removeprefix("version_"))
-        for path in folder.glob("version_*")
-        if path.name.removeprefix("version_").isdigit()
-    ]
-    version = f"version_{max(taken, default=-1) + 1}"
-    return [
-        CSVLogger(str(folder.parent), folder.name, version, flush_logs_every_n_steps=1),
-        TensorBoardLogger(str(folder.parent), folder.name, version),
-    ]
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, _, key = name.partition(".")
+        if key:
+            nested.setdefault(section, {})[key] = value
+        else:
+            nested[section] = value
+    return nested

@@ -105,6 +105,32 @@ class TextLanesDataModule(LightningDataModule):
                 + ("; set data.val_fraction above 0 to hold one out" if needed == "validation" else "")
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run must find again, by the name of the setting that decides it."""
+        settings, train = self._settings, self.splits["train"]
+        return {
+            "data.num_lanes": settings.num_lanes,
+            "model.k1": settings.k1,
+            "data.windows_per_batch": settings.windows_per_batch,
+            "data.path": f"{settings.path or 'the default corpus'}, {train.num_tokens} tokens, {train.content[:16]}",
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Makes sure that a resumed run reads the same windows.
+
+        Raises:
+            InputError: It would not.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        for name, ours in self.state_dict().items():
+            # The same tokens may have been moved.
+            if str(ours).split(", ")[-2:] != str(state_dict[name]).split(", ")[-2:]:
+                raise InputError(
+                    f"{name}: {ours}, where the run to be resumed has {state_dict[name]}: a resumed run cannot change "
+                    "it; keep it, or start a new run from these weights with --init_from"
+                )
+
     def train_dataloader(self) -> StridedLanes:
         return self._lanes("train", self._settings.num_lanes, "num_lanes", self._settings.windows_per_batch)
 

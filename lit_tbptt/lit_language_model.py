@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -96,11 +96,13 @@ class LitLanguageModel(LitTBPTT):
         return self.model
 
     def setup(self, stage: str) -> None:
-        if self.model is None:
-            tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
-            if tokenizer is None:
-                raise InputError("the vocabulary is not known: the datamodule must have a `tokenizer`")
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        if self.model is not None and tokenizer is not None:
+            self._check_tokenizer(tokenizer)
+        elif tokenizer is not None:
             self._build(tokenizer)
+        elif self.model is None:
+            raise InputError("the vocabulary is not known: the datamodule must have a `tokenizer`")
 
     # The task
 
@@ -179,8 +181,25 @@ class LitLanguageModel(LitTBPTT):
         checkpoint["tokenizer"] = self.tokenizer.describe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        for name in ("core", "tie_weights"):
+            saved, ours = checkpoint["hyper_parameters"][name], self.hparams[name]
+            if saved != ours:
+                raise InputError(f"model.{name}={ours} with a checkpoint that was trained with {saved}: use the same")
+        tokenizer = from_description(checkpoint["tokenizer"])
         if self.model is None:
-            self._build(from_description(checkpoint["tokenizer"]))
+            self._build(tokenizer)
+        else:
+            self._check_tokenizer(tokenizer)
+
+    def _check_tokenizer(self, other: Tokenizer) -> None:
+        assert self.tokenizer is not None
+        if self.tokenizer.describe() != other.describe():
+            raise InputError(
+                f"data.tokenizer: the model has a {self.tokenizer.name} tokenizer with a vocabulary of "
+                f"{self.tokenizer.vocabulary_size}, and is to work with a {other.name} tokenizer with a vocabulary of "
+                f"{other.vocabulary_size}; their tokens are not the same: use the tokenizer it was trained with"
+            )
 
     @classmethod
     def load_from_checkpoint(
@@ -202,7 +221,9 @@ class LitLanguageModel(LitTBPTT):
             InputError: The file is not such a checkpoint, or its core is of a class that must be given.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
-        saved = checkpoint["hyper_parameters"]
+        if "tokenizer" not in checkpoint:
+            raise InputError(f"{checkpoint_path}: not a checkpoint of a language model")
+        saved = dict(checkpoint["hyper_parameters"])
         described = saved.pop("core")
         if core is None:
             core_class = getattr(cores, described["class_path"], None)
@@ -212,10 +233,7 @@ class LitLanguageModel(LitTBPTT):
                     "file says so; build one and pass it as core="
                 )
             core = core_class(**described["init_args"])
-        module = cls(core=core, **(saved | settings))
-        module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"])
-        return module
+        return cast(LitLanguageModel, cls._from_checkpoint(checkpoint, {"core": core} | saved | settings))
 
 
 def _class_name(core: type[RecurrentCore]) -> str:

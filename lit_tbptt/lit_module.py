@@ -1,20 +1,23 @@
 """The training loop: windows in, optimizer steps out, the state carried on. For any task."""
 
-import math
-import time
+import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import wraps
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lit_tbptt.errors import DivergenceError, InputError
+from lit_tbptt.checkpoint import read_checkpoint
+from lit_tbptt.errors import InputError
+from lit_tbptt.lit_position import Position
+from lit_tbptt.lit_training_log import TrainingLog
+from lit_tbptt.random_state import random_state, set_random_state
 from lit_tbptt.schedules import Schedule, take_schedules
 from lit_tbptt.state import State, detach, reset_lanes
 from lit_tbptt.tbptt import Carry, Truncation
@@ -25,12 +28,20 @@ class LitTBPTT(LightningModule):
     """Truncated backpropagation through time as a LightningModule.
 
     A subclass gives `initial_state`, `window_loss` and `configure_optimizers`. The data are any iterable of `Batch`es
-    whose windows follow each other: row i of every window continues row i of the one before.
+    whose windows follow each other: row i of every window continues row i of the one before. An iterable that also has
+    `state_dict` and `load_state_dict`, as `StridedLanes` has, is resumed at the batch where a run was stopped.
+
+    A callback may define `on_window_end(trainer, module)`, called after every optimizer step: the places where a
+    checkpoint can be taken, and a run stopped, without losing anything.
 
     Args:
         k1: Tokens per lane between two optimizer steps.
         k2: The horizon: how many tokens back from a window's end a gradient may travel. None: the same as `k1`.
         clip_norm: Largest norm of the gradient of all parameters together. None: it is not clipped.
+
+    Attributes:
+        carry: What the last window handed on.
+        position: Where the run stands.
 
     Raises:
         InputError: `k1` is below 1, `k2` below `k1`, or `clip_norm` not above 0.
@@ -43,13 +54,14 @@ class LitTBPTT(LightningModule):
         self.automatic_optimization = False
         self.truncation = Truncation(k1, k2)
         self.clip_norm = clip_norm
-        self.num_targets_trained = 0
         self.carry: Carry | None = None
-        self._evaluation_state: State | None = None
-        self._clock = 0.0
+        self.position = Position()
+        self.log_book = TrainingLog()
+        self._resume: dict[str, Any] | None = None
+        self._skip_windows = 0
         self._schedules: list[Schedule] = []
-        # Losses since the last log entry: they stay on the device until then, so that no step waits for them.
-        self._unread: list[tuple[Tensor, Tensor | int]] = []
+        self._metrics: dict[str, float] = {}
+        self._evaluation_state: State | None = None
 
     def initial_state(self, num_lanes: int) -> State:
         """Returns the state of lanes that start afresh: any pytree of tensors, lane axis first in every leaf."""
@@ -71,14 +83,26 @@ class LitTBPTT(LightningModule):
         """Names the values that are logged for a mean loss per target over `source`, a loader."""
         return {"loss": mean_loss}
 
+    # Training
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Makes one optimizer step per window, and stops at `trainer.max_steps` even inside a batch."""
-        for window in batch.windows:
-            if self.trainer.global_step == self.trainer.max_steps:
+        trainer = self.trainer
+        done, self._skip_windows = self._skip_windows, 0
+        self.position = Position(
+            trainer.global_step, self.current_epoch, batch_idx, done, len(batch.windows), batch.position
+        )
+        for window in batch.windows[done:]:
+            if trainer.global_step == trainer.max_steps:
                 break
             self._step(window)
-            if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.position.step += 1
+            self.position.windows += 1
+            if trainer.global_step % trainer.log_every_n_steps == 0:
                 self.log_dict(self._log_training(), prog_bar=True, logger=False, batch_size=1)
+            for callback in trainer.callbacks:
+                if hasattr(callback, "on_window_end"):
+                    callback.on_window_end(trainer, self)
 
     def _step(self, window: Window) -> None:
         optimizer = self.optimizers()
@@ -87,7 +111,7 @@ class LitTBPTT(LightningModule):
         optimizer.zero_grad()
         self.manual_backward(mean)
         optimizer.step()
-        self._unread.append((loss.detach(), num_targets))
+        self.log_book.add(loss, num_targets)
         self._step_schedules("step", self.trainer.global_step)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -97,7 +121,17 @@ class LitTBPTT(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
 
     def on_train_epoch_end(self) -> None:
-        self._step_schedules("epoch", self.current_epoch + 1)
+        # Lightning also ends an epoch that is only broken off: by max_steps, by EarlyStopping.
+        was_last = self.trainer.is_last_batch or self.position.batch + 1 >= self.trainer.num_training_batches
+        if self.position.at_batch_end and was_last:
+            self._step_schedules("epoch", self.position.epoch + 1)
+            self.position = self.position.next_epoch()
+
+    def on_train_end(self) -> None:
+        self._log_training()
+
+    def _log_training(self) -> dict[str, float]:
+        return self.log_book.flush(self.trainer, lambda mean: self.describe_loss(mean, self.trainer.train_dataloader))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keeps when a subclass's schedules step, which Lightning drops under manual optimization."""
@@ -118,8 +152,8 @@ class LitTBPTT(LightningModule):
                 continue
             metric = None
             if isinstance(schedule.scheduler, ReduceLROnPlateau):
-                metrics = self.trainer.callback_metrics
-                metric = metrics.get(schedule.monitor)
+                metrics = self._metrics | self.trainer.callback_metrics
+                metric = metrics.get(str(schedule.monitor))
                 if metric is None and schedule.strict and interval == "epoch":
                     raise InputError(
                         f"lr_scheduler.monitor={schedule.monitor!r}: no such metric; there are {', '.join(metrics)}"
@@ -128,64 +162,67 @@ class LitTBPTT(LightningModule):
                     continue
             self.lr_scheduler_step(schedule.scheduler, metric)
 
+    # Saving and resuming
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        position = self.position
+        checkpoint["tbptt"] = {
+            "position": asdict(position),
+            "carry": None if self.carry is None else self.carry.describe(),
+            "log": self.log_book.state_dict(self.trainer),
+            "metrics": self._metrics,
+            "random": random_state(),
+        }
+        checkpoint["epoch"], checkpoint["global_step"] = position.epoch, position.step
+        loader = self.trainer.train_dataloader
+        resumable = hasattr(loader, "load_state_dict") and hasattr(loader, "state_dict")
+        position.rewrite(checkpoint["loops"]["fit_loop"], resumable)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self._resume = checkpoint.get("tbptt")
+
     def on_fit_start(self) -> None:
         # We log every n optimizer steps, however many of them a batch holds.
         warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
 
     def on_train_start(self) -> None:
-        self._clock = time.perf_counter()
+        saved, self._resume = self._resume, None
+        self.carry, self.position, self.log_book, self._metrics = None, Position(), TrainingLog(), {}
+        self._skip_windows = 0
+        if saved is not None:
+            self.position = Position(**saved["position"])
+            self._skip_windows = 0 if self.position.closed else self.position.windows
+            self._metrics = saved["metrics"]
+            if saved["carry"] is not None:
+                self.carry = Carry.from_description(saved["carry"], self.initial_state, self.device)
+            self.log_book.load_state_dict(self.trainer, saved["log"])
+            set_random_state(saved["random"])
+        self.log_book.start_clock()
 
-    def on_train_end(self) -> None:
-        self._log_training()
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | os.PathLike[str], map_location: Any = "cpu", **settings: Any
+    ) -> "LitTBPTT":
+        """Makes the module that a checkpoint holds.
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._finite_losses()  # what is saved must be worth continuing from
-
-    def _finite_losses(self) -> list[float]:
-        """Reads the losses since the last log entry.
+        Args:
+            checkpoint_path: A file that a fit of this module wrote.
+            map_location: Where the tensors go.
+            **settings: Constructor arguments that replace those that `save_hyperparameters` kept.
 
         Raises:
-            DivergenceError: One of them is not finite.
+            InputError: The file is not a checkpoint that can be read safely.
         """
-        losses = torch.stack([loss for loss, _ in self._unread]).tolist() if self._unread else []
-        for step, loss in enumerate(losses, self.trainer.global_step - len(losses) + 1):
-            if not math.isfinite(loss):
-                saved = [getattr(callback, "last_model_path", "") for callback in self.trainer.checkpoint_callbacks]
-                good = next((path for path in saved if path), None)
-                raise DivergenceError(
-                    f"the training loss is {loss} at optimizer step {step}, with a learning rate of about "
-                    f"{self._learning_rate():.3g}; "
-                    + (f"the last good checkpoint is {good}; " if good else "no checkpoint was written before; ")
-                    + "lower the learning rate, or set clip_norm"
-                )
-        return losses
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        return cls._from_checkpoint(checkpoint, checkpoint.get("hyper_parameters", {}) | settings)
 
-    def _learning_rate(self) -> float:
-        return self.trainer.optimizers[0].param_groups[0]["lr"]
-
-    def _log_training(self) -> dict[str, float]:
-        """Logs the mean loss, the speed and the learning rate since the last time, and returns them."""
-        losses = self._finite_losses()
-        if not losses:
-            return {}
-        num_targets = int(sum(torch.as_tensor(count).item() for _, count in self._unread))
-        self._unread.clear()
-        self.num_targets_trained += num_targets
-        now = time.perf_counter()
-        values = self.describe_loss(sum(losses) / max(1, num_targets), self.trainer.train_dataloader)
-        values |= {"lr": self._learning_rate(), "tokens_per_second": num_targets / (now - self._clock)}
-        self._clock = now
-        values = {f"train/{name}": value for name, value in values.items()}
-        self.log_values(values)
-        return values
-
-    def log_values(self, values: Mapping[str, float]) -> None:
-        """Writes values to the loggers, over optimizer steps and over trained targets (tokens)."""
-        step, tokens = self.trainer.global_step, self.num_targets_trained
-        for logger in self.trainer.loggers:
-            logger.log_metrics({**values, "tokens": tokens}, step=step)
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_metrics({f"by_tokens/{name}": value for name, value in values.items()}, step=tokens)
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: dict[str, Any], settings: Mapping[str, Any]) -> "LitTBPTT":
+        module = cls(**settings)
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+        return module
 
     # Evaluation has a state of its own, and leaves the training state alone.
 
@@ -220,11 +257,16 @@ class LitTBPTT(LightningModule):
         values = {f"{stage}/{name}": float(value) for name, value in self.evaluation_values().items()}
         # For callbacks that monitor a metric; the loggers get it at our own x-axis.
         self.log_dict(values, logger=False)
-        if not self.trainer.sanity_checking:
-            self.log_values(values)
+        if self.trainer.sanity_checking:
+            return
+        # Where max_steps breaks a batch off, Lightning validates at a place that the run continued would pass by.
+        passing = not self.position.at_batch_end
+        self.log_book.write(self.trainer, values, passing)
+        if not passing:
+            self._metrics |= values
 
     def on_validation_start(self) -> None:
-        self._validation_began = time.perf_counter()
+        self.log_book.pause_clock()
 
     def on_validation_epoch_start(self) -> None:
         self.on_evaluation_start()
@@ -234,9 +276,11 @@ class LitTBPTT(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._evaluation_end("val")
+        if not self.trainer.sanity_checking:
+            self.position.closed = self.position.at_batch_end
 
     def on_validation_end(self) -> None:
-        self._clock += time.perf_counter() - self._validation_began
+        self.log_book.resume_clock()
 
     def on_test_epoch_start(self) -> None:
         self.on_evaluation_start()

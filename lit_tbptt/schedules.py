@@ -76,6 +76,10 @@ class WarmupCosineLR(LRScheduler):
         self.final_ratio = final_ratio
         super().__init__(optimizer)
 
+    def state_dict(self) -> dict[str, Any]:
+        # Without num_steps, so that a run resumed with another max_steps falls towards its new end.
+        return {key: value for key, value in super().state_dict().items() if key != "num_steps"}
+
     def get_lr(self) -> list[Any]:
         return [base * self._share(self.last_epoch) for base in self.base_lrs]
 

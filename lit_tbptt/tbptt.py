@@ -17,10 +17,12 @@ through the window, whose losses are the only ones that count. The state that th
 far edge is what is carried on. With k1 = k2 the context is empty and the far edge is the window's start.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.state import State, detach, num_lanes, requires_grad, reset_lanes
@@ -50,6 +52,40 @@ class Carry(NamedTuple):
 
     state: State
     context: tuple[Window, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """Returns tensors and plain values; a state of any structure becomes the list of its leaves."""
+        return {
+            "state": [leaf.clone() for leaf in tree_leaves(self.state)],
+            "context": [[None if part is None else part.clone() for part in window] for window in self.context],
+        }
+
+    @classmethod
+    def from_description(
+        cls, description: dict[str, Any], initial_state: Callable[[int], State], device: torch.device
+    ) -> "Carry":
+        """Makes the carry that was described.
+
+        Args:
+            description: What `describe` returned.
+            initial_state: The task's; it gives the state its structure.
+            device: Where the tensors go.
+
+        Raises:
+            InputError: The task's state is not made of the same tensors.
+        """
+        leaves = [leaf.to(device) for leaf in description["state"]]
+        wanted, structure = tree_flatten(initial_state(len(leaves[0]) if leaves else 0))
+        if [leaf.shape for leaf in wanted] != [leaf.shape for leaf in leaves]:
+            raise InputError(
+                f"the carried state of the checkpoint has tensors of {[tuple(leaf.shape) for leaf in leaves]}, this "
+                f"model's of {[tuple(leaf.shape) for leaf in wanted]}: a run resumes with the core it was trained with"
+            )
+        context = [
+            Window._make(None if part is None else part.to(device) for part in window)
+            for window in description["context"]
+        ]
+        return cls(tree_unflatten(leaves, structure), tuple(context))
 
 
 class WindowLoss(NamedTuple):

@@ -53,7 +53,7 @@ def test_fit_trains_evaluates_and_leaves_a_run_folder(run, tmp_path):
     for text in ("bits_per_byte", "validation", "gzip -9", "xz", "a sample:", "runs/default/version_0", "generate"):
         assert text in printed
     folder = tmp_path / "runs" / "default" / "version_0"
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["k1"] == 5
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     trained = [row for row in rows if row["train/bits_per_byte"]]
@@ -61,7 +61,8 @@ def test_fit_trains_evaluates_and_leaves_a_run_folder(run, tmp_path):
     # The split ends with a short window, so 33 windows of 3 lanes have a little less than 33 * 15 targets.
     assert 33 * 15 - 60 < int(trained[-1]["tokens"]) <= 33 * 15
     assert any(row["val/perplexity"] for row in rows)
-    assert list(folder.glob("events.out.tfevents.*"))
+    assert list(folder.glob("by_step/events.out.tfevents.*"))
+    assert list(folder.glob("by_tokens/events.out.tfevents.*"))
     run("fit", "--trainer.max_steps=1")
     assert (folder.parent / "version_1").is_dir()
 

@@ -2,13 +2,15 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lit_tbptt.cli import main
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(r"^python train\.py (.*)$", README, re.MULTILINE)
 pytestmark = [
@@ -24,9 +26,21 @@ def test_the_snippets_run(snippet, tmp_path, monkeypatch):
     exec(snippet, {"__name__": "snippet"})
 
 
+@pytest.fixture(scope="module")
+def after_a_run(tmp_path_factory):
+    """A folder like a clone in which the default job has run, on less data."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    (folder / "text.txt").write_text("def f(x):\n    return x\n" * 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--data.path=text.txt", "--data.num_lanes=2", "--data.eval_num_lanes=2", "--trainer.max_steps=2"])
+    return folder
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_are_understood(command, monkeypatch, capfd):
-    monkeypatch.chdir(Path(__file__).parent.parent)
+def test_the_commands_are_understood(command, after_a_run, monkeypatch, capfd):
+    monkeypatch.chdir(after_a_run)
     arguments = shlex.split(command)
     if not any("help" in argument for argument in arguments):
         arguments.append("--print_config")

@@ -2,5 +2,6 @@
 
 from lit_tbptt.callbacks.checkpoint import RunCheckpoint, SafeCheckpointIO
 from lit_tbptt.callbacks.progress import StepProgressBar
+from lit_tbptt.callbacks.signals import SignalHandling
 
-__all__ = ["RunCheckpoint", "SafeCheckpointIO", "StepProgressBar"]
+__all__ = ["RunCheckpoint", "SafeCheckpointIO", "SignalHandling", "StepProgressBar"]

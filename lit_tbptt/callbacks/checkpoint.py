@@ -1,14 +1,17 @@
-"""Checkpoints of a run: the last one and the best by validation."""
+"""When a run is saved, and where."""
 
 import math
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tbptt.checkpoint import read_checkpoint, write_checkpoint
+from lit_tbptt.errors import InputError
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -22,44 +25,130 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(Checkpoint):
-    """Writes `checkpoints/last.ckpt` and `checkpoints/best.ckpt` into the run's folder.
+    """Saves a run at window boundaries, also inside a batch, into `checkpoints/` of the run's folder.
 
-    Both are written after every validation, `last` also at the end of the fit.
+    `last.ckpt` is written every so many steps, every so many minutes, after every validation and at every stop;
+    the one before it stays as `previous.ckpt`. `best.ckpt`, `best-2.ckpt`, ... are the best by validation. So a run
+    keeps `2 + save_top_k` files, each of about three times the size of the weights with Adam, and the carried state.
+
+    Where a file cannot be written, the run goes on and says so; the files before it stay good.
 
     Args:
-        monitor: The validation metric that tells which checkpoint is best: the lowest.
+        every_n_steps: Optimizer steps between two. None: steps do not matter.
+        every_n_minutes: Minutes between two. None: time does not matter.
+        monitor: The validation metric that tells which is best.
+        mode: Whether the lowest (`min`) or the highest (`max`) is best.
+        save_top_k: How many of the best are kept.
+
+    Raises:
+        InputError: A number is out of its range.
     """
 
-    def __init__(self, monitor: str = "val/nats_per_token") -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = 10.0,
+        monitor: str = "val/nats_per_token",
+        mode: Literal["min", "max"] = "min",
+        save_top_k: int = 1,
+    ) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise InputError(f"checkpoint.every_n_steps={every_n_steps}: must be 1 or more, or left out")
+        if every_n_minutes is not None and not every_n_minutes > 0:
+            raise InputError(f"checkpoint.every_n_minutes={every_n_minutes}: must be above 0, or left out")
+        if save_top_k < 0:
+            raise InputError(f"checkpoint.save_top_k={save_top_k}: must be 0 or more")
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
         self.monitor = monitor
-        self.best_score = math.inf
-        self.best_model_path = ""
-        self.last_model_path = ""
+        self.sign = 1 if mode == "min" else -1
+        self.save_top_k = save_top_k
+        self.scores: list[float] = []  # of best.ckpt, best-2.ckpt, ...
+        self.settings: dict[str, Any] | None = None
+        self.folder = Path()
+        self._saved_at = time.monotonic()
+        self._saved_step = -1
+
+    @property
+    def last_model_path(self) -> str:
+        path = self.folder / "last.ckpt"
+        return str(path) if path.exists() else ""
+
+    @property
+    def best_model_path(self) -> str:
+        path = self.folder / "best.ckpt"
+        return str(path) if self.scores and path.exists() else ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        self._saved_at, self._saved_step = time.monotonic(), -1
+
+    def on_window_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves where steps or minutes say so."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        if (self.every_n_steps and trainer.global_step % self.every_n_steps == 0) or (
+            self.every_n_minutes and minutes >= self.every_n_minutes
+        ):
+            self.save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+        # Only where the data says so: see LitTBPTT.on_validation_epoch_end.
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.position.closed:
             return
         score = trainer.callback_metrics.get(self.monitor)
-        if score is not None and float(score) < self.best_score:
-            self.best_score = float(score)
-            self.best_model_path = self._save(trainer, "best")
-        self.last_model_path = self._save(trainer, "last")
+        if score is not None and math.isfinite(score):
+            self._rank(trainer, self.sign * float(score))
+        self.save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run:
-            self.last_model_path = self._save(trainer, "last")
+        self.save_last(trainer)
 
-    def _save(self, trainer: Trainer, name: str) -> str:
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
-        return str(path)
+    def save_last(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt`, and keeps the one before it as `previous.ckpt`."""
+        last = self.folder / "last.ckpt"
+        if self._save(trainer, self.folder / "next.ckpt"):
+            if last.exists():
+                last.replace(self.folder / "previous.ckpt")
+            (self.folder / "next.ckpt").replace(last)
+
+    def _rank(self, trainer: Trainer, score: float) -> None:
+        place = sum(known <= score for known in self.scores)
+        if place >= self.save_top_k:
+            return
+        before = list(self.scores)
+        self.scores = [*before[:place], score, *before[place:]][: self.save_top_k]
+        # First the new file, under a name that nothing looks for; then the worse ones move down.
+        if not self._save(trainer, self.folder / "new-best.ckpt"):
+            self.scores = before
+            return
+        for index in range(len(self.scores) - 1, place, -1):
+            self._best(index - 1).replace(self._best(index))
+        (self.folder / "new-best.ckpt").replace(self._best(place))
+
+    def _best(self, index: int) -> Path:
+        return self.folder / ("best.ckpt" if index == 0 else f"best-{index + 1}.ckpt")
+
+    def _save(self, trainer: Trainer, path: Path) -> bool:
+        if trainer.fast_dev_run:
+            return False
+        self._saved_at = time.monotonic()
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        except OSError as error:
+            good = self.last_model_path or "none"
+            rank_zero_warn(f"{path.name} could not be written ({error}); the run goes on; last good checkpoint: {good}")
+            return False
+        return True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.settings is not None:
+            checkpoint["settings"] = self.settings
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_model_path": self.best_model_path}
+        return {"scores": self.scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score = state_dict["best_score"]
-        self.best_model_path = state_dict["best_model_path"]
+        # In a folder of its own a resumed run has no best yet.
+        present = [score for index, score in enumerate(state_dict["scores"]) if self._best(index).exists()]
+        self.scores = present

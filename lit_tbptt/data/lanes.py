@@ -6,7 +6,7 @@ lane 1   t5 t6 t7 t8 t9 |
 |--k1--| |--k1--|                             a window: the next k1 tokens of every lane
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -62,14 +62,30 @@ class StridedLanes:
         self.starts = [lane * len(ids) // num_lanes for lane in range(num_lanes)]
         self.lengths = np.diff([*self.starts, len(ids)])
         self.num_windows = -(-int(self.lengths.max()) // k1)
+        self._first = 0
 
     def __len__(self) -> int:
         """Returns the number of batches."""
         return -(-self.num_windows // self.windows_per_batch)
 
     def __iter__(self) -> Iterator[Batch]:
-        for window in range(0, self.num_windows, self.windows_per_batch):
+        first, self._first = self._first, 0
+        for window in range(first, self.num_windows, self.windows_per_batch):
             yield self.batch(window)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the start of the lanes; where a run stands, its module knows: loaders are read ahead."""
+        return {"position": None, "skip": 0, "epoch": 0}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration, and only that, begin later.
+
+        Args:
+            state: `position`, what a batch said of its place, or None for the start; `skip`, how many batches from
+                that one on to leave out; `epoch`, the number of the epoch.
+        """
+        window = 0 if state["position"] is None else state["position"]["window"]
+        self._first = window + state["skip"] * self.windows_per_batch
 
     def batch(self, window: int) -> Batch:
         """Returns the batch whose first window is number `window` of the lanes."""
@@ -97,8 +113,4 @@ class StridedLanes:
                     mask=None if bool(mask.all()) else mask,
                 )
             )
-        return Batch(tuple(windows), self._position(window))
-
-    @staticmethod
-    def _position(window: int) -> dict[str, Any]:
-        return {"window": window}
+        return Batch(tuple(windows), {"window": window})

@@ -1,0 +1,73 @@
+"""Where a run stands: the truth that Lightning's own counters are rewritten from.
+
+Lightning counts batches. A run that is stopped inside a batch, by `max_steps`, or between a batch and its validation
+leaves counters from which it would continue at another place, or in another epoch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Position:
+    """A place between two windows.
+
+    Attributes:
+        step: Optimizer steps made.
+        epoch: Epochs finished.
+        batch: The batch of this epoch in which we stand, from 0.
+        windows: Windows of that batch that are done.
+        num_windows: Windows of that batch; 0 before the first one has come.
+        data: What the batch says of its place in the data. None: the start of an epoch.
+        closed: Whether all that follows the batch's last window, validation in the first place, is done as well.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    windows: int = 0
+    num_windows: int = 0
+    data: Mapping[str, Any] | None = None
+    closed: bool = False
+
+    @property
+    def at_batch_end(self) -> bool:
+        """Whether every window of the batch is done."""
+        return self.windows == self.num_windows
+
+    def next_epoch(self) -> "Position":
+        """Returns the start of the next epoch."""
+        return Position(step=self.step, epoch=self.epoch + 1)
+
+    def loader_state(self) -> dict[str, Any]:
+        """Returns what a loader's `load_state_dict` takes: the batch to start at, how many to skip, the epoch."""
+        return {"position": self.data, "skip": int(self.closed), "epoch": self.epoch}
+
+    def rewrite(self, loop: dict[str, Any], resumable_loader: bool) -> None:
+        """Rewrites the state of Lightning's fit loop, so that it continues from here.
+
+        Args:
+            loop: `checkpoint["loops"]["fit_loop"]`, changed in place.
+            resumable_loader: Whether the training data takes a `loader_state`.
+        """
+        inside = self.data is not None
+        done = self.batch + int(self.closed)
+        started = self.epoch + int(inside)
+        epochs = {"ready": started, "started": started, "processed": self.epoch, "completed": self.epoch}
+        batches = dict.fromkeys(("ready", "started", "processed", "completed"), done)
+        steps = {"ready": self.step, "completed": self.step}
+        loop["epoch_progress"] = {"total": epochs, "current": dict(epochs)}
+        progress = loop["epoch_loop.batch_progress"]
+        progress |= {"total": batches, "current": dict(batches)}
+        # While it is true, Lightning ends the epoch before it has fetched another batch.
+        progress["is_last_batch"] = progress["is_last_batch"] and self.closed
+        loop["epoch_loop.manual_optimization.optim_step_progress"] = {"total": steps, "current": dict(steps)}
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = done
+        # Evaluation is never continued half-way: it starts again.
+        for key, value in loop.items():
+            if key.startswith("epoch_loop.val_loop") and key.endswith("batch_progress"):
+                for part in ("total", "current"):
+                    value[part] = dict.fromkeys(value[part], 0)
+        if resumable_loader:
+            loop["state_dict"]["combined_loader"] = [self.loader_state()]

@@ -1,0 +1,131 @@
+"""What a training run logs, and its exact continuation after a resume."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lit_tbptt.errors import DivergenceError
+
+
+class TrainingLog:
+    """Collects the losses of training and writes their means to the loggers.
+
+    Losses stay on their device until they are read, every `log_every_n_steps` steps, so that no step waits for them.
+
+    What was logged at the step of a checkpoint travels in it. On a resume everything from that step on is dropped from
+    the run's files and written again from the checkpoint: no gap, no overlap.
+    """
+
+    def __init__(self) -> None:
+        self.num_targets = 0
+        self._unread: list[tuple[Tensor, Tensor | int]] = []
+        self._rows: list[dict[str, float]] = []
+        self._rows_step = -1
+        self._clock = 0.0
+        self._paused = 0.0
+
+    def add(self, loss: Tensor, num_targets: Tensor | int) -> None:
+        """Takes the summed loss of one step, and the number of targets it is over."""
+        self._unread.append((loss.detach(), num_targets))
+
+    def check(self, trainer: Trainer) -> list[float]:
+        """Reads the losses since the last entry.
+
+        Raises:
+            DivergenceError: One of them is not finite.
+        """
+        losses = torch.stack([loss for loss, _ in self._unread]).tolist() if self._unread else []
+        for step, loss in enumerate(losses, trainer.global_step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise DivergenceError(
+                    f"the training loss is {loss} at optimizer step {step}, with a learning rate of about "
+                    f"{_learning_rate(trainer):.3g}; {_last_good(trainer)}; lower the learning rate, or set clip_norm"
+                )
+        return losses
+
+    def flush(self, trainer: Trainer, describe: Callable[[float], dict[str, float]]) -> dict[str, float]:
+        """Logs the mean loss, the speed and the learning rate since the last entry, and returns them."""
+        losses = self.check(trainer)
+        if not losses:
+            return {}
+        num_targets = self._num_unread()
+        self._unread.clear()
+        self.num_targets += num_targets
+        now = time.perf_counter()
+        values = describe(sum(losses) / max(1, num_targets))
+        values |= {"lr": _learning_rate(trainer), "tokens_per_second": num_targets / (now - self._clock)}
+        self._clock = now
+        values = {f"train/{name}": value for name, value in values.items()}
+        self.write(trainer, values)
+        return values
+
+    def write(self, trainer: Trainer, values: Mapping[str, float], passing: bool = False) -> None:
+        """Writes values to the loggers, over optimizer steps, with the number of targets trained on as `tokens`.
+
+        Args:
+            trainer: The trainer.
+            values: Values by name.
+            passing: Whether a run that is continued from here would not have logged them.
+        """
+        step = trainer.global_step
+        row = {**values, "tokens": self.num_targets + self._num_unread()}
+        if not passing:
+            self._rows = [*(self._rows if self._rows_step == step else []), row]
+            self._rows_step = step
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=step)
+
+    def start_clock(self) -> None:
+        """Starts the time that tokens per second are over."""
+        self._clock = time.perf_counter()
+
+    def pause_clock(self) -> None:
+        """Stops it, for a validation."""
+        self._paused = time.perf_counter()
+
+    def resume_clock(self) -> None:
+        """Lets it run on."""
+        self._clock += time.perf_counter() - self._paused
+
+    def _num_unread(self) -> int:
+        return int(sum(torch.as_tensor(count).item() for _, count in self._unread))
+
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """Returns plain values; raises DivergenceError where they would not be worth continuing from."""
+        losses = self.check(trainer)
+        for logger in trainer.loggers:
+            logger.save()  # what the files hold must not be older than the checkpoint
+        counts = [int(torch.as_tensor(count).item()) for _, count in self._unread]
+        return {
+            "num_targets": self.num_targets,
+            "unread": list(zip(losses, counts, strict=True)),
+            "dtype": str(self._unread[0][0].dtype).removeprefix("torch.") if self._unread else "float32",
+            "rows": self._rows if self._rows_step == trainer.global_step else [],
+            "tokens": self.num_targets + sum(counts),
+        }
+
+    def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+        """Continues from what `state_dict` returned, and logs again what was logged at that step."""
+        self.num_targets = state["num_targets"]
+        dtype = getattr(torch, state["dtype"])
+        device = trainer.strategy.root_device
+        self._unread = [(torch.tensor(loss, dtype=dtype, device=device), count) for loss, count in state["unread"]]
+        self._rows, self._rows_step = list(state["rows"]), trainer.global_step
+        for row in self._rows:
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=trainer.global_step)
+
+
+def _learning_rate(trainer: Trainer) -> float:
+    return trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def _last_good(trainer: Trainer) -> str:
+    saved = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
+    good = next((path for path in saved if path), None)
+    return f"the last good checkpoint is {good}" if good else "no checkpoint was written before"

@@ -1,0 +1,162 @@
+"""Settings below the configuration file: the defaults, and what a checkpoint says; and where checkpoints are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_tbptt import cores
+from lit_tbptt.checkpoint import newest_readable, read_checkpoint
+from lit_tbptt.errors import InputError
+
+# The job that `fit` does without a configuration: about two minutes on two CPU cores.
+DEFAULTS = {
+    "model.core": {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256}},
+    "model.clip_norm": 1.0,
+    "optimizer": {
+        "class_path": "torch.optim.AdamW",
+        "init_args": {"lr": 4e-3, "betas": [0.9, 0.99], "weight_decay": 0.01, "fused": True},
+    },
+    "lr_scheduler": {"class_path": "lit_tbptt.WarmupCosineLR", "init_args": {"warmup_steps": 100}},
+    "trainer.max_steps": 4800,
+    "trainer.max_epochs": -1,
+    "trainer.val_check_interval": 300,  # batches of 8 windows
+    "trainer.check_val_every_n_epoch": None,
+    "trainer.log_every_n_steps": 25,
+}
+# A byte needs no wide embedding. Who chooses a core, a tokenizer or a configuration gets the core's own default.
+DEFAULT_JOB_CORE = {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256, "input_size": 64}}
+CHOICES = ("--config", "-c", "--model.core", "--model.tie_weights", "--data.tokenizer")
+# Options of the trainer that manual optimization cannot take, and what to use instead.
+REFUSED = {
+    "gradient_clip_val": "set model.clip_norm",
+    "gradient_clip_algorithm": "set model.clip_norm, which clips by norm",
+    "accumulate_grad_batches": "use more lanes (data.num_lanes) or longer windows (model.k1)",
+}
+# Modules whose classes a checkpoint may name. Only numbers and plain words reach them, nothing that could be imported.
+_KNOWN = ("torch.optim.", "lit_tbptt.schedules.", "lit_tbptt.WarmupCosineLR", "lightning.pytorch.cli.ReduceLROnPlateau")
+_CORES = tuple(f"lit_tbptt.{name}" for name in cores.__all__ if name != "RecurrentCore")
+
+
+def option(args: Sequence[str], name: str) -> str | None:
+    """Returns the value of `--name` in a command line, or None."""
+    for place, arg in enumerate(args):
+        if arg == f"--{name}" and place + 1 < len(args):
+            return args[place + 1]
+        if arg.startswith(f"--{name}="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+def config_name(given: Sequence[str]) -> str:
+    """Returns the name of the configuration that a command line gives: its file's, or `default`."""
+    file = option(given, "config") or option(given, "c")
+    return Path(file).stem if file else "default"
+
+
+def next_version(runs: Path) -> str:
+    """Returns the first name version_<n> that no run has."""
+    numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
+    return f"version_{max((int(number) for number in numbers if number.isdigit()), default=-1) + 1}"
+
+
+def find_checkpoint(asked: str, runs: Path, run_name: str | None) -> tuple[Path, dict[str, Any]]:
+    """Finds and reads the checkpoint that is asked for.
+
+    Args:
+        asked: `last`, `best`, or a path.
+        runs: The folder of this configuration's runs.
+        run_name: The run that `last` and `best` are of. None: the newest.
+
+    Raises:
+        InputError: It is not there or cannot be read.
+    """
+    if asked not in ("last", "best"):
+        return Path(asked), read_checkpoint(asked)
+    if run_name is None:
+        candidates = [path for path in runs.glob("*") if any(path.glob("checkpoints/*.ckpt"))]
+        run = max(candidates, key=_age, default=None)
+    else:
+        run = runs / run_name
+    if run is None or not any(run.glob("checkpoints/*.ckpt")):
+        raise InputError(
+            f"ckpt_path={asked!r}: no checkpoint in {(run or runs / '*') / 'checkpoints'}; give the same --config (or "
+            "--run_name) as the run to continue, or the path of a checkpoint"
+        )
+    if asked == "best":
+        return run / "checkpoints" / "best.ckpt", read_checkpoint(run / "checkpoints" / "best.ckpt")
+    return newest_readable(run / "checkpoints")
+
+
+def _age(run: Path) -> tuple[int, float]:
+    number = run.name.removeprefix("version_")
+    return (int(number) if number.isdigit() else -1, run.stat().st_mtime)
+
+
+def checkpoint_settings(checkpoint: Mapping[str, Any], everything: bool, named: str) -> dict[str, Any]:
+    """Returns the settings a checkpoint was made with, by their names on the command line.
+
+    Args:
+        checkpoint: The checkpoint.
+        everything: Whether the run is to be continued. Otherwise model and data are enough.
+        named: What the user wrote: a foreign class must be named there to be imported.
+
+    Raises:
+        InputError: It names a class that is not imported because a file says so.
+    """
+    if "settings" in checkpoint:
+        sections = checkpoint["settings"]
+    else:  # made from Python
+        model = dict(checkpoint["hyper_parameters"])
+        core = dict(model["core"])
+        if "." not in core["class_path"]:
+            core["class_path"] = f"lit_tbptt.{core['class_path']}"
+        data = checkpoint.get("datamodule_hyper_parameters") or {}
+        sections = {"model": model | {"core": core}, "data": {k: v for k, v in data.items() if k != "k1"}}
+    found = {f"{section}.{key}": value for section in ("model", "data") for key, value in sections[section].items()}
+    if everything:
+        found |= {key: sections[key] for key in ("optimizer", "lr_scheduler", "seed_everything") if key in sections}
+        found |= {f"checkpoint.{key}": value for key, value in sections.get("checkpoint", {}).items()}
+        # Callbacks, loggers and plugins are objects: they come from the configuration file, each time.
+        found |= {
+            f"trainer.{key}": value for key, value in sections.get("trainer", {}).items() if not _is_object(key, value)
+        }
+    for key in ("model.core", "optimizer", "lr_scheduler"):
+        if isinstance(found.get(key), dict):
+            _check_class(key, found[key], named)
+    return found
+
+
+def _is_object(key: str, value: Any) -> bool:
+    return isinstance(value, (dict, list)) or key in ("logger", "callbacks", "plugins", "strategy", "profiler")
+
+
+def _check_class(key: str, entry: Mapping[str, Any], named: str) -> None:
+    path = entry["class_path"]
+    trusted = path in _CORES if key == "model.core" else path.startswith(_KNOWN)
+    plain = all(
+        not isinstance(value, dict) and "." not in str(value if isinstance(value, str) else "")
+        for value in (entry.get("init_args") or {}).values()
+    )
+    if not (trusted and plain) and path not in named:
+        raise InputError(
+            f"the checkpoint has {key}={path} with {dict(entry.get('init_args') or {})}, which is not imported because "
+            f"a file says so; if you trust it, name it: --{key} {path}"
+        )
+
+
+def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Says what is set differently now from what a checkpoint has, a line a setting."""
+    current = dict(_flat(now))
+    lines = []
+    for name, before in _flat(saved):
+        if name in current and current[name] != before:
+            lines.append(f"{name}: {before} in the checkpoint, {current[name]} now")
+    return lines
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
