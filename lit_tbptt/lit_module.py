@@ -103,6 +103,9 @@ class LitTBPTT(LightningModule):
             for callback in trainer.callbacks:
                 if hasattr(callback, "on_window_end"):
                     callback.on_window_end(trainer, self)
+        # Lightning's x-axis for what others log (LearningRateMonitor, self.log in a subclass): it counts batches, and
+        # adds this one when it is done.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1
 
     def _step(self, window: Window) -> None:
         optimizer = self.optimizers()

@@ -63,7 +63,7 @@ class Position:
         # While it is true, Lightning ends the epoch before it has fetched another batch.
         progress["is_last_batch"] = progress["is_last_batch"] and self.closed
         loop["epoch_loop.manual_optimization.optim_step_progress"] = {"total": steps, "current": dict(steps)}
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = done
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = self.step
         # Evaluation is never continued half-way: it starts again.
         for key, value in loop.items():
             if key.startswith("epoch_loop.val_loop") and key.endswith("batch_progress"):

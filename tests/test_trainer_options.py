@@ -1,0 +1,103 @@
+"""Options and callbacks of Lightning's own, and what they count here (docs/trainer.md)."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from lit_tbptt.cli import LitCLI
+
+SMALL = [
+    "--model.core=GRU",
+    "--model.core.hidden_size=9",
+    "--model.k1=5",
+    "--data.num_lanes=3",
+    "--data.windows_per_batch=2",
+    "--data.eval_num_lanes=2",
+    "--trainer.accelerator=cpu",
+    "--data.tokenizer=word",
+    "--trainer.enable_model_summary=false",
+    "--trainer.log_every_n_steps=1",
+    "--lr_scheduler=null",
+]
+PER_EPOCH = ["--trainer.max_steps=-1", "--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1"]
+# 96 tokens in 3 lanes are 7 windows of at most 5 tokens, 4 batches; 35 validation tokens are 2 batches.
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run")
+
+
+@pytest.fixture
+def fit(words_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *options: LitCLI(["fit", f"--data.path={words_folder}", *SMALL, *options])
+
+
+def rows(cli):
+    return list(csv.DictReader((Path(cli.trainer.log_dir) / "metrics.csv").read_text().splitlines()))
+
+
+def validations(cli):
+    """The steps at which training was validated; the last validation is that of the report."""
+    return [int(row["step"]) for row in rows(cli) if row["val/accuracy"]][:-1]
+
+
+def test_fast_dev_run(fit):
+    cli = fit("--trainer.fast_dev_run=true")
+    assert cli.trainer.global_step == 1
+    assert not Path("runs").exists()
+
+
+def test_max_epochs(fit):
+    cli = fit(*PER_EPOCH, "--trainer.max_epochs=3")
+    assert (cli.trainer.global_step, validations(cli)) == (21, [7, 14, 21])
+
+
+def test_limit_train_batches_starts_every_epoch_at_the_first_window(fit):
+    cli = fit(*PER_EPOCH, "--trainer.max_epochs=3", "--trainer.limit_train_batches=2")
+    assert (cli.trainer.global_step, validations(cli)) == (12, [4, 8, 12])
+    assert cli.model.position.epoch == 3
+
+
+def test_limit_val_batches(fit):
+    cli = fit("--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.limit_val_batches=1")
+    assert {row["val/num_targets"] for row in rows(cli) if row["val/accuracy"]} == {"20.0"}
+
+
+def test_val_check_interval_counts_batches(fit):
+    assert validations(fit("--trainer.max_steps=14", "--trainer.val_check_interval=2")) == [4, 7, 11, 14]
+    assert validations(fit(*PER_EPOCH, "--trainer.max_epochs=2", "--trainer.val_check_interval=0.5")) == [4, 7, 11, 14]
+
+
+def test_overfit_batches(fit):
+    cli = fit(*PER_EPOCH, "--trainer.max_epochs=4", "--trainer.overfit_batches=1")
+    assert cli.trainer.global_step == 8
+
+
+def test_max_time_stops_and_the_run_can_be_continued(fit):
+    cli = fit("--trainer.max_steps=100000", "--trainer.max_time=00:00:00:01", "--trainer.val_check_interval=1000")
+    step = cli.trainer.global_step
+    assert 0 < step < 100000
+    cli = LitCLI(["fit", "--ckpt_path=last", f"--trainer.max_steps={step + 3}", "--trainer.max_time=00:00:10:00"])
+    assert cli.trainer.global_step == step + 3
+
+
+def test_early_stopping(fit):
+    cli = fit(
+        "--trainer.max_steps=1000",
+        "--trainer.val_check_interval=4",
+        "--optimizer=SGD",
+        "--optimizer.lr=0",
+        "--trainer.callbacks=EarlyStopping",
+        "--trainer.callbacks.monitor=val/nats_per_token",
+        "--trainer.callbacks.patience=2",
+    )
+    assert (cli.trainer.global_step, validations(cli)) == (21, [7, 14, 21])
+
+
+def test_learning_rate_monitor_counts_optimizer_steps(fit):
+    cli = fit(
+        "--trainer.max_steps=14",
+        "--trainer.val_check_interval=1000",
+        "--trainer.callbacks=LearningRateMonitor",
+        "--trainer.callbacks.logging_interval=step",
+    )
+    assert [int(row["step"]) for row in rows(cli) if row.get("lr-AdamW")] == [0, 2, 4, 6, 7, 9, 11, 13]
