@@ -200,6 +200,8 @@ class LitTBPTT(LightningModule):
             if saved["carry"] is not None:
                 self.carry = Carry.from_description(saved["carry"], self.initial_state, self.device)
             self.log_book.load_state_dict(self.trainer, saved["log"])
+            for optimizer in self.trainer.optimizers:
+                optimizer._opt_called = True  # or torch warns of a schedule that steps before it
             set_random_state(saved["random"])
         self.log_book.start_clock()
 

@@ -137,3 +137,48 @@ def test_stopped_after_any_step_by_max_steps(stop, windows_per_batch, schedule, 
     assert second.run == list(range(stop + 1, EPOCHS * WINDOWS + 1))
     same(everything(trainer, module), expected)
     assert curve(folder) == whole_curve
+
+
+class Copies(Callback):
+    """Saves wherever a callback could."""
+
+    def __init__(self, folder):
+        self.folder, self.paths = folder, []
+
+    def save(self, trainer, place):
+        if not trainer.sanity_checking:
+            self.paths.append(self.folder / f"{trainer.global_step:02}-{len(self.paths):03}-{place}.ckpt")
+            trainer.save_checkpoint(self.paths[-1], weights_only=False)
+
+    def on_window_end(self, trainer, module):
+        self.save(trainer, "window")
+
+    def on_train_batch_end(self, trainer, *args):
+        self.save(trainer, "batch")
+
+    def on_validation_end(self, trainer, module):
+        self.save(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer, module):
+        self.save(trainer, "epoch")
+
+    def on_train_epoch_start(self, trainer, module):
+        self.save(trainer, "epoch-start")
+
+
+@pytest.mark.parametrize("val", [True, False])
+@pytest.mark.parametrize("windows_per_batch", [1, 4])
+def test_continued_from_wherever_a_checkpoint_was_saved(windows_per_batch, val, tmp_path):
+    """As after a kill: the run that was saved went on, and the one that continues knows nothing of that."""
+    schedule = monitored if val else per_epoch
+    copies = Copies(tmp_path / "copies")
+    folder = tmp_path / "run" / "version_0"
+    trainer, module, steps = fit(folder, windows_per_batch, schedule, val=val, callbacks=[copies])
+    expected, whole_curve = everything(trainer, module), curve(folder)
+    assert len(copies.paths) > 2 * EPOCHS * WINDOWS / windows_per_batch
+    for path in copies.paths:
+        # The folder holds the whole run's curves, from which the continued one must drop what came after.
+        trainer, module, steps = fit(folder, windows_per_batch, schedule, val=val, resume=path)
+        assert steps.run == list(range(int(path.name[:2]) + 1, EPOCHS * WINDOWS + 1)), path
+        same(everything(trainer, module), expected)
+        assert curve(folder) == whole_curve, path

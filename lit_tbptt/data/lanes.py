@@ -69,9 +69,9 @@ class StridedLanes:
         return -(-self.num_windows // self.windows_per_batch)
 
     def __iter__(self) -> Iterator[Batch]:
+        # Taken here and not at the first batch: what is left of an epoch may be no batch at all.
         first, self._first = self._first, 0
-        for window in range(first, self.num_windows, self.windows_per_batch):
-            yield self.batch(window)
+        return map(self.batch, range(first, self.num_windows, self.windows_per_batch))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the start of the lanes; where a run stands, its module knows: loaders are read ahead."""
