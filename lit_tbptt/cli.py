@@ -131,7 +131,11 @@ class LitCLI(LightningCLI):
         super().parse_arguments(parser, given)
         if self._saved_settings:
             now = yaml.safe_load(parser.dump(self.config, skip_none=False))[self.config.subcommand]
-            for line in changes(_nested(self._saved_settings), now):
+            lines = changes(_nested(self._saved_settings), now)
+            schedule = (now.get("lr_scheduler") or {}).get("init_args") or {}
+            if any(line.startswith("trainer.max_steps") for line in lines) and schedule.get("num_steps", 0) is None:
+                lines.append("lr_scheduler: it ends at trainer.max_steps, so the learning rates to come change as well")
+            for line in lines:
                 print(line)
 
     def _set_defaults(self, subparser: LightningArgumentParser, given: list[str]) -> list[str]:

@@ -181,7 +181,6 @@ class LitLanguageModel(LitTBPTT):
         checkpoint["tokenizer"] = self.tokenizer.describe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
         for name in ("core", "tie_weights"):
             saved, ours = checkpoint["hyper_parameters"][name], self.hparams[name]
             if saved != ours:
@@ -191,6 +190,7 @@ class LitLanguageModel(LitTBPTT):
             self._build(tokenizer)
         else:
             self._check_tokenizer(tokenizer)
+        super().on_load_checkpoint(checkpoint)
 
     def _check_tokenizer(self, other: Tokenizer) -> None:
         assert self.tokenizer is not None

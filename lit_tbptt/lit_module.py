@@ -4,27 +4,22 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import wraps
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_tbptt.checkpoint import read_checkpoint
-from lit_tbptt.errors import InputError
+from lit_tbptt.lit_optimization import ManualOptimization
 from lit_tbptt.lit_position import Position
 from lit_tbptt.lit_training_log import TrainingLog
 from lit_tbptt.random_state import random_state, set_random_state
-from lit_tbptt.schedules import Schedule, take_schedules
 from lit_tbptt.state import State, detach, reset_lanes
 from lit_tbptt.tbptt import Carry, Truncation
 from lit_tbptt.window import Batch, Window
 
 
-class LitTBPTT(LightningModule):
+class LitTBPTT(ManualOptimization):
     """Truncated backpropagation through time as a LightningModule.
 
     A subclass gives `initial_state`, `window_loss` and `configure_optimizers`. The data are any iterable of `Batch`es
@@ -48,18 +43,13 @@ class LitTBPTT(LightningModule):
     """
 
     def __init__(self, k1: int = 64, k2: int | None = None, clip_norm: float | None = None) -> None:
-        super().__init__()
-        if clip_norm is not None and not clip_norm > 0:
-            raise InputError(f"model.clip_norm={clip_norm}: must be above 0; leave it out for no clipping")
-        self.automatic_optimization = False
+        super().__init__(clip_norm)
         self.truncation = Truncation(k1, k2)
-        self.clip_norm = clip_norm
         self.carry: Carry | None = None
         self.position = Position()
         self.log_book = TrainingLog()
         self._resume: dict[str, Any] | None = None
         self._skip_windows = 0
-        self._schedules: list[Schedule] = []
         self._metrics: dict[str, float] = {}
         self._evaluation_state: State | None = None
 
@@ -115,19 +105,13 @@ class LitTBPTT(LightningModule):
         self.manual_backward(mean)
         optimizer.step()
         self.log_book.add(loss, num_targets)
-        self._step_schedules("step", self.trainer.global_step)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Here, and not in the step above: only here are the gradients unscaled under fp16. Where an optimizer unscales
-        # them itself (fused, under fp16), Lightning refuses to clip.
-        if self.clip_norm is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
+        self.step_schedules("step", self.trainer.global_step, self._metrics)
 
     def on_train_epoch_end(self) -> None:
         # Lightning also ends an epoch that is only broken off: by max_steps, by EarlyStopping.
         was_last = self.trainer.is_last_batch or self.position.batch + 1 >= self.trainer.num_training_batches
         if self.position.at_batch_end and was_last:
-            self._step_schedules("epoch", self.position.epoch + 1)
+            self.step_schedules("epoch", self.position.epoch + 1, self._metrics)
             self.position = self.position.next_epoch()
 
     def on_train_end(self) -> None:
@@ -135,35 +119,6 @@ class LitTBPTT(LightningModule):
 
     def _log_training(self) -> dict[str, float]:
         return self.log_book.flush(self.trainer, lambda mean: self.describe_loss(mean, self.trainer.train_dataloader))
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Keeps when a subclass's schedules step, which Lightning drops under manual optimization."""
-        super().__init_subclass__(**kwargs)
-        if "configure_optimizers" in cls.__dict__:
-            configure = cls.configure_optimizers
-
-            @wraps(configure)
-            def configure_optimizers(self: LitTBPTT) -> Any:
-                configured, self._schedules = take_schedules(configure(self))
-                return configured
-
-            cls.configure_optimizers = configure_optimizers
-
-    def _step_schedules(self, interval: str, count: int) -> None:
-        for schedule in self._schedules:
-            if schedule.interval != interval or count % schedule.frequency:
-                continue
-            metric = None
-            if isinstance(schedule.scheduler, ReduceLROnPlateau):
-                metrics = self._metrics | self.trainer.callback_metrics
-                metric = metrics.get(str(schedule.monitor))
-                if metric is None and schedule.strict and interval == "epoch":
-                    raise InputError(
-                        f"lr_scheduler.monitor={schedule.monitor!r}: no such metric; there are {', '.join(metrics)}"
-                    )
-                if metric is None:
-                    continue
-            self.lr_scheduler_step(schedule.scheduler, metric)
 
     # Saving and resuming
 
@@ -182,10 +137,15 @@ class LitTBPTT(LightningModule):
         position.rewrite(checkpoint["loops"]["fit_loop"], resumable)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self._trainer.state.fn == "fit":
+        if self._trainer is None:
+            return
+        # Lightning converts the module to float64 only after it has loaded the weights: into float32, rounded.
+        self._trainer.precision_plugin.convert_module(self)
+        if self._trainer.state.fn == "fit":
             self._resume = checkpoint.get("tbptt")
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         # We log every n optimizer steps, however many of them a batch holds.
         warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
 

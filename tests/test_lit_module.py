@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from tasks import Batches, Regression, windows_of
 from torch.testing import assert_close
 
@@ -214,6 +215,63 @@ def test_bf16_follows_float32():
     for name, value in full.state_dict().items():
         moved = (value - start[name]).norm()
         assert 0 < (half.state_dict()[name] - value).norm() < 0.1 * moved
+
+
+def half_precision():
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**9))
+
+
+def test_under_fp16_the_unscaled_gradient_is_clipped():
+    norms = {}
+
+    class Norms(Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in module.parameters()])
+            norms.setdefault(name, []).append(norm.item())
+
+    data = tuple(part.float() for part in sequence())
+    for clip_norm in (None, 0.05):
+        for bits, options in (
+            ("32", {"precision": "32-true"}),
+            ("16", {"precision": None, "plugins": [half_precision()]}),
+        ):
+            name = f"{bits} {clip_norm}"
+            torch.manual_seed(2)
+            fit(Regression(k1=5, clip_norm=clip_norm), batches(5, 2, data), callbacks=[Norms()], **options)
+    assert max(norms["32 None"]) > 0.2
+    assert norms["16 None"] == pytest.approx(norms["32 None"], rel=0.05)
+    assert max(norms["16 0.05"]) <= 0.0501
+    assert norms["16 0.05"] == pytest.approx(norms["32 0.05"], rel=0.01)
+
+
+def test_fused_optimizers_are_refused_where_they_would_be_clipped_scaled():
+    class Fused(Regression):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), fused=True)
+
+    with pytest.raises(InputError, match=r"clip_norm=0\.1 with a fused optimizer and trainer\.precision=16-mixed"):
+        fit(Fused(k1=5, clip_norm=0.1), batches(5), precision=None, plugins=[half_precision()])
+
+
+def test_any_module_is_loaded_from_a_checkpoint_and_resumed(tmp_path):
+    module, whole = pair(k1=5, lr=0.1)
+    trainer = fit(module, batches(5, 4), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt", weights_only=False)
+    loaded = Regression.load_from_checkpoint(tmp_path / "one.ckpt", k1=5, lr=0.1)
+    assert_close(dict(loaded.state_dict()), dict(module.float().state_dict()))
+    fit(whole, batches(5, 4))
+    again = Regression(k1=5, lr=0.1)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        precision="64-true",
+    )
+    trainer.fit(again, batches(5, 4), ckpt_path=tmp_path / "one.ckpt")
+    same_weights(again, whole)
 
 
 def test_bad_settings_are_refused():

@@ -99,6 +99,16 @@ def test_a_run_is_continued_in_its_own_folder_with_the_settings_it_had(first, tm
     assert yaml.safe_load((RUN / "config_from_step_20.yaml").read_text())["trainer"]["max_steps"] == 31
 
 
+def test_a_schedule_that_ends_with_the_run_ends_with_the_longer_run(first, capfd):
+    main([*first, "--lr_scheduler.num_steps=null"])
+    capfd.readouterr()
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=30"])
+    assert "the learning rates to come change as well" in capfd.readouterr().out
+    rates = [float(row["train/lr"]) for row in trained(curve())]
+    assert rates[-1] > 0
+    assert len(rates) == 10
+
+
 def test_the_curves_have_no_gap_and_no_overlap(first):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,6 +1,7 @@
 """Signals only set a flag; what they ask for is done at the next window boundary."""
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -23,7 +24,7 @@ class SignalHandling(Callback):
         self._before: dict[signal.Signals, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGUSR1:
+        if signal.Signals(number).name == "SIGUSR1":
             self._save = True
             return
         if self._asked == signal.SIGINT and number == signal.SIGINT:
@@ -31,9 +32,13 @@ class SignalHandling(Callback):
         self._asked = signal.Signals(number)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may
         # Not earlier: Lightning has put its own handlers in place just before.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._handle)
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+            if hasattr(signal, name):  # Windows has no SIGUSR1
+                number = signal.Signals[name]
+                self._before[number] = signal.signal(number, self._handle)
 
     def on_window_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Does what was asked for."""

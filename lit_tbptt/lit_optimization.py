@@ -1,0 +1,85 @@
+"""Clipping and schedules under manual optimization, which Lightning leaves to the module."""
+
+from collections.abc import Mapping
+from functools import wraps
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lit_tbptt.errors import InputError
+from lit_tbptt.schedules import Schedule, take_schedules
+
+
+class ManualOptimization(LightningModule):
+    """A LightningModule that makes its own optimizer steps.
+
+    Args:
+        clip_norm: Largest norm of the gradient of all parameters together. None: it is not clipped.
+
+    Raises:
+        InputError: `clip_norm` is not above 0.
+    """
+
+    def __init__(self, clip_norm: float | None = None) -> None:
+        super().__init__()
+        if clip_norm is not None and not clip_norm > 0:
+            raise InputError(f"model.clip_norm={clip_norm}: must be above 0; leave it out for no clipping")
+        self.automatic_optimization = False
+        self.clip_norm = clip_norm
+        self._schedules: list[Schedule] = []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keeps when a subclass's schedules step, which Lightning drops under manual optimization."""
+        super().__init_subclass__(**kwargs)
+        if "configure_optimizers" in cls.__dict__:
+            configure = cls.configure_optimizers
+
+            @wraps(configure)
+            def configure_optimizers(self: ManualOptimization) -> Any:
+                configured, self._schedules = take_schedules(configure(self))
+                return configured
+
+            cls.configure_optimizers = configure_optimizers
+
+    def on_fit_start(self) -> None:
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        fused = any(optimizer.defaults.get("fused") for optimizer in self.trainer.optimizers)
+        if self.clip_norm and scaled and fused:
+            raise InputError(
+                f"model.clip_norm={self.clip_norm} with a fused optimizer and trainer.precision=16-mixed: such an "
+                "optimizer unscales the gradients itself, after they would be clipped; set optimizer.fused=false, or "
+                "trainer.precision=bf16-mixed"
+            )
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Here, and not before the step: only here are the gradients unscaled under fp16.
+        if self.clip_norm is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
+
+    def step_schedules(self, interval: str, count: int, metrics: Mapping[str, Any]) -> None:
+        """Steps the schedules of an interval.
+
+        Args:
+            interval: `step` or `epoch`.
+            count: How many of them are done.
+            metrics: The values that a `ReduceLROnPlateau` may monitor, beside the trainer's.
+
+        Raises:
+            InputError: A metric that is monitored does not exist.
+        """
+        for schedule in self._schedules:
+            if schedule.interval != interval or count % schedule.frequency:
+                continue
+            metric = None
+            if isinstance(schedule.scheduler, ReduceLROnPlateau):
+                known = {**metrics, **self.trainer.callback_metrics}
+                metric = known.get(str(schedule.monitor))
+                if metric is None and schedule.strict and interval == "epoch":
+                    raise InputError(
+                        f"lr_scheduler.monitor={schedule.monitor!r}: no such metric; there are {', '.join(known)}"
+                    )
+                if metric is None:
+                    continue
+            self.lr_scheduler_step(schedule.scheduler, metric)
