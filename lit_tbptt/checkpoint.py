@@ -15,9 +15,16 @@ from lit_tbptt.errors import InputError
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes tensors and plain values, so that `path` holds either the old file or the whole new one."""
+    """Writes tensors and plain values, so that `path` holds either the old file or the whole new one.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     with replacing(Path(path)) as beside:
-        torch.save(checkpoint, beside)
+        try:
+            torch.save(checkpoint, beside)
+        except RuntimeError as error:  # what torch's writer makes of a full disk
+            raise OSError(str(error).splitlines()[0]) from error
 
 
 def read_checkpoint(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +23,22 @@ from lit_tbptt.errors import DivergenceError, InputError
 from lit_tbptt.lit_datamodule import TextLanesDataModule
 from lit_tbptt.lit_language_model import LitLanguageModel
 from lit_tbptt.lit_loggers import run_loggers
+from lit_tbptt.lit_trainer import GeneratingTrainer
 from lit_tbptt.report import MOST_BYTES, comparison_table, compressor_bits_per_byte, result_table
 from lit_tbptt.settings import (
-    CHOICES,
-    DEFAULT_JOB_CORE,
+    DEFAULT_JOB,
     DEFAULTS,
     REFUSED,
+    changed_options,
     changes,
     checkpoint_settings,
     config_name,
     find_checkpoint,
     next_version,
     option,
+    set_option,
+    words,
 )
-
-
-class GeneratingTrainer(Trainer):
-    """Lightning's trainer, with one more thing to run."""
-
-    def generate(
-        self,
-        model: LitLanguageModel,
-        ckpt_path: str,
-        prompt: list[str] | str = "",
-        num_tokens: int = 400,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        seed: int = 1,
-    ) -> list[str]:
-        """Continue prompts from a checkpoint.
-
-        Args:
-            model: The model.
-            ckpt_path: The checkpoint: a path, last, or best. Nothing else is needed.
-            prompt: What to continue: one text, or a list of them, ["a", "b"].
-            num_tokens: Tokens to add.
-            temperature: Divides the logits before sampling; 0 takes the likeliest token each time.
-            top_k: Sample among the k likeliest tokens only. Left out: among all.
-            seed: The same seed gives the same text.
-        """
-        checkpoint = read_checkpoint(ckpt_path)
-        model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"])
-        model.to(self.strategy.root_device)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        generated = model.generate(prompts, num_tokens, temperature, top_k, seed)
-        for given, text in zip(prompts, generated, strict=True):
-            print(given + text)
-        return generated
 
 
 class LitCLI(LightningCLI):
@@ -79,11 +48,13 @@ class LitCLI(LightningCLI):
         self._checkpoint: dict[str, Any] | None = None  # what --ckpt_path names
         self._checkpoint_path = Path()
         self._saved_settings: dict[str, Any] = {}
+        self._now: dict[str, Any] = {}  # the settings of this run, plain
+        self._given: list[str] = []
         super().__init__(
             LitLanguageModel,
             TextLanesDataModule,
             trainer_class=GeneratingTrainer,
-            trainer_defaults={"callbacks": [StepProgressBar(), SignalHandling()]},
+            trainer_defaults={"callbacks": [SignalHandling()]},
             seed_everything_default=1,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"description": "Train and use a stateful language model by truncated BPTT."},
@@ -110,7 +81,7 @@ class LitCLI(LightningCLI):
             "--run_name",
             type=str | None,
             help="Name of the run's folder, runs/<config name>/<run_name>, and of the run that --ckpt_path last and "
-            "best mean. Left out: a new version_<n>, and the newest run.",
+            "best mean. Left out: a new version_<n>, and the run that was written to last.",
         )
         parser.add_argument(
             "--init_from",
@@ -126,36 +97,32 @@ class LitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         given = list(sys.argv[1:] if args is None else args)
         subparser = self._subcommand_parsers.get(given[0]) if given else None
-        if subparser is not None:
-            given = self._set_defaults(subparser, given)
-        super().parse_arguments(parser, given)
-        if self._saved_settings:
-            now = yaml.safe_load(parser.dump(self.config, skip_none=False))[self.config.subcommand]
-            lines = changes(_nested(self._saved_settings), now)
-            schedule = (now.get("lr_scheduler") or {}).get("init_args") or {}
-            if any(line.startswith("trainer.max_steps") for line in lines) and schedule.get("num_steps", 0) is None:
-                lines.append("lr_scheduler: it ends at trainer.max_steps, so the learning rates to come change as well")
-            for line in lines:
-                print(line)
+        self._given = given if subparser is None else self._set_defaults(subparser, given)
+        self.config = parser.parse_args(self._given)
+        asked = self.config[self.config.subcommand].ckpt_path
+        if asked is not None and self._checkpoint is None:
+            raise InputError(f"ckpt_path={str(asked)!r}: give it on the command line, after the subcommand")
+        self._now = yaml.safe_load(parser.dump(self.config, skip_none=False))[self.config.subcommand]
+        for line in changes(self._saved_settings, self._now):
+            print(line)
 
     def _set_defaults(self, subparser: LightningArgumentParser, given: list[str]) -> list[str]:
-        if not any(arg.startswith(CHOICES) for arg in given):
-            subparser.set_defaults({"model.core": DEFAULT_JOB_CORE})
+        for name, (value, choices) in DEFAULT_JOB.items():
+            if not any(f"{arg} ".startswith(choices) for arg in given):
+                subparser.set_defaults({name: value})
         asked, weights = option(given, "ckpt_path"), option(given, "init_from")
         if "--help" in given or "-h" in given or any(".help" in arg for arg in given):
             return given
         files = [arg for arg in (option(given, "config"), option(given, "c")) if arg and Path(arg).is_file()]
-        named = " ".join([*given, *(Path(file).read_text() for file in files)])
+        named = words([*given, *(Path(file).read_text() for file in files)])
         if asked is not None and not asked.startswith("-"):
             runs = Path("runs") / config_name(given)
             path, self._checkpoint = find_checkpoint(asked, runs, option(given, "run_name"))
             self._checkpoint_path = path
+            print(f"checkpoint: {path}, optimizer step {self._checkpoint['global_step']}", file=sys.stderr)
             self._saved_settings = checkpoint_settings(self._checkpoint, given[0] == "fit", named)
             subparser.set_defaults(self._saved_settings)
-            given = [
-                str(path) if arg == asked else f"--ckpt_path={path}" if arg == f"--ckpt_path={asked}" else arg
-                for arg in given
-            ]
+            given = set_option(given, "ckpt_path", str(path))
         elif weights is not None:
             saved = checkpoint_settings(read_checkpoint(weights), False, named)
             subparser.set_defaults({name: saved[name] for name in ("model.core", "model.tie_weights")})
@@ -178,18 +145,20 @@ class LitCLI(LightningCLI):
             self.save_config_callback = None
         elif trainer.logger in (None, True) and not trainer.fast_dev_run:
             kwargs["logger"] = self._run_loggers()
+        if trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"].append(StepProgressBar())
         kwargs["plugins"] = [*(trainer.plugins or []), SafeCheckpointIO()]
         made = super().instantiate_trainer(**kwargs)
-        if self.subcommand == "fit":
-            settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
-            for saving in made.checkpoint_callbacks:
-                saving.settings = settings
+        for saving in made.checkpoint_callbacks:
+            saving.settings = self._now
         return made
 
     def _run_loggers(self) -> list[Any]:
         path = self._checkpoint_path
         if self._checkpoint is not None and path.parent.name == "checkpoints":
             step = self._checkpoint["tbptt"]["position"]["step"]
+            if self._nothing_left():
+                return run_loggers(path.resolve().parent.parent, sys.maxsize)
             self.save_config_kwargs["config_filename"] = f"config_from_step_{step}.yaml"
             return run_loggers(path.resolve().parent.parent, step, self._checkpoint["tbptt"]["log"]["tokens"])
         runs = Path("runs") / config_name([f"--config={file}" for file in self._get(self.config, "config") or []])
@@ -203,17 +172,29 @@ class LitCLI(LightningCLI):
 
     # Subcommands
 
+    def _nothing_left(self) -> bool:
+        end = self._get(self.config, "trainer").max_steps
+        return self._checkpoint is not None and 0 <= end <= self._checkpoint["global_step"]
+
     def before_fit(self) -> None:
-        path = self._get(self.config, "init_from")
-        if path is None:
-            return
+        weights, tokenizer = self._get(self.config, "init_from"), option(self._given, "data.tokenizer")
         if self._checkpoint is not None:
-            raise InputError("init_from and ckpt_path: a run is either new or continued; give one of them")
-        checkpoint = read_checkpoint(path)
-        self.model.on_load_checkpoint(checkpoint)
-        self.model.load_state_dict(checkpoint["state_dict"])
-        if self._get(self.config, "data.tokenizer") == TextLanesDataModule().hparams.tokenizer:
-            self.datamodule.tokenizer = self.model.tokenizer
+            if weights is not None:
+                raise InputError("init_from and ckpt_path: a run is either new or continued; give one of them")
+            if self._nothing_left():
+                print(
+                    f"nothing is left to train: the checkpoint is at optimizer step {self._checkpoint['global_step']}"
+                )
+            if tokenizer is None:
+                self._take_tokenizer()
+            self.model.changed_optimizer = changed_options("optimizer", self._saved_settings, self._now)
+            self.model.changed_schedule = changed_options("lr_scheduler", self._saved_settings, self._now)
+        elif weights is not None:
+            checkpoint = read_checkpoint(weights)
+            self.model.on_load_checkpoint(checkpoint)
+            self.model.load_state_dict(checkpoint["state_dict"])
+            if tokenizer is None:
+                self.datamodule.tokenizer = self.model.tokenizer
 
     def before_validate(self) -> None:
         self._take_tokenizer()
@@ -263,34 +244,28 @@ class LitCLI(LightningCLI):
                 evaluate(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
                 results[split] = self._found(prefix)
         print(f"\n{result_table(results)}\n")
-        if "test" in results and self.datamodule.splits["test"].num_bytes <= MOST_BYTES:
+        test = self.datamodule.splits.get("test")
+        whole = test is not None and results["test"]["num_targets"] == test.num_tokens
+        if test is not None and whole and test.num_bytes <= MOST_BYTES:
             ours = {"this model": results["test"]["bits_per_byte"]}
             print(f"{comparison_table(ours | compressor_bits_per_byte(self.datamodule.documents['test']))}\n")
-        (sample,) = self.model.generate([""], 400, temperature=0.8, seed=1)
+        (sample,) = self.model.generate([""], 300, temperature=0.8, seed=1)
         script = Path(sys.argv[0]).name
+        core = self._get(self.config, "model.core.class_path")
+        named = "" if core.startswith("lit_tbptt.") else f" --model.core {core}"
         print(f"a sample:\n{sample}\n\nrun folder: {self.trainer.log_dir}\ncheckpoint: {path}")
-        print(f"write:      python {script} generate --ckpt_path {path} --prompt 'def '")
-        print(f"continue:   python {script} fit --ckpt_path {saved.last_model_path} --trainer.max_steps N")
+        print(f"write:      python {script} generate --ckpt_path {path}{named} --prompt '...'")
+        print(f"continue:   python {script} fit --ckpt_path {saved.last_model_path}{named} --trainer.max_steps N")
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; what a user can mend is one message and a non-zero exit status."""
     # Lightning 2.6 calls a jsonargparse function by its old name; a user can do nothing about it.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*is deprecated")  # likewise, and a torch function
     try:
         LitCLI(args)
     except (InputError, MisconfigurationException) as error:
         sys.exit(f"error: {error}")
     except DivergenceError as error:
         sys.exit(f"stopped: {error}")
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        section, _, key = name.partition(".")
-        if key:
-            nested.setdefault(section, {})[key] = value
-        else:
-            nested[section] = value
-    return nested

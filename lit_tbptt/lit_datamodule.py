@@ -44,7 +44,7 @@ class TextLanesDataModule(LightningDataModule):
         num_lanes: Parallel sequences in training.
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
         windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
-            Lightning counts in batches.
+            Lightning counts in batches; a resumed run keeps it.
         eval_num_lanes: Parallel sequences in validation and test.
         cache_dir: Where datasets and token files are kept. Left out: the Hugging Face cache.
 
@@ -75,7 +75,8 @@ class TextLanesDataModule(LightningDataModule):
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key")}
         # Objects stay out of the checkpoint, which holds plain values only.
         self.save_hyperparameters(
-            {key: None if _is_object(value) else value for key, value in given.items()}, logger=False
+            {key: f"<{type(value).__name__}>" if _is_object(value) else value for key, value in given.items()},
+            logger=False,
         )
         self.path = path
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
@@ -104,6 +105,11 @@ class TextLanesDataModule(LightningDataModule):
                 f"data.path={self._settings.path!r}: has no {needed} split, only {', '.join(self.splits)}"
                 + ("; set data.val_fraction above 0 to hold one out" if needed == "validation" else "")
             )
+        # Too few tokens for the lanes is found out here, before anything is trained.
+        if needed == "train":
+            self.train_dataloader()
+        if needed != "test":
+            self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run must find again, by the name of the setting that decides it."""

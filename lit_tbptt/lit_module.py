@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_tbptt.checkpoint import read_checkpoint
+from lit_tbptt.errors import InputError
 from lit_tbptt.lit_optimization import ManualOptimization
 from lit_tbptt.lit_position import Position
 from lit_tbptt.lit_training_log import TrainingLog
@@ -80,7 +81,13 @@ class LitTBPTT(ManualOptimization):
         trainer = self.trainer
         done, self._skip_windows = self._skip_windows, 0
         self.position = Position(
-            trainer.global_step, self.current_epoch, batch_idx, done, len(batch.windows), batch.position
+            trainer.global_step,
+            self.current_epoch,
+            batch_idx,
+            done,
+            len(batch.windows),
+            batch.position,
+            trainer.fit_loop.epoch_loop.total_batch_idx,
         )
         for window in batch.windows[done:]:
             if trainer.global_step == trainer.max_steps:
@@ -132,9 +139,11 @@ class LitTBPTT(ManualOptimization):
             "random": random_state(),
         }
         checkpoint["epoch"], checkpoint["global_step"] = position.epoch, position.step
+        position.rewrite(checkpoint["loops"]["fit_loop"], self._resumable_loader())
+
+    def _resumable_loader(self) -> bool:
         loader = self.trainer.train_dataloader
-        resumable = hasattr(loader, "load_state_dict") and hasattr(loader, "state_dict")
-        position.rewrite(checkpoint["loops"]["fit_loop"], resumable)
+        return hasattr(loader, "load_state_dict") and hasattr(loader, "state_dict")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is None:
@@ -155,6 +164,12 @@ class LitTBPTT(ManualOptimization):
         self._skip_windows = 0
         if saved is not None:
             self.position = Position(**saved["position"])
+            if self.position.data is not None and not self._resumable_loader():
+                raise InputError(
+                    f"the checkpoint was written inside an epoch, and the training data, a "
+                    f"{type(self.trainer.train_dataloader).__name__}, cannot start there: give it state_dict() and "
+                    "load_state_dict(state), as StridedLanes has, or resume from a checkpoint of an epoch's end"
+                )
             self._skip_windows = 0 if self.position.closed else self.position.windows
             self._metrics = saved["metrics"]
             if saved["carry"] is not None:
@@ -162,6 +177,7 @@ class LitTBPTT(ManualOptimization):
             self.log_book.load_state_dict(self.trainer, saved["log"])
             for optimizer in self.trainer.optimizers:
                 optimizer._opt_called = True  # or torch warns of a schedule that steps before it
+            self.change_optimizer()
             set_random_state(saved["random"])
         self.log_book.start_clock()
 
@@ -222,8 +238,8 @@ class LitTBPTT(ManualOptimization):
         values = {f"{stage}/{name}": float(value) for name, value in self.evaluation_values().items()}
         # For callbacks that monitor a metric; the loggers get it at our own x-axis.
         self.log_dict(values, logger=False)
-        if self.trainer.sanity_checking:
-            return
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return  # an evaluation of some checkpoint is no point of the training curve
         # Where max_steps breaks a batch off, Lightning validates at a place that the run continued would pass by.
         passing = not self.position.at_batch_end
         self.log_book.write(self.trainer, values, passing)
@@ -241,7 +257,7 @@ class LitTBPTT(ManualOptimization):
 
     def on_validation_epoch_end(self) -> None:
         self._evaluation_end("val")
-        if not self.trainer.sanity_checking:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.position.closed = self.position.at_batch_end
 
     def on_validation_end(self) -> None:

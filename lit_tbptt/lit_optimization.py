@@ -29,6 +29,8 @@ class ManualOptimization(LightningModule):
         self.automatic_optimization = False
         self.clip_norm = clip_norm
         self._schedules: list[Schedule] = []
+        self.changed_optimizer: dict[str, Any] = {}
+        self.changed_schedule: dict[str, Any] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keeps when a subclass's schedules step, which Lightning drops under manual optimization."""
@@ -57,6 +59,24 @@ class ManualOptimization(LightningModule):
         # Here, and not before the step: only here are the gradients unscaled under fp16.
         if self.clip_norm is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
+
+    def change_optimizer(self) -> None:
+        """Sets the options in `changed_optimizer` and `changed_schedule`, over what a checkpoint has restored.
+
+        A learning rate is changed by the ratio of the new one to the old, wherever its schedule stands.
+        """
+        for group in self.trainer.optimizers[0].param_groups:
+            for name, value in self.changed_optimizer.items():
+                if name == "lr":
+                    group["lr"] *= value / group.get("initial_lr", group["lr"])
+                    group["initial_lr"] = value
+                else:
+                    group[name] = tuple(value) if isinstance(value, list) else value
+        for schedule in self._schedules:
+            if "lr" in self.changed_optimizer and hasattr(schedule.scheduler, "base_lrs"):
+                schedule.scheduler.base_lrs = [group["initial_lr"] for group in self.trainer.optimizers[0].param_groups]
+            for name, value in self.changed_schedule.items():
+                setattr(schedule.scheduler, name, value)
 
     def step_schedules(self, interval: str, count: int, metrics: Mapping[str, Any]) -> None:
         """Steps the schedules of an interval.

@@ -20,6 +20,7 @@ class Position:
         windows: Windows of that batch that are done.
         num_windows: Windows of that batch; 0 before the first one has come.
         data: What the batch says of its place in the data. None: the start of an epoch.
+        batches_before: Batches of the whole run before this one.
         closed: Whether all that follows the batch's last window, validation in the first place, is done as well.
     """
 
@@ -29,6 +30,7 @@ class Position:
     windows: int = 0
     num_windows: int = 0
     data: Mapping[str, Any] | None = None
+    batches_before: int = 0
     closed: bool = False
 
     @property
@@ -38,7 +40,7 @@ class Position:
 
     def next_epoch(self) -> "Position":
         """Returns the start of the next epoch."""
-        return Position(step=self.step, epoch=self.epoch + 1)
+        return Position(step=self.step, epoch=self.epoch + 1, batches_before=self.batches_before + 1)
 
     def loader_state(self) -> dict[str, Any]:
         """Returns what a loader's `load_state_dict` takes: the batch to start at, how many to skip, the epoch."""
@@ -55,11 +57,13 @@ class Position:
         done = self.batch + int(self.closed)
         started = self.epoch + int(inside)
         epochs = {"ready": started, "started": started, "processed": self.epoch, "completed": self.epoch}
-        batches = dict.fromkeys(("ready", "started", "processed", "completed"), done)
+        counted = ("ready", "started", "processed", "completed")
+        # Lightning schedules validations that are not tied to epochs by the batches of the whole run.
+        total = dict.fromkeys(counted, self.batches_before + int(self.closed))
         steps = {"ready": self.step, "completed": self.step}
         loop["epoch_progress"] = {"total": epochs, "current": dict(epochs)}
         progress = loop["epoch_loop.batch_progress"]
-        progress |= {"total": batches, "current": dict(batches)}
+        progress |= {"total": total, "current": dict.fromkeys(counted, done)}
         # While it is true, Lightning ends the epoch before it has fetched another batch.
         progress["is_last_batch"] = progress["is_last_batch"] and self.closed
         loop["epoch_loop.manual_optimization.optim_step_progress"] = {"total": steps, "current": dict(steps)}

@@ -41,4 +41,4 @@ def comparison_table(bits_per_byte: Mapping[str, float]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:.4f}"
+    return f"{value:,.0f}" if value == int(value) and value > 1 else f"{value:.4f}"

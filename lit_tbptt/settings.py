@@ -1,8 +1,11 @@
 """Settings below the configuration file: the defaults, and what a checkpoint says; and where checkpoints are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lit_tbptt import cores
 from lit_tbptt.checkpoint import newest_readable, read_checkpoint
@@ -12,20 +15,31 @@ from lit_tbptt.errors import InputError
 DEFAULTS = {
     "model.core": {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256}},
     "model.clip_norm": 1.0,
-    "optimizer": {
-        "class_path": "torch.optim.AdamW",
-        "init_args": {"lr": 4e-3, "betas": [0.9, 0.99], "weight_decay": 0.01, "fused": True},
-    },
+    "optimizer": {"class_path": "torch.optim.AdamW"},
     "lr_scheduler": {"class_path": "lit_tbptt.WarmupCosineLR", "init_args": {"warmup_steps": 100}},
+    # Evaluation sums in float64, which Apple's GPUs lack.
+    "trainer.accelerator": "auto" if torch.cuda.is_available() else "cpu",
     "trainer.max_steps": 4800,
     "trainer.max_epochs": -1,
     "trainer.val_check_interval": 300,  # batches of 8 windows
     "trainer.check_val_every_n_epoch": None,
     "trainer.log_every_n_steps": 25,
 }
-# A byte needs no wide embedding. Who chooses a core, a tokenizer or a configuration gets the core's own default.
-DEFAULT_JOB_CORE = {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256, "input_size": 64}}
-CHOICES = ("--config", "-c", "--model.core", "--model.tie_weights", "--data.tokenizer")
+# What suits that job alone. Who chooses for himself, by one of these options, gets the class's own defaults.
+DEFAULT_JOB = {
+    # A byte needs no wide embedding.
+    "model.core": (
+        {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256, "input_size": 64}},
+        ("--config", "-c", "--model.core", "--model.tie_weights", "--data.tokenizer"),
+    ),
+    "optimizer": (
+        {
+            "class_path": "torch.optim.AdamW",
+            "init_args": {"lr": 4e-3, "betas": [0.9, 0.99], "weight_decay": 0.01, "fused": True},
+        },
+        ("--config", "-c", "--optimizer=", "--optimizer "),
+    ),
+}
 # Options of the trainer that manual optimization cannot take, and what to use instead.
 REFUSED = {
     "gradient_clip_val": "set model.clip_norm",
@@ -34,17 +48,32 @@ REFUSED = {
 }
 # Modules whose classes a checkpoint may name. Only numbers and plain words reach them, nothing that could be imported.
 _KNOWN = ("torch.optim.", "lit_tbptt.schedules.", "lit_tbptt.WarmupCosineLR", "lightning.pytorch.cli.ReduceLROnPlateau")
+_OBJECTS = ("logger", "callbacks", "plugins", "strategy", "profiler")
 _CORES = tuple(f"lit_tbptt.{name}" for name in cores.__all__ if name != "RecurrentCore")
 
 
 def option(args: Sequence[str], name: str) -> str | None:
-    """Returns the value of `--name` in a command line, or None."""
+    """Returns the value of `--name` in a command line, the last one as parsers do, or None."""
+    found = None
     for place, arg in enumerate(args):
         if arg == f"--{name}" and place + 1 < len(args):
-            return args[place + 1]
-        if arg.startswith(f"--{name}="):
-            return arg.split("=", 1)[1]
-    return None
+            found = args[place + 1]
+        elif arg.startswith(f"--{name}="):
+            found = arg.split("=", 1)[1]
+    return found
+
+
+def set_option(args: Sequence[str], name: str, value: str) -> list[str]:
+    """Returns the command line with another value of `--name`."""
+    places = [place for place, arg in enumerate(args) if arg == f"--{name}"]
+    left_out = {*places, *(place + 1 for place in places)}
+    kept = [arg for place, arg in enumerate(args) if place not in left_out and not arg.startswith(f"--{name}=")]
+    return [*kept, f"--{name}={value}"]
+
+
+def words(texts: Iterable[str]) -> set[str]:
+    """Returns the words of command lines and configuration files."""
+    return set(re.split(r"[\s=\"',\[\]{}]+", " ".join(texts)))
 
 
 def config_name(given: Sequence[str]) -> str:
@@ -65,7 +94,7 @@ def find_checkpoint(asked: str, runs: Path, run_name: str | None) -> tuple[Path,
     Args:
         asked: `last`, `best`, or a path.
         runs: The folder of this configuration's runs.
-        run_name: The run that `last` and `best` are of. None: the newest.
+        run_name: The run that `last` and `best` are of. None: the one that was written to last.
 
     Raises:
         InputError: It is not there or cannot be read.
@@ -74,7 +103,7 @@ def find_checkpoint(asked: str, runs: Path, run_name: str | None) -> tuple[Path,
         return Path(asked), read_checkpoint(asked)
     if run_name is None:
         candidates = [path for path in runs.glob("*") if any(path.glob("checkpoints/*.ckpt"))]
-        run = max(candidates, key=_age, default=None)
+        run = max(candidates, key=_written, default=None)
     else:
         run = runs / run_name
     if run is None or not any(run.glob("checkpoints/*.ckpt")):
@@ -83,22 +112,24 @@ def find_checkpoint(asked: str, runs: Path, run_name: str | None) -> tuple[Path,
             "--run_name) as the run to continue, or the path of a checkpoint"
         )
     if asked == "best":
-        return run / "checkpoints" / "best.ckpt", read_checkpoint(run / "checkpoints" / "best.ckpt")
+        best = run / "checkpoints" / "best.ckpt"
+        if not best.exists():
+            raise InputError(f"ckpt_path='best': {run} was not validated yet and has no best.ckpt; use last")
+        return best, read_checkpoint(best)
     return newest_readable(run / "checkpoints")
 
 
-def _age(run: Path) -> tuple[int, float]:
-    number = run.name.removeprefix("version_")
-    return (int(number) if number.isdigit() else -1, run.stat().st_mtime)
+def _written(run: Path) -> float:
+    return max(path.stat().st_mtime for path in run.glob("checkpoints/*.ckpt"))
 
 
-def checkpoint_settings(checkpoint: Mapping[str, Any], everything: bool, named: str) -> dict[str, Any]:
+def checkpoint_settings(checkpoint: Mapping[str, Any], everything: bool, named: Set[str]) -> dict[str, Any]:
     """Returns the settings a checkpoint was made with, by their names on the command line.
 
     Args:
         checkpoint: The checkpoint.
         everything: Whether the run is to be continued. Otherwise model and data are enough.
-        named: What the user wrote: a foreign class must be named there to be imported.
+        named: The words that the user wrote: a foreign class must be named there to be imported.
 
     Raises:
         InputError: It names a class that is not imported because a file says so.
@@ -121,17 +152,19 @@ def checkpoint_settings(checkpoint: Mapping[str, Any], everything: bool, named: 
             f"trainer.{key}": value for key, value in sections.get("trainer", {}).items() if not _is_object(key, value)
         }
     for key in ("model.core", "optimizer", "lr_scheduler"):
-        if isinstance(found.get(key), dict):
+        if found.get(key) is not None:
             _check_class(key, found[key], named)
     return found
 
 
 def _is_object(key: str, value: Any) -> bool:
-    return isinstance(value, (dict, list)) or key in ("logger", "callbacks", "plugins", "strategy", "profiler")
+    return isinstance(value, (dict, list)) or key in _OBJECTS or (isinstance(value, str) and "." in value)
 
 
-def _check_class(key: str, entry: Mapping[str, Any], named: str) -> None:
-    path = entry["class_path"]
+def _check_class(key: str, entry: Any, named: Set[str]) -> None:
+    path = entry.get("class_path") if isinstance(entry, dict) else None
+    if not isinstance(path, str):
+        raise InputError(f"the checkpoint has {key}={entry}, which is no class with its arguments")
     trusted = path in _CORES if key == "model.core" else path.startswith(_KNOWN)
     plain = all(
         not isinstance(value, dict) and "." not in str(value if isinstance(value, str) else "")
@@ -145,13 +178,34 @@ def _check_class(key: str, entry: Mapping[str, Any], named: str) -> None:
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Says what is set differently now from what a checkpoint has, a line a setting."""
-    current = dict(_flat(now))
-    lines = []
-    for name, before in _flat(saved):
-        if name in current and current[name] != before:
-            lines.append(f"{name}: {before} in the checkpoint, {current[name]} now")
+    """Says what is set otherwise now than in a checkpoint, a line a setting.
+
+    Args:
+        saved: What `checkpoint_settings` returned.
+        now: The settings of this run by section.
+    """
+    before, current = dict(_flat(saved)), dict(_flat(now))
+    differ = [name for name, value in before.items() if name in current and current[name] != value]
+    lines = [f"{name}: {before[name]} in the checkpoint, {current[name]} now" for name in differ]
+    if "trainer.max_steps" in differ and current.get("lr_scheduler.init_args.num_steps", 0) is None:
+        lines.append("lr_scheduler: it ends at trainer.max_steps, so the learning rates to come change as well")
     return lines
+
+
+def changed_options(key: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of the optimizer or the schedule that a resumed run changes.
+
+    Raises:
+        InputError: It would change the class itself.
+    """
+    before, current = saved.get(key) or {}, now.get(key) or {}
+    if before and before.get("class_path") != current.get("class_path"):
+        raise InputError(
+            f"{key}={current.get('class_path')}, where the run to be resumed has {before.get('class_path')}: a resumed "
+            "run cannot change it; keep it, or start a new run from these weights with --init_from"
+        )
+    old, new = before.get("init_args") or {}, current.get("init_args") or {}
+    return {name: value for name, value in new.items() if name in old and old[name] != value}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,6 @@ SMALL = [
 # Lightning's own, about a machine and not about a run.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run"),
 ]
 
 

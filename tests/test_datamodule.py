@@ -86,13 +86,20 @@ def test_the_word_vocabulary_is_found_again(words_folder, tmp_path):
 
 
 def test_a_corpus_without_validation_has_nothing_to_validate_on():
-    data = TextLanesDataModule(corpus("ab", "cd"), val_fraction=0, num_lanes=2)
+    data = TextLanesDataModule(corpus("ab", "cd"), val_fraction=0.0, num_lanes=2)
     data.setup("fit")
     assert data.val_dataloader() == []
     with pytest.raises(InputError, match=r"no validation split.*val_fraction above 0"):
         data.setup("validate")
     with pytest.raises(InputError, match="no test split, only train"):
         data.setup("test")
+
+
+def test_data_from_python_are_not_mistaken_for_the_default_corpus():
+    kept = TextLanesDataModule(corpus("ab"), tokenizer=ByteTokenizer()).hparams
+    assert (kept.path, kept.tokenizer) == ("<Dataset>", "<ByteTokenizer>")
+    with pytest.raises(InputError, match=r"data\.path='<Dataset>': the data were handed over from Python"):
+        TextLanesDataModule(kept.path).setup("fit")
 
 
 @pytest.mark.parametrize("argument", ["num_lanes", "k1", "windows_per_batch", "eval_num_lanes"])
@@ -104,12 +111,11 @@ def test_numbers_below_one_are_refused(argument):
 def test_an_empty_corpus_and_too_few_tokens_are_refused(tmp_path):
     with pytest.raises(InputError, match="train split of the corpus is empty: 2 documents"):
         TextLanesDataModule(corpus("", ""), val_fraction=0, cache_dir=str(tmp_path)).setup("fit")
-    data = TextLanesDataModule(DatasetDict(train=corpus("abcdef"), validation=corpus("ab")), num_lanes=8)
-    data.setup("fit")
+    few = DatasetDict(train=corpus("abcdef"), validation=corpus("ab"))
     with pytest.raises(InputError, match=r"data\.num_lanes=8: the train split has 7 tokens"):
-        data.train_dataloader()
+        TextLanesDataModule(few, num_lanes=8).setup("fit")
     with pytest.raises(InputError, match=r"data\.eval_num_lanes=16: the validation split has 3 tokens"):
-        data.val_dataloader()
+        TextLanesDataModule(few, num_lanes=7).setup("fit")
 
 
 def test_ids_are_mapped_and_not_read(tmp_path):

@@ -274,6 +274,21 @@ def test_any_module_is_loaded_from_a_checkpoint_and_resumed(tmp_path):
     same_weights(again, whole)
 
 
+def test_data_that_cannot_start_inside_an_epoch_are_refused_there(tmp_path):
+    trainer = fit(Regression(k1=5), batches(5, 4), max_steps=6, max_epochs=-1)
+    trainer.save_checkpoint(tmp_path / "inside.ckpt", weights_only=False)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(InputError, match="written inside an epoch, and the training data, a Batches, cannot start"):
+        trainer.fit(Regression(k1=5), batches(5, 4), ckpt_path=tmp_path / "inside.ckpt")
+
+
 def test_bad_settings_are_refused():
     for options, message in (
         ({"k1": 0}, "k1=0"),

@@ -15,12 +15,11 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(r"^python train\.py (.*)$", README, re.MULTILINE)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run"),
     pytest.mark.filterwarnings("ignore:.*IterableDataset"),
 ]
 
 
-@pytest.mark.parametrize("snippet", PYTHON, ids=["language model", "any task", "pieces"])
+@pytest.mark.parametrize("snippet", PYTHON, ids=["language model", "any task", "pieces", "core"])
 def test_the_snippets_run(snippet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(snippet, {"__name__": "snippet"})

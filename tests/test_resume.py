@@ -61,7 +61,7 @@ def build(schedule, k2):
     return module
 
 
-def fit(folder, windows_per_batch, schedule, max_steps=-1, resume=None, k2=None, val=True, callbacks=()):
+def fit(folder, windows_per_batch, schedule, max_steps=-1, resume=None, k2=None, val=0.5, callbacks=()):
     """Runs in a process whose generators stand anywhere, and returns what the end looks like."""
     if resume is None:
         seed_everything(1, verbose=False)
@@ -77,7 +77,8 @@ def fit(folder, windows_per_batch, schedule, max_steps=-1, resume=None, k2=None,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         log_every_n_steps=3,
-        val_check_interval=0.5 if val else 1.0,
+        val_check_interval=val or 1.0,
+        check_val_every_n_epoch=None if isinstance(val, int) and val else 1,
         logger=run_loggers(folder, *((saved["position"]["step"], saved["log"]["tokens"]) if saved else ())),
         callbacks=[steps, RunCheckpoint(), *callbacks],
     )
@@ -166,11 +167,11 @@ class Copies(Callback):
         self.save(trainer, "epoch-start")
 
 
-@pytest.mark.parametrize("val", [True, False])
+@pytest.mark.parametrize("val", [0.5, 3, 0])
 @pytest.mark.parametrize("windows_per_batch", [1, 4])
 def test_continued_from_wherever_a_checkpoint_was_saved(windows_per_batch, val, tmp_path):
     """As after a kill: the run that was saved went on, and the one that continues knows nothing of that."""
-    schedule = monitored if val else per_epoch
+    schedule = monitored if val == 0.5 else per_epoch
     copies = Copies(tmp_path / "copies")
     folder = tmp_path / "run" / "version_0"
     trainer, module, steps = fit(folder, windows_per_batch, schedule, val=val, callbacks=[copies])

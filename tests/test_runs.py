@@ -1,9 +1,11 @@
 """Runs from the command line: where they live, how they are continued, and what they refuse."""
 
 import csv
+import math
 import os
 import pickle
 import re
+import resource
 import signal
 import struct
 import subprocess
@@ -37,7 +39,6 @@ SMALL = [
     "--lr_scheduler.num_steps=40",
 ]
 RUN = Path("runs/default/version_0")
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended to run")
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +131,85 @@ def test_last_is_of_the_newest_run_unless_one_is_named(first):
     assert (Path(cli.trainer.log_dir).name, cli.trainer.global_step) == ("one", 22)
     cli = LitCLI(["validate", "--ckpt_path=best", "--run_name=two"])
     assert cli._checkpoint["global_step"] <= 4
+    cli = LitCLI(["validate", "--ckpt_path=last"])
+    assert cli._checkpoint["global_step"] == 22  # of `one`, which was written to last
+
+
+def test_there_is_no_best_before_a_validation_and_nothing_to_train_after_the_end(first, capfd):
+    main([*first, "--trainer.max_steps=2"])
+    assert "was not validated yet" in refused("generate", "--ckpt_path=best")
+    capfd.readouterr()
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=1"])
+    assert "nothing is left to train: the checkpoint is at optimizer step 2" in capfd.readouterr().out
+    assert last()["global_step"] == 2
+
+
+def test_optimizer_options_can_change_on_a_resume_and_its_class_cannot(first):
+    main([*first, "--lr_scheduler=null"])
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=24", "--optimizer.lr=1e-5", "--optimizer.weight_decay=0.5"])
+    group = last()["optimizer_states"][0]["param_groups"][0]
+    assert (group["lr"], group["weight_decay"]) == (pytest.approx(1e-5), 0.5)
+    options = ["--optimizer=SGD", "--optimizer.lr=1", "--trainer.max_steps=26"]
+    message = refused("fit", "--ckpt_path=last", *options)
+    assert re.search(r"optimizer=torch.optim.SGD, where .* has torch.optim.AdamW", message)
+
+
+def test_a_learning_rate_changes_under_its_schedule(first):
+    main([*first, "--lr_scheduler.warmup_steps=0"])
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=31", "--optimizer.lr=0.008"])
+    rates = {int(row["step"]): float(row["train/lr"]) for row in trained(curve())}
+    # Half a cosine over 40 steps; the logged rate is that of the step to come.
+    for step, peak in ((18, 0.004), (21, 0.008), (30, 0.008)):
+        assert rates[step] == pytest.approx(peak * 0.5 * (1 + math.cos(math.pi * step / 40)))
+
+
+def test_a_run_from_weights_is_continued_with_their_tokenizer(first, words_folder):
+    main([*first, "--run_name=a"])
+    small = [option for option in SMALL if not option.startswith(("--data.tokenizer", "--lr_scheduler"))]
+    main(
+        [
+            "fit",
+            f"--data.path={words_folder}",
+            *small,
+            "--run_name=b",
+            "--init_from=runs/default/a/checkpoints/last.ckpt",
+            "--trainer.max_steps=3",
+        ]
+    )
+    main(["fit", "--ckpt_path=last", "--run_name=b", "--trainer.max_steps=5"])
+    assert read_checkpoint("runs/default/b/checkpoints/last.ckpt")["tokenizer"]["name"] == "word"
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(first):
+    main(first)
+    before = (RUN / "metrics.csv").read_text()
+    main(["fit", "--ckpt_path=last"])
+    assert (RUN / "metrics.csv").read_text() == before
+
+
+def test_a_checkpoint_in_a_config_file_is_not_passed_over(first):
+    Path("mine.yaml").write_text("ckpt_path: last\n")
+    assert "give it on the command line" in refused(*first, "--config=mine.yaml")
+
+
+def test_only_the_checkpoints_own_argument_is_replaced(first, capfd):
+    main(first)
+    capfd.readouterr()
+    main(["generate", "--ckpt_path", "last", "--num_tokens=3", "--prompt", "last"])
+    assert capfd.readouterr().out.split()[0] == "last"
+
+
+def test_the_progress_bar_can_be_switched_off(first, capfd):
+    main([*first, "--trainer.enable_progress_bar=false", "--trainer.max_steps=3"])
+    assert "step/s" not in capfd.readouterr().err
+
+
+def test_an_optimizer_that_is_chosen_has_its_own_defaults(first):
+    cli = LitCLI([*first, "--optimizer=AdamW", "--optimizer.lr=0.01", "--trainer.max_steps=1"])
+    group = cli.trainer.optimizers[0].param_groups[0]
+    assert (group["lr"] > 0, group["betas"], bool(group["fused"])) == (True, (0.9, 0.999), False)
+    cli = LitCLI([*first, "--optimizer.lr=0.01", "--trainer.max_steps=1"])
+    assert tuple(cli.trainer.optimizers[0].param_groups[0]["betas"]) == (0.9, 0.99)
 
 
 def test_no_checkpoint_is_an_error_that_says_where_it_looked(first):
@@ -221,16 +301,19 @@ def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(first):
 def test_a_full_disk_does_not_stop_a_run(first, monkeypatch):
     saved = []
 
-    def torn(checkpoint, path):
+    def limited(checkpoint, path):
         saved.append(checkpoint["global_step"])
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
         if 8 <= saved[-1] < 16:
-            Path(path).write_bytes(b"half a file")
-            raise OSError(28, "No space left on device")
-        save(checkpoint, path)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+        try:
+            save(checkpoint, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     save = torch.save
-    monkeypatch.setattr(torch, "save", torn)
-    with pytest.warns(UserWarning, match=r"could not be written \(.*No space left.*last good checkpoint: .*last\.ckpt"):
+    monkeypatch.setattr(torch, "save", limited)
+    with pytest.warns(UserWarning, match=r"could not be written \(.*last good checkpoint: .*last\.ckpt"):
         main([*first, "--checkpoint.every_n_steps=2"])
     assert max(saved) == last()["global_step"] == 20
     assert not list((RUN / "checkpoints").glob("*.part"))
@@ -317,7 +400,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(first):
     assert not Path("exploded").exists()
 
 
-@pytest.mark.parametrize("planted", ["core", "optimizer", "callable"])
+@pytest.mark.parametrize("planted", ["core", "optimizer", "callable", "text", "accelerator"])
 def test_a_checkpoint_that_names_a_foreign_class_imports_nothing(first, planted, tmp_path, monkeypatch):
     (tmp_path / "foreign.py").write_text("import os\nos.mkdir('exploded')\nclass Core: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -327,15 +410,21 @@ def test_a_checkpoint_that_names_a_foreign_class_imports_nothing(first, planted,
     entry = {"class_path": "foreign.Core", "init_args": {}}
     if planted == "core":
         checkpoint["settings"]["model"]["core"] = checkpoint["hyper_parameters"]["core"] = entry
-    elif planted == "optimizer":
-        checkpoint["settings"]["optimizer"] = entry
+    elif planted in ("optimizer", "text"):
+        checkpoint["settings"]["optimizer"] = entry if planted == "optimizer" else "foreign.Core"
+    elif planted == "accelerator":
+        checkpoint["settings"]["trainer"]["accelerator"] = "foreign.Core"
     else:
         checkpoint["settings"]["lr_scheduler"] = {
             "class_path": "torch.optim.lr_scheduler.LambdaLR",
             "init_args": {"lr_lambda": "foreign.Core"},
         }
     write_checkpoint(checkpoint, file)
-    assert "not imported because a file says so" in refused("fit", f"--ckpt_path={file}", "--trainer.max_steps=30")
+    if planted == "accelerator":  # left out: trainer settings that could be imported are not taken
+        main(["fit", f"--ckpt_path={file}", "--trainer.max_steps=22"])
+    else:
+        message = refused("fit", f"--ckpt_path={file}", "--trainer.max_steps=30")
+        assert re.search("not imported because a file says so|no class with its arguments", message)
     if planted == "core":
         assert "not imported because" in refused("generate", f"--ckpt_path={file}")
         with pytest.raises(InputError, match="pass it as core="):

@@ -101,6 +101,11 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
             make_tokenizer(name, [])
 
 
+def test_a_misspelt_name_is_not_looked_for_on_the_hub():
+    with pytest.raises(InputError, match=r"data\.tokenizer='wrod': did you mean word"):
+        make_tokenizer("wrod", [])
+
+
 @pytest.mark.parametrize(("name", "limit"), [("byte", 100), ("word", 1)])
 def test_a_limit_that_makes_no_sense_is_refused(name, limit):
     with pytest.raises(InputError, match=f"data.vocabulary_limit={limit}"):

@@ -61,6 +61,10 @@ class SignalHandling(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._asked is not None:  # it came after the last window; RunCheckpoint has saved since
+            raise SystemExit(128 + self._asked)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()
 

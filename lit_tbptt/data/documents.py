@@ -104,6 +104,8 @@ def standard_library(salt: str) -> dict[str, list[str]]:
 def _load(path: str | None, name: str | None, salt: str, options: dict[str, Any]) -> Dataset | DatasetDict:
     if path is None:
         return _read("text", None, options | {"data_files": standard_library(salt)}, "Python's standard library")
+    if path.startswith("<"):
+        raise InputError(f"data.path={path!r}: the data were handed over from Python; say where they are now")
     local = Path(path)
     if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
         return datasets.load_from_disk(path)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,9 @@ def make_tokenizer(name: str, train_texts: Iterable[str], vocabulary_limit: int 
 
 def _load(name: str) -> hf.Tokenizer:
     path = Path(name)
+    meant = get_close_matches(name, BUILT_IN)
+    if meant and not path.exists():
+        raise InputError(f"data.tokenizer={name!r}: did you mean {meant[0]}?")
     try:
         if path.is_dir():
             path = path / "tokenizer.json"
