@@ -157,10 +157,11 @@ class LitCLI(LightningCLI):
         path = self._checkpoint_path
         if self._checkpoint is not None and path.parent.name == "checkpoints":
             step = self._checkpoint["tbptt"]["position"]["step"]
-            if self._nothing_left():
-                return run_loggers(path.resolve().parent.parent, sys.maxsize)
             self.save_config_kwargs["config_filename"] = f"config_from_step_{step}.yaml"
-            return run_loggers(path.resolve().parent.parent, step, self._checkpoint["tbptt"]["log"]["tokens"])
+            run = path.resolve().parent.parent
+            if self._nothing_left():
+                return run_loggers(run, sys.maxsize)  # nothing will be written, so nothing is dropped
+            return run_loggers(run, step, self._checkpoint["tbptt"]["log"]["tokens"])
         runs = Path("runs") / config_name([f"--config={file}" for file in self._get(self.config, "config") or []])
         name = self._get(self.config, "run_name") or next_version(runs)
         if any((runs / name).glob("checkpoints/*.ckpt")):

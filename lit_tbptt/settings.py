@@ -132,8 +132,10 @@ def checkpoint_settings(checkpoint: Mapping[str, Any], everything: bool, named: 
         named: The words that the user wrote: a foreign class must be named there to be imported.
 
     Raises:
-        InputError: It names a class that is not imported because a file says so.
+        InputError: It is not a language model's, or names a class that is not imported because a file says so.
     """
+    if not {"tbptt", "tokenizer", "hyper_parameters"} <= checkpoint.keys():
+        raise InputError("the checkpoint is not one of this package's language models")
     if "settings" in checkpoint:
         sections = checkpoint["settings"]
     else:  # made from Python

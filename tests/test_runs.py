@@ -183,8 +183,18 @@ def test_a_run_from_weights_is_continued_with_their_tokenizer(first, words_folde
 def test_the_same_command_on_a_finished_run_changes_nothing(first):
     main(first)
     before = (RUN / "metrics.csv").read_text()
+    settings = (RUN / "config.yaml").read_text()
     main(["fit", "--ckpt_path=last"])
     assert (RUN / "metrics.csv").read_text() == before
+    assert (RUN / "config.yaml").read_text() == settings
+
+
+def test_somebody_elses_checkpoint_is_no_model_of_ours(tmp_path):
+    write_checkpoint({"state_dict": {}, "global_step": 3}, tmp_path / "other.ckpt")
+    for subcommand in ("fit", "test", "generate"):
+        assert "not one of this package's" in refused(subcommand, f"--ckpt_path={tmp_path}/other.ckpt")
+    with pytest.raises(InputError, match="not a checkpoint of a language model"):
+        LitLanguageModel.load_from_checkpoint(tmp_path / "other.ckpt")
 
 
 def test_a_checkpoint_in_a_config_file_is_not_passed_over(first):
