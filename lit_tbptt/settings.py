@@ -151,7 +151,7 @@ def checkpoint_settings(checkpoint: Mapping[str, Any], everything: bool, named: 
         found |= {f"checkpoint.{key}": value for key, value in sections.get("checkpoint", {}).items()}
         # Callbacks, loggers and plugins are objects: they come from the configuration file, each time.
         found |= {
-            f"trainer.{key}": value for key, value in sections.get("trainer", {}).items() if not _is_object(key, value)
+            f"trainer.{key}": value for key, value in sections.get("trainer", {}).items() if not _names_code(key, value)
         }
     for key in ("model.core", "optimizer", "lr_scheduler"):
         if found.get(key) is not None:
@@ -159,7 +159,7 @@ def checkpoint_settings(checkpoint: Mapping[str, Any], everything: bool, named: 
     return found
 
 
-def _is_object(key: str, value: Any) -> bool:
+def _names_code(key: str, value: Any) -> bool:
     return isinstance(value, (dict, list)) or key in _OBJECTS or (isinstance(value, str) and "." in value)
 
 

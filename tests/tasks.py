@@ -5,6 +5,17 @@ from torch import nn
 
 from lit_tbptt import Batch, LitTBPTT, Window
 
+# A run from the command line on the words_folder of conftest.py, of some seconds.
+SMALL_RUN = [
+    "--model.core.hidden_size=9",
+    "--model.k1=5",
+    "--data.num_lanes=3",
+    "--data.windows_per_batch=2",
+    "--data.eval_num_lanes=2",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_model_summary=false",
+]
+
 
 class Recurrence(nn.Module):
     """h_t = w h_{t-1} + x_t, loss h_t: small enough to know every gradient exactly."""

@@ -5,24 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tasks import SMALL_RUN
 
 from lit_tbptt import LitLanguageModel
 from lit_tbptt.cli import LitCLI, main
 
 ROOT = Path(__file__).parent.parent
-SMALL = [
-    "--model.core.hidden_size=9",
-    "--model.k1=5",
-    "--data.num_lanes=3",
-    "--data.windows_per_batch=2",
-    "--data.eval_num_lanes=2",
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_model_summary=false",
-]
-# Lightning's own, about a machine and not about a run.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +22,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 def run(words_folder, capfd):
     """Runs a subcommand on the small corpus and returns what it printed."""
 
-    def run(subcommand, *options, small=SMALL, path=words_folder):
+    def run(subcommand, *options, small=SMALL_RUN, path=words_folder):
         main([subcommand, f"--data.path={path}", *small, *options])
         return capfd.readouterr().out
 
@@ -114,7 +102,7 @@ def test_evaluation_and_text_from_a_checkpoint_alone(run, checkpoint, words_fold
 
 
 def test_the_optimizer_and_the_schedule_are_what_is_asked_for(words_folder):
-    arguments = [f"--data.path={words_folder}", *SMALL, "--trainer.fast_dev_run=true"]
+    arguments = [f"--data.path={words_folder}", *SMALL_RUN, "--trainer.fast_dev_run=true"]
     cli = LitCLI(
         [
             "fit",

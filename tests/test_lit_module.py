@@ -23,7 +23,7 @@ def batches(k1, windows_per_batch=1, data=None, resets=()):
     return Batches(windows_of(*(data or sequence()), k1, resets), windows_per_batch)
 
 
-def fit(model, train, val=None, **options):
+def fit(model, train, val=None, resume=None, **options):
     settings = {
         "max_epochs": 2,
         "accelerator": "cpu",
@@ -36,7 +36,7 @@ def fit(model, train, val=None, **options):
         "num_sanity_val_steps": 0,
     }
     trainer = Trainer(**(settings | options))
-    trainer.fit(model, train, val)
+    trainer.fit(model, train, val, ckpt_path=resume)
     return trainer
 
 
@@ -261,32 +261,15 @@ def test_any_module_is_loaded_from_a_checkpoint_and_resumed(tmp_path):
     assert_close(dict(loaded.state_dict()), dict(module.float().state_dict()))
     fit(whole, batches(5, 4))
     again = Regression(k1=5, lr=0.1)
-    trainer = Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        precision="64-true",
-    )
-    trainer.fit(again, batches(5, 4), ckpt_path=tmp_path / "one.ckpt")
+    fit(again, batches(5, 4), resume=tmp_path / "one.ckpt")
     same_weights(again, whole)
 
 
 def test_data_that_cannot_start_inside_an_epoch_are_refused_there(tmp_path):
     trainer = fit(Regression(k1=5), batches(5, 4), max_steps=6, max_epochs=-1)
     trainer.save_checkpoint(tmp_path / "inside.ckpt", weights_only=False)
-    trainer = Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     with pytest.raises(InputError, match="written inside an epoch, and the training data, a Batches, cannot start"):
-        trainer.fit(Regression(k1=5), batches(5, 4), ckpt_path=tmp_path / "inside.ckpt")
+        fit(Regression(k1=5), batches(5, 4), resume=tmp_path / "inside.ckpt")
 
 
 def test_bad_settings_are_refused():

@@ -13,10 +13,6 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(r"^python train\.py (.*)$", README, re.MULTILINE)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*IterableDataset"),
-]
 
 
 @pytest.mark.parametrize("snippet", PYTHON, ids=["language model", "any task", "pieces", "core"])

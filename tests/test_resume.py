@@ -92,7 +92,7 @@ def everything(trainer, module):
     state = [*module.state_dict().values(), *carry["state"], *(part for window in carry["context"] for part in window)]
     for parameter in trainer.optimizers[0].state.values():
         state += [torch.as_tensor(value) for value in parameter.values()]
-    state += [torch.get_rng_state(), torch.tensor(np.random.random(3)), torch.tensor([random.random()])]  # noqa: NPY002
+    state += [torch.get_rng_state(), torch.tensor(np.random.random(3)), torch.tensor([random.random()])]  # noqa: NPY002 - the global generator is what is compared
     state.append(torch.tensor([group["lr"] for group in trainer.optimizers[0].param_groups], dtype=torch.float64))
     return [part for part in state if part is not None], (trainer.current_epoch, trainer.global_step)
 

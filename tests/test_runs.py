@@ -17,21 +17,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tasks import SMALL_RUN
 
 from lit_tbptt import InputError, LitLanguageModel, RecurrentCore
 from lit_tbptt.checkpoint import read_checkpoint, write_checkpoint
 from lit_tbptt.cli import LitCLI, main
 
 SMALL = [
+    *SMALL_RUN,
     "--model.core=GRU",
     "--model.core.hidden_size=9",
     "--model.output_dropout=0.2",
-    "--model.k1=5",
-    "--data.num_lanes=3",
-    "--data.windows_per_batch=2",
-    "--data.eval_num_lanes=2",
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_model_summary=false",
     "--data.tokenizer=word",
     "--trainer.log_every_n_steps=3",
     "--trainer.max_steps=20",

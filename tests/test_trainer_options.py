@@ -4,19 +4,15 @@ import csv
 from pathlib import Path
 
 import pytest
+from tasks import SMALL_RUN
 
 from lit_tbptt.cli import LitCLI
 
 SMALL = [
+    *SMALL_RUN,
     "--model.core=GRU",
     "--model.core.hidden_size=9",
-    "--model.k1=5",
-    "--data.num_lanes=3",
-    "--data.windows_per_batch=2",
-    "--data.eval_num_lanes=2",
-    "--trainer.accelerator=cpu",
     "--data.tokenizer=word",
-    "--trainer.enable_model_summary=false",
     "--trainer.log_every_n_steps=1",
     "--lr_scheduler=null",
 ]

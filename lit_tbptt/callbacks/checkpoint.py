@@ -67,7 +67,6 @@ class RunCheckpoint(Checkpoint):
         self.settings: dict[str, Any] | None = None
         self.folder = Path()
         self._saved_at = time.monotonic()
-        self._saved_step = -1
 
     @property
     def last_model_path(self) -> str:
@@ -82,7 +81,7 @@ class RunCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
-        self._saved_at, self._saved_step = time.monotonic(), -1
+        self._saved_at = time.monotonic()
 
     def on_window_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves where steps or minutes say so."""
