@@ -30,6 +30,12 @@ class LitLanguageModel(LitTBPTT):
         core: The recurrent part: RNN, LSTM, GRU, or any RecurrentCore.
         k1: Tokens per lane between two optimizer steps.
         k2: The horizon: how many tokens back from a window's end a gradient may travel. Left out: the same as k1.
+        checkpoint_every: Keep only every so manyth state for the backward pass and compute the rest again there: a long
+            horizon in little memory. Left out: everything is kept.
+        loss_reduction: Whether the gradient is that of the mean or of the sum over a window's scored targets.
+        carry_state: Whether a window starts from the state that the one before it left. If not, every k1 tokens start
+            from the initial state, in evaluation too.
+        state_drop_probability: Probability that a lane starts afresh at a window, in training.
         clip_norm: Largest norm of the gradient of all parameters together. Left out: it is not clipped.
         embedding_dropout: Probability of dropping a feature of the embedded input, in training.
         output_dropout: Probability of dropping a feature of the core's output, in training.
@@ -48,6 +54,10 @@ class LitLanguageModel(LitTBPTT):
         core: RecurrentCore | None = None,
         k1: int = 64,
         k2: int | None = None,
+        checkpoint_every: int | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        carry_state: bool = True,
+        state_drop_probability: float = 0.0,
         clip_norm: float | None = None,
         embedding_dropout: float = 0.0,
         output_dropout: float = 0.0,
@@ -56,7 +66,16 @@ class LitLanguageModel(LitTBPTT):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] | None = None,
     ) -> None:
-        super().__init__(k1, k2, clip_norm)
+        training: dict[str, Any] = {
+            "k1": k1,
+            "k2": k2,
+            "checkpoint_every": checkpoint_every,
+            "loss_reduction": loss_reduction,
+            "carry_state": carry_state,
+            "state_drop_probability": state_drop_probability,
+            "clip_norm": clip_norm,
+        }
+        super().__init__(**training)
         core = LSTM() if core is None else core
         options: dict[str, Any] = {
             "embedding_dropout": embedding_dropout,
@@ -66,9 +85,7 @@ class LitLanguageModel(LitTBPTT):
         self.save_hyperparameters(
             {
                 "core": {"class_path": _class_name(type(core)), "init_args": core.init_args},
-                "k1": k1,
-                "k2": k2,
-                "clip_norm": clip_norm,
+                **training,
                 **options,
             }
         )

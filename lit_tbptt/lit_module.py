@@ -4,75 +4,89 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from lit_tbptt.checkpoint import read_checkpoint
 from lit_tbptt.errors import InputError
+from lit_tbptt.lit_evaluation import StatefulEvaluation
 from lit_tbptt.lit_optimization import ManualOptimization
 from lit_tbptt.lit_position import Position
 from lit_tbptt.lit_training_log import TrainingLog
 from lit_tbptt.random_state import random_state, set_random_state
-from lit_tbptt.state import State, detach, reset_lanes
+from lit_tbptt.state import State
 from lit_tbptt.tbptt import Carry, Truncation
 from lit_tbptt.window import Batch, Window
 
 
-class LitTBPTT(ManualOptimization):
+class LitTBPTT(ManualOptimization, StatefulEvaluation):
     """Truncated backpropagation through time as a LightningModule.
 
     A subclass gives `initial_state`, `window_loss` and `configure_optimizers`. The data are any iterable of `Batch`es
     whose windows follow each other: row i of every window continues row i of the one before. An iterable that also has
     `state_dict` and `load_state_dict`, as `StridedLanes` has, is resumed at the batch where a run was stopped.
 
-    A callback may define `on_window_end(trainer, module)`, called after every optimizer step: the places where a
-    checkpoint can be taken, and a run stopped, without losing anything.
+    A lane starts afresh where the data say so (`Window.reset`), in every epoch's first window, and where
+    `carry_state` or `state_drop_probability` lets it.
+
+    A callback may define `on_window_end(trainer, module, window)`, called after every optimizer step: the places where
+    a checkpoint can be taken, and a run stopped, without losing anything.
 
     Args:
         k1: Tokens per lane between two optimizer steps.
-        k2: The horizon: how many tokens back from a window's end a gradient may travel. None: the same as `k1`.
-        clip_norm: Largest norm of the gradient of all parameters together. None: it is not clipped.
+        k2: The horizon: how many tokens back from a window's end a gradient may travel. Left out: the same as k1.
+        checkpoint_every: Keep only every so manyth state for the backward pass and compute the rest again there: a long
+            horizon in little memory. Left out: everything is kept.
+        loss_reduction: Whether the gradient is that of the mean or of the sum over a window's scored targets.
+        carry_state: Whether a window starts from the state that the one before it left. If not, every k1 tokens start
+            from the initial state, in evaluation too.
+        state_drop_probability: Probability that a lane starts afresh at a window, in training.
+        clip_norm: Largest norm of the gradient of all parameters together. Left out: it is not clipped.
 
     Attributes:
         carry: What the last window handed on.
         position: Where the run stands.
 
     Raises:
-        InputError: `k1` is below 1, `k2` below `k1`, or `clip_norm` not above 0.
+        InputError: A setting is out of its range, or `k2` above `k1` where no state is carried.
     """
 
-    def __init__(self, k1: int = 64, k2: int | None = None, clip_norm: float | None = None) -> None:
+    def __init__(
+        self,
+        k1: int = 64,
+        k2: int | None = None,
+        checkpoint_every: int | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        carry_state: bool = True,
+        state_drop_probability: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
         super().__init__(clip_norm)
-        self.truncation = Truncation(k1, k2)
+        self.truncation = Truncation(k1, k2, checkpoint_every)
+        if loss_reduction not in ("mean", "sum"):
+            raise InputError(f"model.loss_reduction={loss_reduction!r}: must be mean or sum")
+        if not 0 <= state_drop_probability <= 1:
+            raise InputError(f"model.state_drop_probability={state_drop_probability}: must be from 0 to 1")
+        if self.truncation.k2 > k1 and not carry_state:
+            raise InputError(
+                f"model.k2={k2} with model.carry_state=False: nothing lies before a window that a gradient could "
+                "reach; leave k2 out"
+            )
+        self.loss_reduction = loss_reduction
+        self.carry_state = carry_state
+        self.evaluation_steps = None if carry_state else k1
+        self.state_drop_probability = state_drop_probability
         self.carry: Carry | None = None
         self.position = Position()
         self.log_book = TrainingLog()
         self._resume: dict[str, Any] | None = None
         self._skip_windows = 0
         self._metrics: dict[str, float] = {}
-        self._evaluation_state: State | None = None
-
-    def initial_state(self, num_lanes: int) -> State:
-        """Returns the state of lanes that start afresh: any pytree of tensors, lane axis first in every leaf."""
-        raise NotImplementedError(f"{type(self).__name__} must define initial_state(num_lanes)")
-
-    def window_loss(self, window: Window, state: State) -> tuple[Tensor, Tensor | int, State]:
-        """Runs the model over one window.
-
-        Returns:
-            The loss summed over the scored targets, their number, and the state after the window.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define window_loss(window, state)")
 
     def advance(self, window: Window, state: State) -> State:
         """Runs over a window that is not scored; a subclass may leave out what only the loss needs."""
         return self.window_loss(window, state)[2]
-
-    def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:
-        """Names the values that are logged for a mean loss per target over `source`, a loader."""
-        return {"loss": mean_loss}
 
     # Training
 
@@ -92,6 +106,7 @@ class LitTBPTT(ManualOptimization):
         for window in batch.windows[done:]:
             if trainer.global_step == trainer.max_steps:
                 break
+            window = self._with_resets(window)
             self._step(window)
             self.position.step += 1
             self.position.windows += 1
@@ -99,17 +114,27 @@ class LitTBPTT(ManualOptimization):
                 self.log_dict(self._log_training(), prog_bar=True, logger=False, batch_size=1)
             for callback in trainer.callbacks:
                 if hasattr(callback, "on_window_end"):
-                    callback.on_window_end(trainer, self)
+                    callback.on_window_end(trainer, self, window)
         # Lightning's x-axis for what others log (LearningRateMonitor, self.log in a subclass): it counts batches, and
         # adds this one when it is done.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1
 
+    def _with_resets(self, window: Window) -> Window:
+        at_epoch_start = self.position.batch == self.position.windows == 0
+        if at_epoch_start or not self.carry_state:
+            return window.with_reset(torch.ones(window.num_lanes, dtype=torch.bool, device=self.device))
+        if self.state_drop_probability:
+            return window.with_reset(torch.rand(window.num_lanes, device=self.device) < self.state_drop_probability)
+        return window
+
     def _step(self, window: Window) -> None:
         optimizer = self.optimizers()
         loss, num_targets, self.carry = self.truncation(self, window, self.carry)
-        mean = loss / (num_targets.clamp(min=1) if isinstance(num_targets, Tensor) else max(num_targets, 1))
         optimizer.zero_grad()
-        self.manual_backward(mean)
+        if self.loss_reduction == "sum":
+            self.manual_backward(loss)
+        else:
+            self.manual_backward(loss / torch.as_tensor(num_targets).clamp(min=1))
         optimizer.step()
         self.log_book.add(loss, num_targets)
         self.step_schedules("step", self.trainer.global_step, self._metrics)
@@ -205,39 +230,9 @@ class LitTBPTT(ManualOptimization):
         module.load_state_dict(checkpoint["state_dict"])
         return module
 
-    # Evaluation has a state of its own, and leaves the training state alone.
+    # Evaluation: what it finds is logged as a point of the training curve
 
-    def evaluation_window(self, window: Window, state: State) -> State:
-        """Scores one window in evaluation and returns the state after it; a subclass with metrics overrides this."""
-        loss, num_targets, state = self.window_loss(window, state)
-        self._evaluation_sums += torch.stack([loss.double(), torch.as_tensor(num_targets, device=loss.device).double()])
-        return state
-
-    def evaluation_values(self) -> dict[str, float]:
-        """Returns what was found since `on_evaluation_start`, means over targets, all ranks together."""
-        loss, num_targets = self.all_gather(self._evaluation_sums).view(-1, 2).sum(0).tolist()
-        return self.describe_loss(loss / max(1.0, num_targets), None)
-
-    def on_evaluation_start(self) -> None:
-        """Forgets the state and the sums of the evaluation before."""
-        self._evaluation_state = None
-        self._evaluation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-
-    def _evaluation_step(self, batch: Batch) -> None:
-        for window in batch.windows:
-            fresh = self.initial_state(window.num_lanes)
-            state = self._evaluation_state
-            if state is None:
-                state = fresh
-            elif window.reset is not None:
-                state = reset_lanes(window.reset, fresh, state)
-            self._evaluation_state = detach(self.evaluation_window(window, state))
-
-    def _evaluation_end(self, stage: str) -> None:
-        self._evaluation_state = None
-        values = {f"{stage}/{name}": float(value) for name, value in self.evaluation_values().items()}
-        # For callbacks that monitor a metric; the loggers get it at our own x-axis.
-        self.log_dict(values, logger=False)
+    def on_evaluation_end(self, values: Mapping[str, float]) -> None:
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
             return  # an evaluation of some checkpoint is no point of the training curve
         # Where max_steps breaks a batch off, Lightning validates at a place that the run continued would pass by.
@@ -245,29 +240,10 @@ class LitTBPTT(ManualOptimization):
         self.log_book.write(self.trainer, values, passing)
         if not passing:
             self._metrics |= values
+        self.position.closed = self.position.at_batch_end
 
     def on_validation_start(self) -> None:
         self.log_book.pause_clock()
 
-    def on_validation_epoch_start(self) -> None:
-        self.on_evaluation_start()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._evaluation_end("val")
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.position.closed = self.position.at_batch_end
-
     def on_validation_end(self) -> None:
         self.log_book.resume_clock()
-
-    def on_test_epoch_start(self) -> None:
-        self.on_evaluation_start()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluation_end("test")

@@ -18,6 +18,7 @@ far edge is what is carried on. With k1 = k2 the context is empty and the far ed
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from lit_tbptt.errors import InputError
+from lit_tbptt.recompute import Run, run_in_segments
 from lit_tbptt.state import State, detach, num_lanes, requires_grad, reset_lanes
 from lit_tbptt.window import Window
 
@@ -104,12 +106,15 @@ class Truncation:
     Args:
         k1: Tokens per lane between two optimizer steps: the longest window that is accepted.
         k2: The horizon. None: the same as `k1`.
+        checkpoint_every: Keep only every so manyth state for the backward pass and run the steps between again there:
+            less memory for about a third more time, the same gradients; see `recompute.py`. About the square root of
+            `k2` needs the least memory. None: everything is kept.
 
     Raises:
-        InputError: `k1` is below 1 or `k2` below `k1`.
+        InputError: `k1` or `checkpoint_every` is below 1, or `k2` below `k1`.
     """
 
-    def __init__(self, k1: int, k2: int | None = None) -> None:
+    def __init__(self, k1: int, k2: int | None = None, checkpoint_every: int | None = None) -> None:
         if k1 < 1:
             raise InputError(f"k1={k1}: a window holds at least one token; set k1 to 1 or more")
         if k2 is not None and k2 < k1:
@@ -117,8 +122,11 @@ class Truncation:
                 f"k2={k2} with k1={k1}: the horizon must cover the window, or some losses would have no gradient at "
                 "all; set k2 >= k1, or leave it out for k2 = k1"
             )
+        if checkpoint_every is not None and checkpoint_every < 1:
+            raise InputError(f"checkpoint_every={checkpoint_every}: must be 1 or more; leave it out to keep all steps")
         self.k1 = k1
         self.k2 = k1 if k2 is None else k2
+        self.checkpoint_every = checkpoint_every
 
     def __call__(self, task: Task, window: Window, carry: Carry | None = None) -> WindowLoss:
         """Computes the loss of one window, ready for `backward`.
@@ -137,7 +145,9 @@ class Truncation:
                 "k1 steps; give both the same k1"
             )
         initial = task.initial_state(window.num_lanes)
-        carry = Carry(detach(initial)) if carry is None else carry
+        if carry is None:
+            carry = Carry(detach(initial))
+            window = window.with_reset(torch.ones(window.num_lanes, dtype=torch.bool, device=window.inputs.device))
         if num_lanes(carry.state) not in (None, window.num_lanes):
             raise InputError(
                 f"a window of {window.num_lanes} lanes after windows of {num_lanes(carry.state)}: the number of lanes "
@@ -148,26 +158,27 @@ class Truncation:
         far_edge = max(0, sum(piece.num_steps for piece in pieces) - (self.k2 - self.k1))
         state = far_edge_state = carry.state
         context: list[Window] = []
-        loss: Tensor | None = None
+        loss: Tensor | int = 0
         num_targets: Tensor | int = 0
         done = 0
         for piece in pieces:
-            scored = piece is window
+            run = task.window_loss if piece is window else partial(_advance, task)
             state = self._reset(piece, initial, state)
             for part in _cut(piece, far_edge - done):
-                if scored:
-                    part_loss, part_targets, state = task.window_loss(part, state)
-                    loss = part_loss if loss is None else loss + part_loss
-                    num_targets = num_targets + part_targets
-                else:
-                    state = task.advance(part, state)
+                part_loss, part_targets, state = self._run(run, part, state)
+                loss, num_targets = loss + part_loss, num_targets + part_targets
                 done += part.num_steps
                 if done > far_edge:
                     _append(context, part)
                 elif done == far_edge:
                     far_edge_state = detach(state)
-        assert loss is not None
+        assert isinstance(loss, Tensor)
         return WindowLoss(loss, num_targets, Carry(far_edge_state, tuple(context)))
+
+    def _run(self, run: Run, part: Window, state: State) -> tuple[Tensor | int, Tensor | int, State]:
+        if self.checkpoint_every is None:
+            return run(part, state)
+        return run_in_segments(run, part, state, self.checkpoint_every)
 
     @staticmethod
     def _reset(piece: Window, initial: State, carried: State) -> State:
@@ -178,6 +189,10 @@ class Truncation:
             nowhere = torch.zeros(piece.num_lanes, dtype=torch.bool, device=piece.inputs.device)
             return reset_lanes(nowhere, initial, carried)
         return carried
+
+
+def _advance(task: Task, part: Window, state: State) -> tuple[int, int, State]:
+    return 0, 0, task.advance(part, state)
 
 
 def _cut(piece: Window, step: int) -> tuple[Window, ...]:

@@ -1,6 +1,6 @@
 """What travels from the data to the training loop: windows, and batches of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,18 @@ class Window(NamedTuple):
             Window(self.inputs[:, first], self.targets[:, first], self.reset, mask_first),
             Window(self.inputs[:, second], self.targets[:, second], None, mask_second),
         )
+
+    def pieces(self, num_steps: int) -> Iterator["Window"]:
+        """Cuts the window into pieces of `num_steps` steps; the last one may be shorter."""
+        rest = self
+        while rest.num_steps > num_steps:
+            piece, rest = rest.split(num_steps)
+            yield piece
+        yield rest
+
+    def with_reset(self, lanes: Tensor) -> "Window":
+        """Lets the lanes where `lanes`, `[lane]` bool, is true start afresh here, besides those that do anyway."""
+        return self._replace(reset=lanes if self.reset is None else self.reset | lanes)
 
     def join(self, later: "Window") -> "Window":
         """Appends a window in which no lane starts afresh.

@@ -121,7 +121,7 @@ def test_the_optimizer_and_the_schedule_are_what_is_asked_for(words_folder):
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 20
     assert cli.model._schedules[0].monitor == "val/nats_per_token"
     assert type(cli.model.language_model.core).__name__ == "GRU"
-    assert cli.model.language_model.core.rnn.num_layers == 2
+    assert cli.model.language_model.core.num_layers == 2
     assert cli.model.clip_norm == 0.25
 
 

@@ -95,7 +95,7 @@ def test_it_equals_torchs_own_lstm():
     core = LSTM(5, 2, input_size=7)
     inputs = torch.randn(3, 11, 7)
     outputs, state = core(inputs, core.initial_state(3))
-    expected, (hidden, cell) = core.rnn(inputs)
+    expected, (hidden, cell) = core.rnn[0](inputs)
     assert_close(outputs, expected)
     assert_close(state, {"hidden": hidden.transpose(0, 1), "cell": cell.transpose(0, 1)})
 

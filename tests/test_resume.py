@@ -44,11 +44,11 @@ class Steps(Callback):
     def __init__(self):
         self.run, self.validated = [], []
 
-    def on_window_end(self, trainer, module):
+    def on_window_end(self, trainer, module, window):
         self.run.append(trainer.global_step)
 
 
-def build(schedule, k2):
+def build(schedule, k2, **training):
     module = LitLanguageModel(
         GRU(6, 2, dropout=0.3, learned_initial_state=True),
         K1,
@@ -56,19 +56,20 @@ def build(schedule, k2):
         clip_norm=0.5,
         output_dropout=0.2,
         lr_scheduler=schedule,
+        **training,
     )
     module._build(CharTokenizer("abcdefghijk"))
     return module
 
 
-def fit(folder, windows_per_batch, schedule, max_steps=-1, resume=None, k2=None, val=0.5, callbacks=()):
+def fit(folder, windows_per_batch, schedule, max_steps=-1, resume=None, k2=None, val=0.5, callbacks=(), **training):
     """Runs in a process whose generators stand anywhere, and returns what the end looks like."""
     if resume is None:
         seed_everything(1, verbose=False)
     else:
         seed_everything(random.randrange(99), verbose=False)
     saved = None if resume is None else torch.load(resume, weights_only=True)["tbptt"]
-    steps, data, module = Steps(), Data(windows_per_batch), build(schedule, k2)
+    steps, data, module = Steps(), Data(windows_per_batch), build(schedule, k2, **training)
     trainer = Trainer(
         max_epochs=EPOCHS,
         max_steps=max_steps,
@@ -140,6 +141,24 @@ def test_stopped_after_any_step_by_max_steps(stop, windows_per_batch, schedule, 
     assert curve(folder) == whole_curve
 
 
+@pytest.mark.parametrize("stop", [1, 4, 7, 10])
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"k2": 9, "checkpoint_every": 2, "state_drop_probability": 0.4, "loss_reduction": "sum"},
+        {"carry_state": False},
+    ],
+    ids=["k2, recomputed, dropped states", "no carried state"],
+)
+def test_every_way_to_train_is_continued(training, stop, tmp_path, uninterrupted):
+    expected, whole_curve = uninterrupted(4, per_step, **training)
+    folder = tmp_path / "run" / "version_0"
+    fit(folder, 4, per_step, stop, **training)
+    trainer, module, _ = fit(folder, 4, per_step, resume=folder / "checkpoints" / "last.ckpt", **training)
+    same(everything(trainer, module), expected)
+    assert curve(folder) == whole_curve
+
+
 class Copies(Callback):
     """Saves wherever a callback could."""
 
@@ -151,7 +170,7 @@ class Copies(Callback):
             self.paths.append(self.folder / f"{trainer.global_step:02}-{len(self.paths):03}-{place}.ckpt")
             trainer.save_checkpoint(self.paths[-1], weights_only=False)
 
-    def on_window_end(self, trainer, module):
+    def on_window_end(self, trainer, module, window):
         self.save(trainer, "window")
 
     def on_train_batch_end(self, trainer, *args):

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tbptt.checkpoint import read_checkpoint, write_checkpoint
 from lit_tbptt.errors import InputError
+from lit_tbptt.window import Window
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -83,7 +84,7 @@ class RunCheckpoint(Checkpoint):
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
         self._saved_at = time.monotonic()
 
-    def on_window_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
         """Saves where steps or minutes say so."""
         minutes = (time.monotonic() - self._saved_at) / 60
         if (self.every_n_steps and trainer.global_step % self.every_n_steps == 0) or (

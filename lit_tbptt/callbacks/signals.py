@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_tbptt.callbacks.checkpoint import RunCheckpoint
+from lit_tbptt.window import Window
 
 
 class SignalHandling(Callback):
@@ -40,8 +41,11 @@ class SignalHandling(Callback):
                 number = signal.Signals[name]
                 self._before[number] = signal.signal(number, self._handle)
 
-    def on_window_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
         """Does what was asked for."""
+        self._act(trainer)
+
+    def _act(self, trainer: Trainer) -> None:
         if not self._save and self._asked is None:
             return
         saving = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)]
@@ -56,7 +60,7 @@ class SignalHandling(Callback):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         # A validation stands between two windows and may be long; the run continued makes it anew.
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.on_window_end(trainer, pl_module)
+            self._act(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()

@@ -35,9 +35,15 @@ class _TorchCore(RecurrentCore):
         super().__init__()
         self.input_size = hidden_size if input_size is None else input_size
         self.output_size = hidden_size
-        # torch warns about dropout with a single layer, where there is nothing between layers to drop.
-        between = dropout if num_layers > 1 else 0.0
-        self.rnn: Any = module(self.input_size, hidden_size, num_layers, dropout=between, batch_first=True, **options)
+        self.num_layers = num_layers
+        # cuDNN draws the dropout between layers from a state of its own, which nothing can save: a run could not be
+        # resumed exactly, nor a step computed again. So with dropout every layer is a module of its own.
+        depth = 1 if dropout else num_layers
+        self.rnn = nn.ModuleList(
+            module(hidden_size if layer else self.input_size, hidden_size, depth, batch_first=True, **options)
+            for layer in range(0, num_layers, depth)
+        )
+        self.dropout = nn.Dropout(dropout)
         self.initial = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(num_layers, hidden_size)) for name in self.state_names}
             if learned_initial_state
@@ -46,7 +52,7 @@ class _TorchCore(RecurrentCore):
 
     def initial_state(self, num_lanes: int) -> State:
         """Returns `[lane, layer, feature]` tensors by name, zero unless they are learned."""
-        zeros = self.rnn.weight_hh_l0.new_zeros(num_lanes, self.rnn.num_layers, self.rnn.hidden_size)
+        zeros = next(self.rnn.parameters()).new_zeros(num_lanes, self.num_layers, self.output_size)
         return {
             name: self.initial[name].expand_as(zeros) if name in self.initial else zeros for name in self.state_names
         }
@@ -54,12 +60,16 @@ class _TorchCore(RecurrentCore):
     def forward(
         self, inputs: Float[Tensor, "lane time feature"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
-        # cuDNN wants [layer, lane, feature], contiguous.
-        given = tuple(state[name].transpose(0, 1).contiguous() for name in self.state_names)
-        outputs, after = self.rnn(inputs, given if len(given) > 1 else given[0])
-        after = after if len(given) > 1 else (after,)
-        returned = {name: leaf.transpose(0, 1) for name, leaf in zip(self.state_names, after, strict=True)}
-        return outputs, like(returned, state)
+        outputs = inputs
+        after: list[tuple[Tensor, ...]] = []
+        leaves = [state[name].chunk(len(self.rnn), 1) for name in self.state_names]
+        for module, *given in zip(self.rnn, *leaves, strict=True):
+            # cuDNN wants [layer, lane, feature], contiguous.
+            moved = tuple(leaf.transpose(0, 1).contiguous() for leaf in given)
+            outputs, last = module(self.dropout(outputs) if after else outputs, moved if len(moved) > 1 else moved[0])
+            after.append(last if len(moved) > 1 else (last,))
+        merged = [torch.cat(parts).transpose(0, 1) for parts in zip(*after, strict=True)]
+        return outputs, like(dict(zip(self.state_names, merged, strict=True)), state)
 
 
 class RNN(_TorchCore):
