@@ -86,3 +86,39 @@ def test_another_number_of_lanes_is_refused():
     inputs = torch.ones(2, 3, dtype=torch.float64)
     with pytest.raises(InputError, match="2 lanes after windows of 5"):
         Truncation(3)(Recurrence(), Window(inputs, inputs), Carry(Recurrence().initial_state(5)))
+
+
+@pytest.mark.parametrize(
+    ("horizon", "expected"), [(5, 5), (10, 10), (20, 16.476), (30, 9.870), (40, 0.5655), (41, None), (60, -5.897)]
+)
+def test_influence_balancing(horizon, expected):
+    """Tallec & Ollivier 2017: short horizons get even the sign of the derivative wrong, which is -6."""
+    n, p = 23, 10
+
+    class Influence:
+        def __init__(self):
+            self.theta = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+        def initial_state(self, num_lanes):
+            return torch.zeros(num_lanes, n, dtype=torch.float64)
+
+        def advance(self, window, state):
+            return self.window_loss(window, state)[2]
+
+        def window_loss(self, window, state):
+            matrix = torch.eye(n, dtype=torch.float64) / 2 + torch.diag(torch.full((n - 1,), 0.5), 1)
+            signs = torch.ones(n, dtype=torch.float64)
+            signs[p:] = -1
+            for _ in range(window.num_steps):
+                state = state @ matrix.T + self.theta * signs
+            return state[:, 0].sum(), 1, state
+
+    task, truncation, carry = Influence(), Truncation(1, horizon), None
+    for _ in range(120):
+        loss, _, carry = truncation(task, Window(torch.ones(1, 1), torch.ones(1, 1)), carry)
+    loss.backward()
+    found = task.theta.grad.item()
+    if expected is None:
+        assert found < 0
+    else:
+        assert found == pytest.approx(expected, abs=6e-4)

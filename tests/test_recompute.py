@@ -1,0 +1,123 @@
+"""`checkpoint_every` changes what is kept in memory, and nothing else."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from lit_tbptt import GRU, LSTM, RNN, InputError, RecurrentLM, Truncation, Window
+from lit_tbptt.metrics import summed_nats
+
+LANES, STEPS, VOCABULARY, WIDTH, HIDDEN = 3, 23, 11, 7, 5
+
+CORES = {
+    "rnn": lambda: RNN(HIDDEN, input_size=WIDTH),
+    "lstm": lambda: LSTM(HIDDEN, 3, dropout=0.3, learned_initial_state=True, input_size=WIDTH),
+    "gru": lambda: GRU(HIDDEN, 2, dropout=0.4, input_size=WIDTH),
+}
+
+
+class Task(RecurrentLM):
+    def __init__(self, core):
+        super().__init__(VOCABULARY, core, embedding_dropout=0.3, output_dropout=0.25)
+        self.calls = 0
+        self.double()
+
+    def window_loss(self, window, state):
+        self.calls += 1
+        logits, state = self(window.inputs, state)
+        return *summed_nats(logits, window.targets, window.mask), state
+
+    def advance(self, window, state):
+        return self.run_core(window.inputs, state)[1]
+
+
+def train(task, k1, k2, every, resets=()):
+    """Returns losses, gradients, the carry and the random numbers of some windows with SGD steps between them."""
+    ids = torch.randint(VOCABULARY, (LANES, STEPS + 1), generator=torch.Generator().manual_seed(3))
+    mask = torch.rand(LANES, STEPS, generator=torch.Generator().manual_seed(4)) < 0.8
+    torch.manual_seed(5)
+    truncation, carry, found = Truncation(k1, k2, every), None, []
+    for start in range(0, STEPS, k1):
+        some, later = slice(start, start + k1), slice(start + 1, start + k1 + 1)
+        reset = torch.tensor([False, True, False]) if start in resets else None
+        window = Window(ids[:, :-1][:, some], ids[:, later], reset, mask[:, some])
+        loss, num_targets, carry = truncation(task, window, carry)
+        task.zero_grad()
+        loss.backward()
+        found += [loss.detach(), torch.as_tensor(num_targets)]
+        found += [weight.grad.clone() for weight in task.parameters() if weight.grad is not None]
+        with torch.no_grad():
+            for weight in task.parameters():
+                if weight.grad is not None:
+                    weight -= 0.01 * weight.grad
+    return [*found, *carry.state.values(), torch.get_rng_state()]
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 99])
+@pytest.mark.parametrize(("k1", "k2", "resets"), [(5, 5, ()), (4, 13, ()), (6, 40, (12,)), (STEPS, STEPS, ())])
+def test_losses_gradients_and_random_numbers_are_the_same(core, every, k1, k2, resets):
+    torch.manual_seed(2)
+    plain = Task(CORES[core]())
+    torch.manual_seed(2)
+    recomputed = Task(CORES[core]())
+    expected = train(plain, k1, k2, None, resets)
+    assert_close(train(recomputed, k1, k2, every, resets), expected, rtol=0, atol=1e-12)
+    assert recomputed.calls >= 2 * plain.calls
+
+
+def test_what_a_task_draws_itself_is_drawn_again():
+    class Noisy(Task):
+        def window_loss(self, window, state):
+            self.drawn.append(torch.rand(()).item())
+            loss, num_targets, state = super().window_loss(window, state)
+            return loss * self.drawn[-1], num_targets, state
+
+    task = Noisy(CORES["gru"]())
+    task.drawn = []
+    window = Window(*torch.randint(VOCABULARY, (2, LANES, STEPS)))
+    Truncation(STEPS, checkpoint_every=9)(task, window).loss.backward()
+    forward, backward = task.drawn[:3], task.drawn[3:]
+    assert len(set(forward)) == 3
+    assert backward == forward[::-1]
+
+
+def test_few_activations_are_kept():
+    """The peak of what the forward pass leaves for the backward pass, counted by its tensors."""
+    kept = {}
+    for every in (None, 10):
+        size = 0
+
+        def count(tensor):
+            nonlocal size
+            size += tensor.numel()
+            return tensor
+
+        task = Task(RNN(HIDDEN, input_size=WIDTH))
+        window = Window(*torch.randint(VOCABULARY, (2, LANES, 400)))
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            Truncation(400, checkpoint_every=every)(task, window)
+        kept[every] = size
+    assert kept[10] < kept[None] / 50
+
+
+def test_bad_numbers_are_refused():
+    with pytest.raises(InputError, match="checkpoint_every=0: must be 1 or more"):
+        Truncation(5, checkpoint_every=0)
+
+
+def test_a_dropout_in_place_and_one_over_features_only():
+    """Masks without a time axis belong to no segment: they are drawn where they stand."""
+
+    class Odd(Task):
+        def forward(self, tokens, state):
+            outputs, state = self.run_core(tokens, state)
+            outputs = nn.functional.dropout(outputs * 1, 0.5, inplace=True)
+            return self.head(outputs), {"hidden": nn.functional.dropout(state["hidden"], 0.5)}
+
+    runs = []
+    for every in (None, STEPS):
+        torch.manual_seed(2)
+        runs.append(train(Odd(CORES["rnn"]()), 6, 6, every))
+    assert_close(*runs, rtol=0, atol=1e-12)
