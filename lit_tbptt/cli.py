@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import (
@@ -264,6 +265,8 @@ def main(args: list[str] | None = None) -> None:
     # Lightning 2.6 calls a jsonargparse function by its old name; a user can do nothing about it.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*is deprecated")  # likewise, and a torch function
+    # A gradient that has come far back vanishes into numbers below 1e-38, with which a CPU computes many times slower.
+    torch.set_flush_denormal(True)
     try:
         LitCLI(args)
     except (InputError, MisconfigurationException) as error:

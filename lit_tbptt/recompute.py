@@ -5,9 +5,9 @@
     backward                                      <------    a segment is run again, and its steps' activations
                                        <----------           live only while its gradient is computed
 
-What is kept falls from k2 steps to k2 / every states and the steps of one segment, for one more forward pass (Gruslys
-et al. 2016, "Memory-efficient backpropagation through time"; Chen et al. 2016, "Training deep nets with sublinear
-memory cost").
+What is kept falls from the activations of k2 steps to k2 / every states, the activations of one segment and what torch
+notes of every operation, for one more forward pass (Gruslys et al. 2016, "Memory-efficient backpropagation through
+time"; Chen et al. 2016, "Training deep nets with sublinear memory cost").
 """
 
 from collections.abc import Callable

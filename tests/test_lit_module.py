@@ -206,9 +206,10 @@ def test_no_checkpoint_is_written_of_a_loss_that_is_no_number(tmp_path):
     assert sorted(int(path.stem) for path in tmp_path.iterdir()) == list(range(1, 8))
 
 
-def test_bf16_follows_float32():
+@pytest.mark.parametrize("options", [{}, {"k2": 13}, {"k2": 13, "checkpoint_every": 4}])
+def test_bf16_follows_float32(options):
     data = tuple(part.float() for part in sequence())
-    full, half = pair(k1=5, lr=0.1)
+    full, half = pair(k1=5, lr=0.1, **options)
     start = {name: value.clone() for name, value in full.state_dict().items()}
     fit(full, batches(5, 2, data), precision="32-true")
     fit(half, batches(5, 2, data), precision="bf16-mixed")

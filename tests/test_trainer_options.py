@@ -95,3 +95,19 @@ def test_learning_rate_monitor_counts_optimizer_steps(fit):
         "--trainer.callbacks.logging_interval=step",
     )
     assert [int(row["step"]) for row in rows(cli) if row.get("lr-AdamW")] == [0, 2, 4, 6, 7, 9, 11, 13]
+
+
+def test_the_gradient_horizon(fit):
+    cli = fit(
+        "--trainer.max_steps=14",
+        "--model.k2=8",
+        "--model.checkpoint_every=2",
+        "--model.loss_reduction=sum",
+        "--model.state_drop_probability=0.1",
+        "--trainer.callbacks=GradientHorizon",
+        "--trainer.callbacks.every_n_steps=6",
+        "--trainer.callbacks.tokens_back=9",
+    )
+    drawn = [int(row["step"]) for row in rows(cli) if row["horizon/share_beyond_k2"]]
+    assert drawn == [6, 12]
+    assert (Path(cli.trainer.log_dir) / "gradient_horizon" / "step_12.png").stat().st_size > 5000

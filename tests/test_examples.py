@@ -1,0 +1,46 @@
+"""The examples are whole programs: they are run as a user runs them, on little data."""
+
+import ast
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, *arguments):
+    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--k1", "2", "--k2", "9"), ("--carry_state", "false")])
+def test_echo(options):
+    found = run("echo.py", "--num_lanes", 11, "--num_steps", 333, *options)
+    assert 0.4 < float(re.fullmatch(r"(0\.\d+) nats per step\n", found)[1]) < 0.75
+
+
+def test_chorales(tmp_path):
+    """Pieces that repeat a few chords are learnt; a blank mind would need 88 ln 2 = 61 nats a chord."""
+    generator = random.Random(3)
+    chords = [[60, 64, 67], [], [59, 62, 67, 79], [21], [108, 60]]
+    pieces = {
+        split: [[chords[(start + i) % 5] for i in range(generator.randrange(7, 40))] for start in range(count)]
+        for split, count in (("train", 23), ("valid", 5), ("test", 4))
+    }
+    (tmp_path / "pieces.json").write_text(json.dumps(pieces))
+    options = ("--k1", 6, "--k2", 15, "--hidden_size", 17, "--num_lanes", 3, "--num_epochs", 4)
+    found = ast.literal_eval(run("chorales.py", tmp_path / "pieces.json", *options).splitlines()[-1])
+    assert found.keys() == {"valid", "test"}
+    assert max(found.values()) < 15
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_they_are_short(example):
+    assert len(example.read_text().splitlines()) < 100
