@@ -52,7 +52,7 @@ class Pieces:
 
 
 class Composer(LitTBPTT):
-    """An LSTM with one yes or no for every key."""
+    """An LSTM with a yes-or-no output for every key."""
 
     def __init__(self, k1: int, k2: int | None, hidden_size: int) -> None:
         super().__init__(k1, k2, clip_norm=5.0)

@@ -1,7 +1,7 @@
 """The echo task: what a horizon reaches, and what a carried state is worth.
 
-x_t ~ Bernoulli(1/2) and P(y_t = 1) = .5 + .5 x_{t-3} - .25 x_{t-8}. The best possible loss is .6616 nats for who knows
-neither lag, .5192 with lag 3, .4545 with both; with the state reset every 5 steps it is .6046.
+x_t ~ Bernoulli(1/2) and P(y_t = 1) = .5 + .5 x_{t-3} - .25 x_{t-8}. The best possible loss is .6616 nats for a model
+that knows neither lag, .5192 with lag 3, .4545 with both; with the state reset every 5 steps it is .6046.
 
     python examples/echo.py --k1 5
     python examples/echo.py --k1 1 --k2 4

@@ -255,9 +255,12 @@ class LitCLI(LightningCLI):
         script = Path(sys.argv[0]).name
         core = self._get(self.config, "model.core.class_path")
         named = "" if core.startswith("lit_tbptt.") else f" --model.core {core}"
+        configs = "".join(f" --config {file}" for file in self._get(self.config, "config") or [])
         print(f"a sample:\n{sample}\n\nrun folder: {self.trainer.log_dir}\ncheckpoint: {path}")
         print(f"write:      python {script} generate --ckpt_path {path}{named} --prompt '...'")
-        print(f"continue:   python {script} fit --ckpt_path {saved.last_model_path}{named} --trainer.max_steps N")
+        print(
+            f"continue:   python {script} fit{configs} --ckpt_path {saved.last_model_path}{named} --trainer.max_steps N"
+        )
 
 
 def main(args: list[str] | None = None) -> None:

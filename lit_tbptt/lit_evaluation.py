@@ -15,7 +15,8 @@ class StatefulEvaluation(LightningModule):
     """Validation and test over windows that follow each other. Every target is scored once.
 
     Attributes:
-        evaluation_steps: Every so many steps the lanes start afresh. None: only where the data say so.
+        evaluation_steps: Lanes start afresh in every window, and there every so many steps. None: only where the data
+            say so.
     """
 
     evaluation_steps: int | None = None
@@ -26,7 +27,9 @@ class StatefulEvaluation(LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must define initial_state(num_lanes)")
 
     def window_loss(self, window: Window, state: State) -> tuple[Tensor, Tensor | int, State]:
-        """Runs the model over one window.
+        """Runs the model over one window, or over a piece of one, which may be a single step.
+
+        It is called again for context and with `checkpoint_every`, so it must count nothing on the side.
 
         Returns:
             The loss summed over the scored targets, their number, and the state after the window.

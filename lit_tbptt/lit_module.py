@@ -36,11 +36,11 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
     Args:
         k1: Tokens per lane between two optimizer steps.
         k2: The horizon: how many tokens back from a window's end a gradient may travel. Left out: the same as k1.
-        checkpoint_every: Keep only every so manyth state for the backward pass and compute the rest again there: a long
-            horizon in little memory. Left out: everything is kept.
+        checkpoint_every: Keep only every N-th state for the backward pass and compute the steps between again there: a
+            long horizon in little memory. Left out: everything is kept.
         loss_reduction: Whether the gradient is that of the mean or of the sum over a window's scored targets.
-        carry_state: Whether a window starts from the state that the one before it left. If not, every k1 tokens start
-            from the initial state, in evaluation too.
+        carry_state: Whether a window starts from the state that the one before it left. If not, every window starts
+            from the initial state; in evaluation too, where windows are cut to k1 tokens for that.
         state_drop_probability: Probability that a lane starts afresh at a window, in training.
         clip_norm: Largest norm of the gradient of all parameters together. Left out: it is not clipped.
 
@@ -56,6 +56,7 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
         self,
         k1: int = 64,
         k2: int | None = None,
+        *,
         checkpoint_every: int | None = None,
         loss_reduction: Literal["mean", "sum"] = "mean",
         carry_state: bool = True,

@@ -9,12 +9,7 @@ import torch
 
 def random_state() -> dict[str, Any]:
     """Returns the states of Python's, NumPy's and torch's global generators."""
-    version, words, gauss = random.getstate()
-    legacy: Any = np.random.get_state()  # noqa: NPY002 - other people's code still draws from it
-    kind, keys, place, has_gauss, cached = legacy
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, cached],
+    return host_random_state() | {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -22,10 +17,26 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Puts the generators back to what `random_state` returned."""
+    set_host_random_state(state)
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
+
+
+def host_random_state() -> dict[str, Any]:
+    """Returns the states of Python's and NumPy's global generators."""
+    version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state()  # noqa: NPY002 - other people's code still draws from it
+    kind, keys, place, has_gauss, cached = legacy
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, cached],
+    }
+
+
+def set_host_random_state(state: dict[str, Any]) -> None:
+    """Puts the generators back to what `host_random_state` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, place, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, cached))  # noqa: NPY002
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])

@@ -18,6 +18,7 @@ from torch.nn.functional import dropout
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from lit_tbptt.random_state import host_random_state, set_host_random_state
 from lit_tbptt.state import State
 from lit_tbptt.window import Window
 
@@ -28,61 +29,71 @@ Run = Callable[[Window, State], tuple[Tensor | int, Tensor | int, State]]
 def run_in_segments(run: Run, window: Window, state: State, every: int) -> tuple[Tensor | int, Tensor | int, State]:
     """Does what `run(window, state)` does, and keeps only the states between segments for the backward pass.
 
-    `run` must not depend on anything that changes between the forward and the backward pass. What it draws from the
-    global random numbers is drawn again alike. Dropout of `[lane, time, feature]` tensors has the very masks that one
-    call over the whole window would have.
+    Dropout of `[lane, time, feature]` tensors has the very masks that one call over the whole window would have. What
+    else is random is drawn by each segment for itself. In the backward pass everything is drawn again alike, from
+    Python's, NumPy's and torch's global generators; but cuDNN keeps a generator of its own for the `dropout` argument
+    of `nn.LSTM` and its like, so use several layers and `nn.Dropout` instead, as the cores of this package do.
 
     Args:
-        run: What to run; it is called once more for each segment in the backward pass.
+        run: What to run; it is called once more for each segment in the backward pass, and must then do the same.
         window: The steps to run over.
         state: The state before them.
         every: Steps per segment.
     """
     loss: Tensor | int = 0
     num_targets: Tensor | int = 0
-    masks, start = _DropoutMasks(window.num_steps), 0
+    segments, start = _Segments(window.num_steps), 0
     for segment in window.pieces(every):
         segment_loss, segment_targets, state = checkpoint(
-            masks.run, start, run, segment, state, use_reentrant=False, preserve_rng_state=True
+            segments.run, start, run, segment, state, use_reentrant=False, preserve_rng_state=True
         )
         loss, num_targets = loss + segment_loss, num_targets + segment_targets
         start += segment.num_steps
     return loss, num_targets, state
 
 
-class _DropoutMasks(TorchFunctionMode):
-    """Gives segments their parts of dropout masks that are drawn for the whole window at once.
+class _Segments(TorchFunctionMode):
+    """Runs segments, and gives them their parts of dropout masks that are drawn for the whole window at once.
 
-    Masks that were drawn segment by segment would be good ones too, but others: a run with `checkpoint_every` could
-    not be compared with, or take over from, one without. They are kept, in one byte an element.
+    Masks drawn segment by segment would be good ones too, but others: a run with `checkpoint_every` could not be
+    compared with one without. They are kept, in one byte an element, by the place of the call in its segment. The first
+    segment tells which calls are over time; where a later one makes another call at that place, it draws for itself.
     """
 
     def __init__(self, num_steps: int) -> None:
         super().__init__()
         self.num_steps = num_steps
         self.masks: dict[int, Tensor] = {}
-        self.segment = slice(0)
-        self.site = 0
+        self.random: dict[int, Any] = {}  # of Python and NumPy before each segment; `checkpoint` does it for torch
+        self.part = slice(0)
+        self.num_calls = 0
 
     def run(self, start: int, run: Run, segment: Window, state: State) -> Any:
-        self.segment = slice(start, start + segment.num_steps)
-        self.site = 0
-        with self:
-            return run(segment, state)
+        self.part, self.num_calls = slice(start, start + segment.num_steps), 0
+        now = host_random_state()
+        again = start in self.random
+        set_host_random_state(self.random.setdefault(start, now))
+        try:
+            with self:
+                return run(segment, state)
+        finally:
+            if again:
+                set_host_random_state(now)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (self._dropout if func is dropout else func)(*args, **kwargs or {})
 
     def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        steps = self.segment.stop - self.segment.start
-        if not training or not 0 < p < 1 or input.ndim < 3 or input.shape[1] != steps:
-            return dropout(input, p, training, inplace)
-        if self.segment.start == 0:
+        place, steps = self.num_calls, self.part.stop - self.part.start
+        self.num_calls += 1
+        over_time = training and 0 < p < 1 and input.ndim > 2 and input.shape[1] == steps
+        if over_time and self.part.start == 0:
             # Again in the backward pass, where the generator stands as it did: so it ends as it did, too.
-            self.masks[self.site] = dropout(_ones_like(input, self.num_steps), p) != 0
-        mask = self.masks[self.site][:, self.segment]
-        self.site += 1
-        return input * mask / (1 - p)
+            self.masks[place] = dropout(_ones_like(input, self.num_steps), p) != 0
+        mask = self.masks[place][:, self.part] if over_time and place in self.masks else None
+        if mask is None or mask.shape != input.shape:
+            return dropout(input, p, training, inplace)
+        return input.mul_(mask).div_(1 - p) if inplace else input * mask / (1 - p)
 
 
 def _ones_like(input: Tensor, num_steps: int) -> Tensor:

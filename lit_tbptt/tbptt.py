@@ -101,17 +101,16 @@ class WindowLoss(NamedTuple):
 class Truncation:
     """Runs a task over one window after another and cuts the gradient `k2` tokens back from each window's end.
 
-    A loss reaches back at least `k2 - k1` tokens and at most `k2`.
+    A loss reaches back at least `k2 - k1 + 1` tokens, its own included, and at most `k2`.
 
     Args:
         k1: Tokens per lane between two optimizer steps: the longest window that is accepted.
         k2: The horizon. None: the same as `k1`.
-        checkpoint_every: Keep only every so manyth state for the backward pass and run the steps between again there:
-            less memory for about a third more time, the same gradients; see `recompute.py`. About the square root of
-            `k2` needs the least memory. None: everything is kept.
+        checkpoint_every: Keep only every N-th state for the backward pass and run the steps between again there: less
+            memory for more time, the same gradients; see `recompute.py`. None: everything is kept.
 
     Raises:
-        InputError: `k1` or `checkpoint_every` is below 1, or `k2` below `k1`.
+        InputError: `k1` is below 1, `k2` below `k1`, or `checkpoint_every` below 2.
     """
 
     def __init__(self, k1: int, k2: int | None = None, checkpoint_every: int | None = None) -> None:
@@ -122,8 +121,8 @@ class Truncation:
                 f"k2={k2} with k1={k1}: the horizon must cover the window, or some losses would have no gradient at "
                 "all; set k2 >= k1, or leave it out for k2 = k1"
             )
-        if checkpoint_every is not None and checkpoint_every < 1:
-            raise InputError(f"checkpoint_every={checkpoint_every}: must be 1 or more; leave it out to keep all steps")
+        if checkpoint_every is not None and checkpoint_every < 2:
+            raise InputError(f"checkpoint_every={checkpoint_every}: must be 2 or more; leave it out to keep all steps")
         self.k1 = k1
         self.k2 = k1 if k2 is None else k2
         self.checkpoint_every = checkpoint_every

@@ -1,5 +1,6 @@
 """How far gradients reach, as numbers and as pictures; and that looking at them changes nothing."""
 
+import copy
 import csv
 
 import pytest
@@ -11,9 +12,10 @@ from test_cores import Leaky
 from test_lit_module import LANES, fit
 from test_resume import curve, everything, per_step, same
 from test_resume import fit as fit_text
+from torch import nn
 from torch.testing import assert_close
 
-from lit_tbptt import LSTM, InputError, RecurrentLM, Window
+from lit_tbptt import LSTM, InputError, LitTBPTT, RecurrentLM, Window
 from lit_tbptt.callbacks import GradientHorizon
 from lit_tbptt.horizon import gradient_norms, measure
 from lit_tbptt.metrics import summed_nats
@@ -36,11 +38,16 @@ def test_the_norms_of_a_recurrence_are_the_powers_of_its_weight():
     assert_close(norms, 0.7 ** torch.arange(1, 22, dtype=torch.float64), rtol=0, atol=1e-12)
     found = measure(norms, 9)
     assert found.ratio_per_token == pytest.approx(0.7, abs=1e-9)
-    assert found.norm_at_0 == pytest.approx(0.7, abs=1e-9)
+    assert found.fitted == pytest.approx(norms.tolist(), abs=1e-9)
     assert found.tokens_to_1_percent == 13  # .7 ** 13 < .01 < .7 ** 12
     assert found.share_beyond_k2 == pytest.approx((0.7**8 - 0.7**21) / (1 - 0.7**21), abs=1e-9)
     assert measure(torch.tensor([1.0, 2.0, 4.0]), 3).ratio_per_token == pytest.approx(2)
     assert measure(torch.tensor([1.0, 2.0, 4.0]), 3).tokens_to_1_percent is None
+    # What a reset has cut, and what has vanished, says nothing about how fast it went.
+    cut = measure(torch.tensor([1.0, 0.5, 0.25, 0.0, 0.0]), 3)
+    assert (len(cut.fitted), cut.tokens_to_1_percent) == (3, None)
+    assert cut.ratio_per_token == pytest.approx(0.5)
+    assert measure(torch.tensor([1.0, 0.0, 0.0]), 2).ratio_per_token is None
 
 
 def test_the_norms_of_an_lstm_are_those_of_autograd_one_state_at_a_time():
@@ -140,11 +147,118 @@ def test_tensorboard_has_the_picture(tmp_path):
     assert [event.step for event in events.Images("horizon/gradient")] == [5, 10]
 
 
+def test_a_curve_comes_as_soon_as_it_can(tmp_path):
+    """Where the last token is not scored, and where more tokens are wanted than have gone by."""
+
+    def drawn(options, k1, masks=()):
+        inputs = torch.randn(LANES, 40)
+        windows = list(Window(inputs, inputs).pieces(k1))
+        for number in masks:
+            windows[number] = windows[number]._replace(mask=torch.zeros(LANES, k1, dtype=torch.bool))
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        module = Masked(k1=k1)
+        fit(module, Batches(windows, 3), max_epochs=1, default_root_dir=folder, callbacks=[GradientHorizon(**options)])
+        return sorted(int(path.stem[5:]) for path in folder.glob("gradient_horizon/*.csv"))
+
+    assert drawn({"every_n_steps": 4}, 4) == [4, 8]
+    assert drawn({"every_n_steps": 3}, 4) == [4, 7, 10]
+    assert drawn({"every_n_steps": 3}, 4, masks=[6]) == [4, 10]
+    assert drawn({"every_n_steps": 4}, 4, masks=[3]) == [7, 10]
+    assert drawn({"every_n_steps": 1}, 2) == [4, 7, 10, 13, 16, 19]
+    assert drawn({"every_n_steps": 2, "tokens_back": 20}, 4) == [7]
+    assert drawn({"every_n_steps": 2, "tokens_back": 200}, 4) == []
+
+
+class Masked(Regression):
+    def window_loss(self, window, state):
+        loss, _, state = super().window_loss(window, state)
+        scored = window.mask_or_ones()
+        return loss * scored.any(), int(scored.sum()), state
+
+
+class Cell(LitTBPTT):
+    """h = f(w h + x), in the way of a user who does not think of dtypes."""
+
+    def __init__(self, weight, bend, state, norm=None, **options):
+        super().__init__(k1=5, clip_norm=0.1, **options)
+        self.inner, self.norm, self.bend, self.state = nn.Linear(1, 1, bias=False), norm, bend, state
+        nn.init.constant_(self.inner.weight, weight)
+
+    def initial_state(self, num_lanes):
+        return self.state(num_lanes)
+
+    def window_loss(self, window, state):
+        x = window.inputs.unsqueeze(-1)
+        x = x if self.norm is None else self.norm(x.transpose(1, 2)).transpose(1, 2)
+        total = 0
+        for step in x.unbind(1):
+            state = self.bend(self.inner(state) + step) if state.is_floating_point() else state + 1
+            total = total + (state.float() + self.inner(step)).square().sum()
+        return total, window.targets.numel(), state
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def float_state(num_lanes):
+    return torch.zeros(num_lanes, 1)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("cell", "files"),
+    [
+        ((0.5, torch.tanh, float_state), 4),
+        ((20.0, lambda x: (20 * x).sin(), float_state), 4),  # explodes beyond what float32 holds
+        ((0.5, torch.tanh, lambda num_lanes: torch.zeros(num_lanes, 1, dtype=torch.long)), 0),
+        ((0.5, torch.tanh, float_state, nn.BatchNorm1d(1)), 4),
+    ],
+    ids=["tanh", "exploding", "counts only", "buffers"],
+)
+def test_any_task_trains_on_as_it_was(cell, files, precision, tmp_path):
+    data = Batches(list(Window(*torch.randn(2, LANES, 80, generator=torch.Generator().manual_seed(3))).pieces(5)), 3)
+    ends = []
+    for callbacks in ([], [GradientHorizon(4, 60), GradientHorizon(7)]):
+        module = copy.deepcopy(Cell(*cell))
+        fit(module, data, max_epochs=1, precision=precision, callbacks=callbacks, default_root_dir=tmp_path)
+        ends.append([*module.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert len(list(tmp_path.glob("gradient_horizon/*"))) == files
+
+
+def test_what_overflows_is_cut():
+    found = measure(torch.tensor([1.0, 10.0, 100.0, torch.inf, torch.nan]), 3)
+    assert found.ratio_per_token == pytest.approx(10)
+    assert len(found.fitted) == 3
+    assert found.share_beyond_k2 is None
+
+
+def test_a_complex_state_counts_by_its_size():
+    class Rotation:
+        turn = torch.tensor(0.5 + 0.5j, dtype=torch.complex128)
+
+        def initial_state(self, num_lanes):
+            return torch.zeros(num_lanes, 1, dtype=torch.complex128)
+
+        def advance(self, window, state):
+            return self.turn * state + window.inputs
+
+        def window_loss(self, window, state):
+            state = self.advance(window, state)
+            return state.real.sum(), 1, state
+
+    inputs = torch.randn(LANES, 6, dtype=torch.float64)
+    norms = gradient_norms(Rotation(), Carry(Rotation().initial_state(LANES), (Window(inputs, inputs),)), 5)
+    sizes = abs(Rotation.turn) ** torch.arange(1, 7, dtype=torch.float64)
+    assert_close(norms, sizes, rtol=0, atol=1e-12)
+
+
 def test_bad_settings_and_a_missing_matplotlib_are_named(monkeypatch):
-    with pytest.raises(InputError, match="GradientHorizon: every_n_steps=0"):
-        GradientHorizon(0)
-    with pytest.raises(InputError, match="GradientHorizon: tokens_back=-1"):
-        GradientHorizon(tokens_back=-1)
+    def refused(callback, message):
+        with pytest.raises(InputError, match=message):
+            fit(Regression(k1=4, k2=9), Batches([]), callbacks=[callback])
+
+    refused(GradientHorizon(0), "GradientHorizon: every_n_steps=0: must be 1 or more")
+    refused(GradientHorizon(tokens_back=8), "GradientHorizon: tokens_back=8: must be at least k2=9")
     monkeypatch.setattr("lit_tbptt.callbacks.gradient_horizon.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"matplotlib, which is missing: pip install 'lit_tbptt\[plot\]'"):
-        GradientHorizon()
+    refused(GradientHorizon(), "matplotlib, which is missing: pip install matplotlib")

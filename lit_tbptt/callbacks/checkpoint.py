@@ -35,8 +35,8 @@ class RunCheckpoint(Checkpoint):
     Where a file cannot be written, the run goes on and says so; the files before it stay good.
 
     Args:
-        every_n_steps: Optimizer steps between two. None: steps do not matter.
-        every_n_minutes: Minutes between two. None: time does not matter.
+        every_n_steps: Optimizer steps between two. Left out: steps do not matter.
+        every_n_minutes: Minutes between two. null: time does not matter.
         monitor: The validation metric that tells which is best.
         mode: Whether the lowest (`min`) or the highest (`max`) is best.
         save_top_k: How many of the best are kept.
@@ -97,7 +97,12 @@ class RunCheckpoint(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.position.closed:
             return
         score = trainer.callback_metrics.get(self.monitor)
-        if score is not None and math.isfinite(score):
+        if score is None and self.save_top_k:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            rank_zero_warn(
+                f"checkpoint.monitor={self.monitor!r} is not known, so no best.ckpt is kept; there is {known}"
+            )
+        elif score is not None and math.isfinite(score):
             self._rank(trainer, self.sign * float(score))
         self.save_last(trainer)
 

@@ -81,7 +81,7 @@ class RNN(_TorchCore):
         nonlinearity: f.
         dropout: Probability of dropping a feature between layers, in training.
         learned_initial_state: Whether the initial state is trained; zero otherwise.
-        input_size: Features per step that go in. None: `hidden_size`.
+        input_size: Features per step that go in. Left out: `hidden_size`.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LSTM(_TorchCore):
         num_layers: Layers, each fed by the one below.
         dropout: Probability of dropping a feature between layers, in training.
         learned_initial_state: Whether the initial state is trained; zero otherwise.
-        input_size: Features per step that go in. None: `hidden_size`.
+        input_size: Features per step that go in. Left out: `hidden_size`.
     """
 
     state_names = ("hidden", "cell")
@@ -130,7 +130,7 @@ class GRU(_TorchCore):
         num_layers: Layers, each fed by the one below.
         dropout: Probability of dropping a feature between layers, in training.
         learned_initial_state: Whether the initial state is trained; zero otherwise.
-        input_size: Features per step that go in. None: `hidden_size`.
+        input_size: Features per step that go in. Left out: `hidden_size`.
     """
 
     def __init__(
