@@ -100,6 +100,21 @@ def test_it_equals_torchs_own_lstm():
     assert_close(state, {"hidden": hidden.transpose(0, 1), "cell": cell.transpose(0, 1)})
 
 
+def test_with_dropout_between_layers_it_equals_torchs_own_lstm_too():
+    """On the CPU, where torch draws these masks from its global generator."""
+    core, whole = LSTM(5, 3, dropout=0.4, input_size=7), torch.nn.LSTM(7, 5, 3, dropout=0.4, batch_first=True)
+    for theirs, ours in zip(whole.parameters(), core.rnn.parameters(), strict=True):
+        theirs.data = ours.data
+    inputs = torch.randn(3, 11, 7)
+    torch.manual_seed(2)
+    outputs, state = core(inputs, core.initial_state(3))
+    torch.manual_seed(2)
+    expected, (hidden, cell) = whole(inputs)
+    assert_close(outputs, expected)
+    assert_close(state, {"hidden": hidden.transpose(0, 1), "cell": cell.transpose(0, 1)})
+    assert not torch.allclose(core.eval()(inputs, core.initial_state(3))[0], expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

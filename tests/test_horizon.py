@@ -192,7 +192,7 @@ class Cell(LitTBPTT):
         x = x if self.norm is None else self.norm(x.transpose(1, 2)).transpose(1, 2)
         total = 0
         for step in x.unbind(1):
-            state = self.bend(self.inner(state) + step) if state.is_floating_point() else state + 1
+            state = self.bend(self.inner(state) + self.inner(step)) if state.is_floating_point() else state + 1
             total = total + (state.float() + self.inner(step)).square().sum()
         return total, window.targets.numel(), state
 
