@@ -74,7 +74,7 @@ def corpus_memory(folder: str, train: bool) -> float:
     from lit_tbptt import LSTM, LitLanguageModel, TextLanesDataModule
 
     torch.set_flush_denormal(True)
-    options = {"num_lanes": 256, "k1": 64, "windows_per_batch": 8, "val_fraction": 0}
+    options = {"tokenizer": "char", "num_lanes": 256, "k1": 64, "windows_per_batch": 8, "val_fraction": 0}
     data = TextLanesDataModule(f"{folder}/texts", **options)
     model = LitLanguageModel(LSTM(8), k1=64, k2=128)
     trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
