@@ -9,6 +9,7 @@ k1 = k2 = 256. About five minutes on two cores.
 
 import statistics
 import time
+from collections.abc import Iterable
 
 import torch
 from jsonargparse import auto_cli
@@ -40,7 +41,7 @@ class Training:
         self.truncation = Truncation(k1, k2, checkpoint_every)
         self.carry = None
 
-    def seconds(self, windows: list[Window]) -> float:
+    def seconds(self, windows: Iterable[Window]) -> float:
         started = time.perf_counter()
         for window in windows:
             loss, num_targets, self.carry = self.truncation(self.task, window, self.carry)

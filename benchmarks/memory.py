@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,38 +32,22 @@ def status(key: str) -> float:
 
 def step_memory(k1: int, k2: int, checkpoint_every: int | None, num_lanes: int) -> float:
     """Trains three full windows, after those that fill the context, and returns their peak."""
-    from lit_tbptt import LSTM, RecurrentLM, Truncation, Window
-    from lit_tbptt.metrics import summed_nats
+    from horizon_time import Training
 
-    class Task(RecurrentLM):
-        def window_loss(self, window, state):
-            logits, state = self(window.inputs, state)
-            return *summed_nats(logits, window.targets), state
+    from lit_tbptt import Window
 
-        def advance(self, window, state):
-            return self.run_core(window.inputs, state)[1]
+    def windows(number: int, num_steps: int) -> Iterator[Window]:
+        return (Window(*torch.randint(256, (2, num_lanes, num_steps))) for _ in range(number))
 
     torch.set_flush_denormal(True)
-    torch.manual_seed(1)
-    task, carry = Task(257, LSTM(256, input_size=64)), None
-    optimizer = torch.optim.AdamW(task.parameters())
-
-    def train(window, truncation, carry):
-        loss, num_targets, carry = truncation(task, window, carry)
-        optimizer.zero_grad()
-        (loss / num_targets).backward()
-        optimizer.step()
-        return carry
-
-    train(Window(*torch.randint(256, (2, num_lanes, 8))), Truncation(8), None)  # the optimizer's state is there now
-    before = status("VmRSS")
+    training = Training(k1, k2, checkpoint_every)
+    training.seconds(windows(1, 8))  # the optimizer's state is there now
+    training.carry, before = None, status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    truncation, num_windows = Truncation(k1, k2, checkpoint_every), (k2 - k1) // k1 + 3
     with torch.no_grad():
-        for _ in range(num_windows - 3):
-            _, _, carry = truncation(task, Window(*torch.randint(256, (2, num_lanes, k1))), carry)
-    for _ in range(3):
-        carry = train(Window(*torch.randint(256, (2, num_lanes, k1))), truncation, carry)
+        for window in windows((k2 - k1) // k1, k1):
+            _, _, training.carry = training.truncation(training.task, window, training.carry)
+    training.seconds(windows(3, k1))
     return status("VmHWM") - before
 
 
