@@ -1,8 +1,8 @@
 """Truncated backpropagation through time on PyTorch Lightning: carried state, contiguous lanes, any (k1, k2)."""
 
 from lit_tbptt.cores import GRU, LSTM, RNN, RecurrentCore
-from lit_tbptt.data import StridedLanes, Tokenizer
-from lit_tbptt.errors import DivergenceError, InputError
+from lit_tbptt.data import StreamedLanes, StridedLanes, Tokenizer
+from lit_tbptt.errors import DivergenceError, InputError, SourceError
 from lit_tbptt.lit_datamodule import TextLanesDataModule
 from lit_tbptt.lit_language_model import LitLanguageModel
 from lit_tbptt.lit_module import LitTBPTT
@@ -23,6 +23,8 @@ __all__ = [
     "LitTBPTT",
     "RecurrentCore",
     "RecurrentLM",
+    "SourceError",
+    "StreamedLanes",
     "StridedLanes",
     "TextLanesDataModule",
     "Tokenizer",

@@ -19,8 +19,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_tbptt.callbacks import RunCheckpoint, SafeCheckpointIO, SignalHandling, StepProgressBar
 from lit_tbptt.checkpoint import read_checkpoint
+from lit_tbptt.data.token_file import TokenFile
 from lit_tbptt.data.tokenizers import from_description
-from lit_tbptt.errors import DivergenceError, InputError
+from lit_tbptt.errors import DivergenceError, InputError, SourceError
 from lit_tbptt.lit_datamodule import TextLanesDataModule
 from lit_tbptt.lit_language_model import LitLanguageModel
 from lit_tbptt.lit_loggers import run_loggers
@@ -247,8 +248,8 @@ class LitCLI(LightningCLI):
                 results[split] = self._found(prefix)
         print(f"\n{result_table(results)}\n")
         test = self.datamodule.splits.get("test")
-        whole = test is not None and results["test"]["num_targets"] == test.num_tokens
-        if test is not None and whole and test.num_bytes <= MOST_BYTES:
+        stored = isinstance(test, TokenFile) and test.num_bytes <= MOST_BYTES
+        if stored and results["test"]["num_targets"] == test.num_tokens:
             ours = {"this model": results["test"]["bits_per_byte"]}
             print(f"{comparison_table(ours | compressor_bits_per_byte(self.datamodule.documents['test']))}\n")
         (sample,) = self.model.generate([""], 300, temperature=0.8, seed=1)
@@ -274,5 +275,5 @@ def main(args: list[str] | None = None) -> None:
         LitCLI(args)
     except (InputError, MisconfigurationException) as error:
         sys.exit(f"error: {error}")
-    except DivergenceError as error:
+    except (DivergenceError, SourceError) as error:
         sys.exit(f"stopped: {error}")

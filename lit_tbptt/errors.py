@@ -5,5 +5,9 @@ class InputError(ValueError):
     """A setting or a file cannot be used; the message names it, its value and the rule it breaks."""
 
 
+class SourceError(RuntimeError):
+    """The corpus cannot be read on: a file is damaged or missing, or a server does not answer."""
+
+
 class DivergenceError(RuntimeError):
     """The training loss is no longer a finite number."""

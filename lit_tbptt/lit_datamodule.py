@@ -1,27 +1,46 @@
 """The data side for Lightning: a Hugging Face corpus as windows of contiguous lanes."""
 
 import json
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import datasets
-from datasets import Dataset, DatasetDict
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_tbptt.checkpoint import replacing
+from lit_tbptt.data.documents import Source as Loaded
 from lit_tbptt.data.documents import load_documents, texts
-from lit_tbptt.data.lanes import StridedLanes
+from lit_tbptt.data.lanes import Lanes
+from lit_tbptt.data.stream import DocumentStream, TextReader, document_stream
+from lit_tbptt.data.streamed_lanes import StreamedLanes
+from lit_tbptt.data.strided_lanes import StridedLanes
+from lit_tbptt.data.summary import corpus_table, first_windows
 from lit_tbptt.data.token_file import TokenFile, fingerprint, token_file
 from lit_tbptt.data.tokenizers import BUILT_IN, Tokenizer, from_description, make_tokenizer
 from lit_tbptt.errors import InputError
 
 if TYPE_CHECKING:
-    Source: TypeAlias = str | Dataset | DatasetDict
+    Source: TypeAlias = str | Loaded
     TokenizerChoice: TypeAlias = str | Tokenizer
 else:
     # On the command line both are plain strings; for a class, jsonargparse would read a file of that name as settings.
     Source = TokenizerChoice = str
+
+# What a resumed run cannot change: the windows would be others.
+_FOREVER = (
+    "num_lanes",
+    "windows_per_batch",
+    "streaming",
+    "num_readers",
+    "document_reset",
+    "shuffle",
+    "rotate_lanes",
+    "repeat",
+    "seed",
+)
 
 
 class TextLanesDataModule(LightningDataModule):
@@ -29,8 +48,8 @@ class TextLanesDataModule(LightningDataModule):
 
     Args:
         path: A name on the Hugging Face Hub; a folder with train/valid/test files; a file: text, parquet, JSON lines,
-            CSV; a folder that `save_to_disk` wrote; from Python also a `Dataset` or `DatasetDict`. Left out: the
-            source code of Python's standard library.
+            CSV; a folder that `save_to_disk` wrote; from Python also a dataset of any kind. Left out: the source code
+            of Python's standard library.
         name: The dataset's configuration, where it has several.
         text_column: The column that holds the text.
         val_fraction: Share of the training split that becomes the validation split where the dataset has none: the
@@ -46,10 +65,27 @@ class TextLanesDataModule(LightningDataModule):
         windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
             Lightning counts in batches; a resumed run keeps it.
         eval_num_lanes: Parallel sequences in validation and test.
+        streaming: Whether the corpus is read as it is needed and never stored, for one that does not fit on the disk
+            or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
+        num_readers: Groups that training lanes are divided into when streaming, each with its own part of the shards
+            (files, or row groups of parquet files); must divide num_lanes.
+        document_reset: Whether each document begins at a window's start, from the initial state, with the window
+            before it padded. If not, the state runs on from one document to the next.
+        shuffle: Whether the training documents come in another order in every epoch; when streaming, the shards.
+        rotate_lanes: Whether every epoch after the first begins at another token of the training split and goes round,
+            so that lanes are cut elsewhere. Not when streaming.
+        repeat: Whether training starts the stream again at its end within the same epoch, which then never ends, so
+            that no lane runs dry. Only when streaming.
+        seed: Decides what shuffle and rotate_lanes do.
         cache_dir: Where datasets and token files are kept. Left out: the Hugging Face cache.
 
+    Attributes:
+        splits: What the splits are read from, known after `setup`.
+        documents: The datasets they come from.
+        tokenizer: Makes ids of texts.
+
     Raises:
-        InputError: A number is below 1.
+        InputError: A number is below 1, or settings do not go together.
     """
 
     def __init__(
@@ -66,13 +102,33 @@ class TextLanesDataModule(LightningDataModule):
         k1: int = 64,
         windows_per_batch: int = 8,
         eval_num_lanes: int = 16,
+        streaming: bool = False,
+        num_readers: int = 1,
+        document_reset: bool = False,
+        shuffle: bool = False,
+        rotate_lanes: bool = False,
+        repeat: bool = False,
+        seed: int = 1,
         cache_dir: str | None = None,
     ) -> None:
-        for key in ("num_lanes", "k1", "windows_per_batch", "eval_num_lanes"):
+        for key in ("num_lanes", "k1", "windows_per_batch", "eval_num_lanes", "num_readers"):
             if locals()[key] < 1:
                 raise InputError(f"data.{key}={locals()[key]}: must be 1 or more")
+        if seed < 0:
+            raise InputError(f"data.seed={seed}: must be 0 or more")
+        for key, wanted in (("num_readers", streaming), ("repeat", streaming), ("rotate_lanes", not streaming)):
+            if locals()[key] > (key == "num_readers") and not wanted:
+                raise InputError(
+                    f"data.{key}={locals()[key]} with data.streaming={streaming}: it is for lanes that are "
+                    f"{'stored' if streaming else 'streamed'}; leave it out"
+                )
+        if num_lanes % num_readers:
+            raise InputError(
+                f"data.num_readers={num_readers} with data.num_lanes={num_lanes}: the readers divide the lanes "
+                "evenly; choose one that divides the other"
+            )
         super().__init__()
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key")}
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key", "wanted")}
         # Objects stay out of the checkpoint, which holds plain values only.
         self.save_hyperparameters(
             {key: f"<{type(value).__name__}>" if _is_object(value) else value for key, value in given.items()},
@@ -80,8 +136,8 @@ class TextLanesDataModule(LightningDataModule):
         )
         self.path = path
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
-        self.splits: dict[str, TokenFile] = {}
-        self.documents: dict[str, Dataset] = {}
+        self.splits: dict[str, TokenFile | DocumentStream] = {}
+        self.documents: dict[str, Any] = {}
 
     @property
     def _settings(self) -> Any:
@@ -105,20 +161,26 @@ class TextLanesDataModule(LightningDataModule):
                 f"data.path={self._settings.path!r}: has no {needed} split, only {', '.join(self.splits)}"
                 + ("; set data.val_fraction above 0 to hold one out" if needed == "validation" else "")
             )
-        # Too few tokens for the lanes is found out here, before anything is trained.
+        # Too few tokens or shards for the lanes is found out here, before anything is trained.
         if needed == "train":
-            self.train_dataloader()
+            assert self.tokenizer is not None
+            lanes = self.train_dataloader()
+            rank_zero_info(f"{corpus_table(self.splits, self.tokenizer)}\n{first_windows(lanes, self.tokenizer)}")
         if needed != "test":
             self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run must find again, by the name of the setting that decides it."""
         settings, train = self._settings, self.splits["train"]
+        size, content = (
+            (f"{train.num_tokens} tokens", train.content)
+            if isinstance(train, TokenFile)
+            else (f"{train.num_shards} shards", train.head)
+        )
         return {
-            "data.num_lanes": settings.num_lanes,
             "model.k1": settings.k1,
-            "data.windows_per_batch": settings.windows_per_batch,
-            "data.path": f"{settings.path or 'the default corpus'}, {train.num_tokens} tokens, {train.content[:16]}",
+            **{f"data.{name}": settings[name] for name in _FOREVER},
+            "data.path": f"{settings.path or 'the default corpus'}, {size}, {content[:16]}",
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -137,37 +199,49 @@ class TextLanesDataModule(LightningDataModule):
                     "it; keep it, or start a new run from these weights with --init_from"
                 )
 
-    def train_dataloader(self) -> StridedLanes:
-        return self._lanes("train", self._settings.num_lanes, "num_lanes", self._settings.windows_per_batch)
+    def train_dataloader(self) -> Lanes:
+        settings = self._settings
+        shuffle_seed = settings.seed if settings.shuffle else None
+        if settings.streaming:
+            order = {"num_readers": settings.num_readers, "repeat": settings.repeat, "shuffle_seed": shuffle_seed}
+        else:
+            order = {"shuffle_seed": shuffle_seed, "rotation_seed": settings.seed if settings.rotate_lanes else None}
+        return self._lanes("train", "num_lanes", settings.k1, settings.windows_per_batch, **order)
 
-    def val_dataloader(self) -> StridedLanes | list[StridedLanes]:
+    def val_dataloader(self) -> Lanes | list[Lanes]:
         # Lightning takes an empty list for "nothing to validate on".
         return self._evaluation_lanes("validation") if "validation" in self.splits else []
 
-    def test_dataloader(self) -> StridedLanes:
+    def test_dataloader(self) -> Lanes:
         return self._evaluation_lanes("test")
 
-    def _evaluation_lanes(self, split: str) -> StridedLanes:
-        # Nothing is cut in evaluation, so a batch is one long window.
-        return self._lanes(split, self._settings.eval_num_lanes, "eval_num_lanes", 1, self._settings.windows_per_batch)
+    def _evaluation_lanes(self, split: str) -> Lanes:
+        k1, windows_per_batch = self._settings.k1, self._settings.windows_per_batch
+        if not self._settings.document_reset:
+            # Nothing is cut in evaluation, so a batch is one long window.
+            k1, windows_per_batch = k1 * windows_per_batch, 1
+        return self._lanes(split, "eval_num_lanes", k1, windows_per_batch)
 
-    def _lanes(
-        self, split: str, num_lanes: int, argument: str, windows_per_batch: int, length: int = 1
-    ) -> StridedLanes:
-        tokens = self.splits[split]
+    def _lanes(self, split: str, argument: str, k1: int, windows_per_batch: int, **order: Any) -> Lanes:
+        source, num_lanes = self.splits[split], self._settings[argument]
+        order["document_reset"] = self._settings.document_reset
         assert self.tokenizer is not None
-        if tokens.num_tokens < num_lanes:
+        if isinstance(source, DocumentStream):
+            return StreamedLanes(source, self.tokenizer, num_lanes, k1, windows_per_batch, **order)
+        if source.num_tokens < num_lanes:
             raise InputError(
-                f"data.{argument}={num_lanes}: the {split} split has {tokens.num_tokens} tokens, and every lane needs "
-                f"one; set data.{argument} to {tokens.num_tokens} or fewer"
+                f"data.{argument}={num_lanes}: the {split} split has {source.num_tokens} tokens, and every lane needs "
+                f"one; set data.{argument} to {source.num_tokens} or fewer"
             )
         return StridedLanes(
-            tokens.ids,
+            source.ids,
             self.tokenizer.eos,
             num_lanes,
-            self._settings.k1 * length,
+            k1,
             windows_per_batch,
-            tokens.bytes_per_token,
+            source.bytes_per_token,
+            document_ends=source.document_ends,
+            **order,
         )
 
     def _open(self) -> None:
@@ -181,39 +255,39 @@ class TextLanesDataModule(LightningDataModule):
             settings.val_fraction,
             settings.split_salt,
             (settings.load_options or {}) | ({"cache_dir": settings.cache_dir} if settings.cache_dir else {}),
+            settings.streaming,
         )
+        streams = {
+            split: document_stream(documents, split)
+            for split, documents in self.documents.items()
+            if settings.streaming
+        }
         if self.tokenizer is None:
-            self.tokenizer = self._make_tokenizer(settings.tokenizer, settings.vocabulary_limit)
+            self.tokenizer = self._make_tokenizer(settings.tokenizer, settings.vocabulary_limit, streams)
         self.splits = {
-            split: token_file(documents, self.tokenizer, self.cache, split)
+            split: streams.get(split) or token_file(documents, self.tokenizer, self.cache, split)
             for split, documents in self.documents.items()
         }
-        rank_zero_info(self.summary())
 
-    def _make_tokenizer(self, name: str, vocabulary_limit: int | None) -> Tokenizer:
+    def _make_tokenizer(
+        self, name: str, vocabulary_limit: int | None, streams: Mapping[str, DocumentStream]
+    ) -> Tokenizer:
         if name not in BUILT_IN or name == "byte":
             return make_tokenizer(name, (), vocabulary_limit)
         if "train" not in self.documents:
             raise InputError(f"data.tokenizer={name!r}: takes its vocabulary from a train split, and there is none")
+        if streams:
+            rank_zero_info(f"reading the whole stream once for the vocabulary of the {name} tokenizer")
+            read = iter(TextReader(streams["train"]).read, None)
+            return make_tokenizer(name, chain.from_iterable(read), vocabulary_limit)
         train = self.documents["train"]
         file = self.cache / f"{fingerprint(train, name, vocabulary_limit)}.tokenizer.json"
         if not file.exists():
-            tokenizer = make_tokenizer(name, (text for some in texts(train) for text in some), vocabulary_limit)
+            tokenizer = make_tokenizer(name, chain.from_iterable(texts(train)), vocabulary_limit)
             with replacing(file) as beside:
                 beside.write_text(json.dumps(tokenizer.describe()))
         return from_description(json.loads(file.read_text()))
 
-    def summary(self) -> str:
-        """Returns a table of the splits and the size of the vocabulary."""
-        assert self.tokenizer is not None
-        lines = [f"{'split':12}{'documents':>14}{'tokens':>16}{'bytes':>16}{'bytes/token':>14}"]
-        lines += [
-            f"{split:12}{tokens.num_documents:14,}{tokens.num_tokens:16,}{tokens.num_bytes:16,}"
-            f"{tokens.bytes_per_token:14.3f}"
-            for split, tokens in self.splits.items()
-        ]
-        return "\n".join([*lines, f"{self.tokenizer.name} tokenizer, vocabulary of {self.tokenizer.vocabulary_size:,}"])
-
 
 def _is_object(value: Any) -> bool:
-    return isinstance(value, (Dataset, DatasetDict, Tokenizer))
+    return value is not None and not isinstance(value, (str, int, float, dict))

@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -25,7 +24,8 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
 
     A subclass gives `initial_state`, `window_loss` and `configure_optimizers`. The data are any iterable of `Batch`es
     whose windows follow each other: row i of every window continues row i of the one before. An iterable that also has
-    `state_dict` and `load_state_dict`, as `StridedLanes` has, is resumed at the batch where a run was stopped.
+    `state_dict` and `load_state_dict`, as all `Lanes` have, is resumed at the batch where a run was stopped. One that
+    has `set_epoch` is told the number of every epoch.
 
     A lane starts afresh where the data say so (`Window.reset`), in every epoch's first window, and where
     `carry_state` or `state_drop_probability` lets it.
@@ -140,6 +140,11 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
         self.log_book.add(loss, num_targets)
         self.step_schedules("step", self.trainer.global_step, self._metrics)
 
+    def on_train_epoch_start(self) -> None:
+        loader = self.trainer.train_dataloader
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(self.current_epoch)
+
     def on_train_epoch_end(self) -> None:
         # Lightning also ends an epoch that is only broken off: by max_steps, by EarlyStopping.
         was_last = self.trainer.is_last_batch or self.position.batch + 1 >= self.trainer.num_training_batches
@@ -156,9 +161,9 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
     # Saving and resuming
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        position = self.position
+        position = self.position.storable()
         checkpoint["tbptt"] = {
-            "position": asdict(position),
+            "position": dict(vars(position)),
             "carry": None if self.carry is None else self.carry.describe(),
             "log": self.log_book.state_dict(self.trainer),
             "metrics": self._metrics,

@@ -5,8 +5,12 @@ leaves counters from which it would continue at another place, or in another epo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_map
 
 
 @dataclass
@@ -42,6 +46,10 @@ class Position:
         """Returns the start of the next epoch."""
         return Position(step=self.step, epoch=self.epoch + 1, batches_before=self.batches_before + 1)
 
+    def storable(self) -> "Position":
+        """Returns the same, with tensors for the arrays of the data's position: what a checkpoint may hold."""
+        return replace(self, data=tree_map(_as_tensor, self.data))
+
     def loader_state(self) -> dict[str, Any]:
         """Returns what a loader's `load_state_dict` takes: the batch to start at, how many to skip, the epoch."""
         return {"position": self.data, "skip": int(self.closed), "epoch": self.epoch}
@@ -75,3 +83,7 @@ class Position:
                     value[part] = dict.fromkeys(value[part], 0)
         if resumable_loader:
             loop["state_dict"]["combined_loader"] = [self.loader_state()]
+
+
+def _as_tensor(leaf: Any) -> Any:
+    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf

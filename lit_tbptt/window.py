@@ -78,7 +78,7 @@ class Batch(NamedTuple):
 
     Attributes:
         windows: The windows, in order.
-        position: Plain values from which the source of this batch can start again at exactly this batch.
+        position: Arrays and plain values from which the source of this batch can start again at exactly this batch.
     """
 
     windows: tuple[Window, ...]

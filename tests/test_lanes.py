@@ -59,11 +59,13 @@ def test_row_i_of_a_window_continues_row_i_of_the_one_before():
     assert [window.reset is not None for window in windows] == [True] + [False] * (len(windows) - 1)
 
 
-def test_a_batch_says_where_it_stands():
+@pytest.mark.parametrize("skip", [0, 1])
+def test_lanes_begin_at_any_batch(skip):
     lanes = StridedLanes(np.arange(65), EOS, 3, 5, 2)
-    for batch in lanes:
-        again = lanes.batch(batch.position["window"])
-        assert all(torch.equal(a.targets, b.targets) for a, b in zip(again.windows, batch.windows, strict=True))
+    whole = list(lanes)
+    for number, batch in enumerate(whole):
+        lanes.load_state_dict({"position": batch.position, "skip": skip, "epoch": 0})
+        assert table(lanes) == table(whole[number + skip :])
 
 
 def test_iterating_leaves_the_global_random_numbers_alone():

@@ -1,11 +1,6 @@
-"""Token ids to lanes, and lanes to windows.
+"""What the two kinds of lanes share: they are iterables of batches that begin at any place."""
 
-tokens   t0 t1 t2 t3 t4 t5 t6 t7 t8 t9                 one flat file
-lane 0   t0 t1 t2 t3 t4 | t5 ...                       num_lanes = 2: each lane is one stretch of it
-lane 1   t5 t6 t7 t8 t9 |
-|--k1--| |--k1--|                             a window: the next k1 tokens of every lane
-"""
-
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,67 +10,65 @@ import torch
 from lit_tbptt.errors import InputError
 from lit_tbptt.window import Batch, Window
 
+# In an array of token ids: no token.
+NOTHING = -1
 
-class StridedLanes:
-    """The windows of a flat sequence of tokens, laid into parallel contiguous lanes.
 
-    Lane i's targets are the tokens from `i * N // num_lanes` up to where the next lane starts, and its inputs the
-    tokens one before each, `<eos>` before token 0. So every token is a target exactly once; lanes that end a token
-    earlier than the longest are masked there.
+class Lanes(ABC):
+    """The windows of a corpus that is laid into parallel contiguous lanes.
 
     It is an iterable that Lightning takes as it is. It is no `DataLoader`: nothing can put a sampler into it, which
     would tear the lanes apart, and iterating draws nothing from the global random numbers.
 
     Args:
-        ids: The N token ids; may be memory-mapped.
         eos: The id of `<eos>`.
-        num_lanes: Parallel lanes.
+        num_lanes: Parallel lanes, those of all processes together.
         k1: Tokens per lane and window.
         windows_per_batch: Windows per batch; the last batch may have fewer.
-        bytes_per_token: Source bytes per token, for bits per byte.
+        local_lanes: The lanes that this process gets. None: all.
+
+    Attributes:
+        bytes_per_token: Source bytes per token, for bits per byte, as far as it is known.
+        epoch: The number of the epoch that the next iteration is of.
 
     Raises:
-        InputError: A number below 1, or fewer tokens than lanes.
+        InputError: A number below 1, or lanes that are not there.
     """
 
+    bytes_per_token: float | None = None
+
     def __init__(
-        self,
-        ids: np.ndarray,
-        eos: int,
-        num_lanes: int,
-        k1: int,
-        windows_per_batch: int = 1,
-        bytes_per_token: float | None = None,
+        self, eos: int, num_lanes: int, k1: int, windows_per_batch: int = 1, local_lanes: range | None = None
     ) -> None:
         for name, value in (("num_lanes", num_lanes), ("k1", k1), ("windows_per_batch", windows_per_batch)):
             if value < 1:
                 raise InputError(f"{name}={value}: must be 1 or more")
-        if len(ids) < num_lanes:
-            raise InputError(
-                f"num_lanes={num_lanes} over {len(ids)} tokens: every lane needs at least one token; use fewer lanes"
-            )
-        self.ids = ids
         self.eos = eos
+        self.num_lanes = num_lanes
         self.k1 = k1
         self.windows_per_batch = windows_per_batch
-        self.bytes_per_token = bytes_per_token
-        self.starts = [lane * len(ids) // num_lanes for lane in range(num_lanes)]
-        self.lengths = np.diff([*self.starts, len(ids)])
-        self.num_windows = -(-int(self.lengths.max()) // k1)
-        self._first = 0
-
-    def __len__(self) -> int:
-        """Returns the number of batches."""
-        return -(-self.num_windows // self.windows_per_batch)
+        self.local_lanes = range(num_lanes) if local_lanes is None else local_lanes
+        if not set(self.local_lanes) <= set(range(num_lanes)):
+            raise InputError(f"local_lanes={local_lanes} of num_lanes={num_lanes}: there are no such lanes")
+        self.epoch = 0
+        self._start: tuple[Mapping[str, Any] | None, int] = (None, 0)
 
     def __iter__(self) -> Iterator[Batch]:
         # Taken here and not at the first batch: what is left of an epoch may be no batch at all.
-        first, self._first = self._first, 0
-        return map(self.batch, range(first, self.num_windows, self.windows_per_batch))
+        (position, skip), self._start = self._start, (None, 0)
+        return self._batches(position, skip)
+
+    @abstractmethod
+    def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
+        """Returns the batches of this epoch from a position on, without the first `skip` of them."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch the next iteration is of: what is shuffled or rotated follows it."""
+        self.epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the start of the lanes; where a run stands, its module knows: loaders are read ahead."""
-        return {"position": None, "skip": 0, "epoch": 0}
+        return {"position": None, "skip": 0, "epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration, and only that, begin later.
@@ -84,33 +77,29 @@ class StridedLanes:
             state: `position`, what a batch said of its place, or None for the start; `skip`, how many batches from
                 that one on to leave out; `epoch`, the number of the epoch.
         """
-        window = 0 if state["position"] is None else state["position"]["window"]
-        self._first = window + state["skip"] * self.windows_per_batch
+        self._start = (state["position"], state["skip"])
+        self.epoch = state["epoch"]
 
-    def batch(self, window: int) -> Batch:
-        """Returns the batch whose first window is number `window` of the lanes."""
-        step = self.k1 * self.windows_per_batch
-        first = window * self.k1
-        last = min(first + step, int(self.lengths.max()))
-        tokens = np.full((len(self.starts), last - first + 1), self.eos, np.int64)
-        for row, start, length in zip(tokens, self.starts, self.lengths, strict=True):
-            begin, end = start + first - 1, start + min(last, int(length))
-            piece = self.ids[max(begin, 0) : end]
-            offset = 1 if begin < 0 else 0
-            row[offset : offset + len(piece)] = piece
-        ids = torch.from_numpy(tokens)
-        # A lane's own end; where every lane reaches the end of a window, that window has no mask.
-        scored = torch.from_numpy(np.arange(first, last) < self.lengths[:, None])
+    def _cut(self, tokens: np.ndarray, resets: np.ndarray) -> tuple[Window, ...]:
+        """Cuts the tokens of a batch into windows.
+
+        Args:
+            tokens: `[lane, time + 1]` ids, from the token before the first target on; NOTHING where there is none.
+            resets: `[window, lane]` bool, true where a lane starts afresh.
+        """
+        scored = torch.from_numpy(tokens[:, 1:] != NOTHING)
+        # Every document ends with <eos>, so a lane that starts afresh after a gap sees the same as any other.
+        ids = torch.from_numpy(np.where(tokens == NOTHING, self.eos, tokens))
         windows = []
-        for begin in range(0, last - first, self.k1):
-            end = min(begin + self.k1, last - first)
-            mask = scored[:, begin:end]
+        for number, begin in enumerate(range(0, scored.shape[1], self.k1)):
+            some = slice(begin, begin + self.k1)
+            mask, reset = scored[:, some], torch.from_numpy(resets[number])
             windows.append(
                 Window(
-                    inputs=ids[:, begin:end],
-                    targets=ids[:, begin + 1 : end + 1],
-                    reset=torch.ones(len(ids), dtype=torch.bool) if first + begin == 0 else None,
+                    inputs=ids[:, :-1][:, some],
+                    targets=ids[:, 1:][:, some],
+                    reset=reset if bool(reset.any()) else None,
                     mask=None if bool(mask.all()) else mask,
                 )
             )
-        return Batch(tuple(windows), {"window": window})
+        return tuple(windows)

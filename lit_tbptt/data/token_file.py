@@ -18,15 +18,18 @@ from lit_tbptt.data.documents import texts
 from lit_tbptt.data.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 
+_FORMAT = 2  # of what lies in a folder
+
 
 @dataclass(frozen=True)
 class TokenFile:
     """The tokens of one split, in order.
 
     Attributes:
-        folder: Where `ids.bin` and `about.json` lie.
+        folder: Where `ids.bin`, `document_ends.bin` and `about.json` lie.
         dtype: The smallest unsigned type that holds every id.
         num_documents: Documents, each followed by its `<eos>`.
+        num_empty: Documents without any token, which are left out.
         num_tokens: Tokens, every `<eos>` counted; each is a target once.
         num_bytes: Bytes of the documents as UTF-8.
         content: SHA-256 of the ids.
@@ -35,6 +38,7 @@ class TokenFile:
     folder: str
     dtype: str
     num_documents: int
+    num_empty: int
     num_tokens: int
     num_bytes: int
     content: str
@@ -43,6 +47,11 @@ class TokenFile:
     def ids(self) -> np.ndarray:
         """The ids, mapped and not read."""
         return np.memmap(Path(self.folder) / "ids.bin", self.dtype, "r", shape=(self.num_tokens,))
+
+    @property
+    def document_ends(self) -> np.ndarray:
+        """Where each document ends, its `<eos>` included; mapped and not read."""
+        return np.memmap(Path(self.folder) / "document_ends.bin", np.int64, "r", shape=(self.num_documents,))
 
     @property
     def bytes_per_token(self) -> float:
@@ -67,7 +76,7 @@ def token_file(documents: Dataset, tokenizer: Tokenizer, cache: Path, split: str
 def fingerprint(documents: Dataset, *settings: Any) -> str:
     """Names what is made of these documents under these settings."""
     # `datasets` has no public name for it, but its documentation tells how it is kept.
-    parts = [documents._fingerprint, version("lit_tbptt"), *settings]
+    parts = [documents._fingerprint, version("lit_tbptt"), _FORMAT, *settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -89,23 +98,28 @@ def _build(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -
 
 def _write(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -> dict[str, Any]:
     dtype = np.min_scalar_type(tokenizer.vocabulary_size - 1)
-    num_tokens = num_bytes = 0
+    num_documents = num_tokens = num_bytes = 0
     content = hashlib.sha256()
     with (
         open(folder / "ids.bin", "wb") as file,
+        open(folder / "document_ends.bin", "wb") as ends,
         tqdm(total=len(documents), desc=f"tokenize {split}", unit=" documents", leave=False, delay=1) as bar,
     ):
         for some in texts(documents):
-            for ids in tokenizer.encode_documents(some):
+            for ids in filter(len, tokenizer.encode_documents(some)):
                 piece = ids.astype(dtype).tobytes()
                 file.write(piece)
                 content.update(piece)
                 num_tokens += len(ids)
+                num_documents += 1
+                ends.write(np.int64(num_tokens).tobytes())
             num_bytes += sum(len(text.encode()) for text in some)
             bar.update(len(some))
-        file.flush()
-        os.fsync(file.fileno())
-    about = TokenFile(str(folder), dtype.name, len(documents), num_tokens, num_bytes, content.hexdigest())
+        for written in (file, ends):
+            written.flush()
+            os.fsync(written.fileno())
+    num_empty = len(documents) - num_documents
+    about = TokenFile(str(folder), dtype.name, num_documents, num_empty, num_tokens, num_bytes, content.hexdigest())
     values = {key: value for key, value in asdict(about).items() if key != "folder"}
     (folder / "about.json").write_text(json.dumps(values))
     return values

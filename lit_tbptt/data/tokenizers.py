@@ -45,8 +45,8 @@ class Tokenizer(ABC):
         """Returns plain values from which `from_description` makes this tokenizer again."""
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text, each followed by its `<eos>`."""
-        return [np.append(ids, self.eos) for ids in self.encode(texts)]
+        """Returns the ids of each text and its `<eos>`; a text without ids is no document, and gets none either."""
+        return [np.append(ids, self.eos) if len(ids) else ids for ids in self.encode(texts)]
 
 
 class ByteTokenizer(Tokenizer):
@@ -160,7 +160,7 @@ class WordTokenizer(LibraryTokenizer):
         return library
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        # A line's end is its <eos>, so a document's last line gives the document's.
+        # A line's end is its <eos>, so a document's last line gives the document's, and an empty one is a blank line.
         return self.encode([text.removesuffix("\n") + "\n" for text in texts])
 
 

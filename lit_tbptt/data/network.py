@@ -1,0 +1,107 @@
+"""What can go wrong while a corpus is read, over a network above all: what is tried again, and what it is called."""
+
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+import aiohttp
+import datasets
+
+from lit_tbptt.errors import InputError, SourceError
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+# Seconds to wait before each further try: about five minutes in all.
+WAITS = (1, 2, 5, 10, 20, 30, 60, 60, 60, 60)
+# A server that sends nothing for a minute is given up; `aiohttp` itself would wait for five.
+_STALL = 60
+# The libraries that `datasets` and `fsspec` speak HTTP with; which ones changes with their versions.
+_HTTP = {"aiohttp", "fsspec", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3"}
+
+
+def storage_options() -> dict[str, Any]:
+    """Returns the options of `fsspec` with which a stalled server is noticed."""
+    timeout = aiohttp.ClientTimeout(total=300, sock_connect=_STALL, sock_read=_STALL)
+    return {protocol: {"client_kwargs": {"timeout": timeout}} for protocol in ("http", "https")}
+
+
+def use_safe_retries(text: bool) -> None:
+    """Turns off the retries of `datasets` where they would lose text.
+
+    `datasets` calls a file's `read` again when it fails. That is exact for files of bytes. A text file drops what it
+    had read and decoded in the failing call, and goes on after it. For those the stream is taken up again where it was
+    read last, by `DocumentReader`.
+
+    Args:
+        text: Whether text files are read.
+    """
+    if text:
+        datasets.config.STREAMING_READ_MAX_RETRIES = 1
+        datasets.config.STREAMING_READ_RETRY_INTERVAL = 0
+
+
+def patiently(read: Callable[[], T], where: str) -> T:
+    """Reads, and reads again after a while where the network failed.
+
+    Args:
+        read: Reads something; when it is called again after an error it must begin where it began before.
+        where: The place in the corpus, for the message.
+
+    Raises:
+        SourceError: It cannot be read; the message names the file or URL, and the place.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return read()
+        except InputError:
+            raise
+        except Exception as error:
+            file, passing = file_of(error), may_pass(error)
+            if file is None and not passing and not isinstance(error, OSError):
+                raise  # not the corpus but a program that was mapped over it
+            trouble = f"{file or 'the corpus'}, {where}: {type(error).__name__}: {error}"
+            if wait is None or not passing:
+                raise SourceError(
+                    f"{trouble}; when it can be read again, continue from the last checkpoint with --ckpt_path last"
+                ) from error
+            logger.warning("%s; trying again in %s s", trouble, wait)
+            time.sleep(wait)
+    raise AssertionError
+
+
+def may_pass(error: BaseException) -> bool:
+    """Returns whether an error is one of the network that may be gone at the next try."""
+    if isinstance(error, (FileNotFoundError, ConnectionError)) and error.__cause__ is not None:
+        return may_pass(error.__cause__)  # `fsspec` calls whatever happens when a file is opened "not found"
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status >= 500 or status in (408, 429)
+    if isinstance(error, FileNotFoundError):
+        return False
+    libraries = {base.__module__.partition(".")[0] for base in type(error).__mro__}
+    return isinstance(error, (ConnectionError, TimeoutError)) or not libraries.isdisjoint(_HTTP)
+
+
+def file_of(error: BaseException) -> str | None:
+    """Returns the file or URL that was being read when an error was raised, if it can be told.
+
+    Few errors of `datasets` and `pyarrow` say it; the loader that was running does.
+    """
+    found = _file_in(error.__traceback__)
+    if found is None and (error.__cause__ or error.__context__) is not None:
+        found = file_of(error.__cause__ or error.__context__)  # type: ignore[arg-type]
+    return found
+
+
+def _file_in(traceback: TracebackType | None) -> str | None:
+    found = None
+    while traceback is not None:
+        frame = traceback.tb_frame
+        file = frame.f_locals.get("file")
+        if frame.f_globals.get("__name__", "").startswith("datasets.packaged_modules.") and isinstance(file, str):
+            found = file
+        traceback = traceback.tb_next
+    return found

@@ -1,0 +1,42 @@
+"""What is printed of a corpus before a run, so that a user sees what the model will read."""
+
+from collections.abc import Mapping
+from itertools import islice
+
+from lit_tbptt.data.lanes import Lanes
+from lit_tbptt.data.stream import DocumentStream
+from lit_tbptt.data.streamed_lanes import StreamedLanes
+from lit_tbptt.data.token_file import TokenFile
+from lit_tbptt.data.tokenizers import Tokenizer
+
+_MOST_CHARACTERS = 60
+
+
+def corpus_table(splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer) -> str:
+    """Lays the sizes of the splits out as a table, as far as they are known."""
+    lines = [f"{'split':12}{'documents':>14}{'tokens':>16}{'bytes':>16}{'bytes/token':>14}"]
+    for split, source in splits.items():
+        if isinstance(source, DocumentStream):
+            lines.append(f"{split:12}streamed from {source.num_shards:,} shards")
+        else:
+            lines.append(
+                f"{split:12}{source.num_documents:14,}{source.num_tokens:16,}{source.num_bytes:16,}"
+                f"{source.bytes_per_token:14.3f}"
+                + (f"  ({source.num_empty:,} empty documents left out)" if source.num_empty else "")
+            )
+    return "\n".join([*lines, f"{tokenizer.name} tokenizer, vocabulary of {tokenizer.vocabulary_size:,}"])
+
+
+def first_windows(lanes: Lanes, tokenizer: Tokenizer) -> str:
+    """Returns the first two windows of two lanes as text: row i of a window continues row i of the one before."""
+    windows = list(islice((window for batch in lanes for window in batch.windows), 2))
+    about = f"{lanes.num_lanes:,} lanes"
+    if isinstance(lanes, StreamedLanes):
+        about += f" of {lanes.num_readers} readers, {lanes.bytes_per_token:.3f} bytes/token at the start"
+    lines = [f"{about}; windows of {lanes.k1} tokens, the first ones:"]
+    for lane in sorted({0, len(lanes.local_lanes) // 2}):
+        for number, window in enumerate(windows):
+            text = tokenizer.decode(window.targets[lane][window.mask_or_ones()[lane]].tolist())
+            cut = f"{text[:_MOST_CHARACTERS]!r} ..." if len(text) > _MOST_CHARACTERS else repr(text)
+            lines.append(f"  lane {lanes.local_lanes[lane]}, window {number}: {cut}")
+    return "\n".join(lines)

@@ -1,0 +1,279 @@
+"""Streamed lanes: what lies where, at the ends, with resets, over ranks, and after a resume."""
+
+import threading
+from itertools import chain
+
+import pytest
+from datasets import Dataset, IterableDataset, interleave_datasets
+from tasks import Letters, as_lists, drawn, stream_of, streamed
+
+from lit_tbptt import InputError, StreamedLanes
+from lit_tbptt.data import document_stream, load_documents
+from lit_tbptt.data.tokenizers import ByteTokenizer
+
+UNEVEN = ["ab", "cdefghijklmnop", "", "q", "rs", "ttttttttt", "uvw", "xyz"]
+
+
+def test_a_lane_that_has_run_dry_takes_the_next_document():
+    lanes = streamed(["ab", "cdef", "g", "hi"], num_lanes=2, k1=3, windows_per_batch=2)
+    assert as_lists(lanes) == [
+        [
+            ([[0, 1, 2], [0, 3, 4]], [[1, 2, 0], [3, 4, 5]], [1, 1], None),
+            # Both are dry now, and the first takes what is left.
+            ([[0, 7, 0], [5, 6, 0]], [[7, 0, 8], [6, 0, 0]], None, [[1, 1, 1], [1, 1, 0]]),
+        ],
+        [([[8, 9], [0, 0]], [[9, 0], [0, 0]], None, [[1, 1], [0, 0]])],
+    ]
+    assert (lanes.num_documents, lanes.num_tokens, lanes.bytes_per_token) == (4, 13, 9 / 13)
+
+
+@pytest.mark.parametrize(
+    ("num_readers", "document_reset", "expected"),
+    [
+        (1, False, ["|ab$ uvw $.. ... ...", "|cde fgh ijk lmn op$", "|q$t ttt ttt tt$ ...", "|rs$ xyz $.. ... ..."]),
+        (1, True, ["|ab$|ttt ttt ttt $..", "|cde fgh ijk lmn op$", "|q$.|uvw $.. ... ...", "|rs$|xyz $.. ... ..."]),
+        # Readers take every second shard of two documents: ab cd.. rs tt.. and q uvw xyz.
+        (
+            2,
+            False,
+            ["|ab$ rs$ ttt ttt ttt $", "|cde fgh ijk lmn op$ .", "|q$x yz$ ... ... ... .", "|uvw $.. ... ... ... ."],
+        ),
+        (
+            2,
+            True,
+            [
+                "|ab$|rs$|ttt ttt ttt $..",
+                "|cde fgh ijk lmn op$ ...",
+                "|q$.|xyz $.. ... ... ...",
+                "|uvw $.. ... ... ... ...",
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("windows_per_batch", [1, 2, 7])
+def test_documents_of_very_unequal_length(num_readers, document_reset, expected, windows_per_batch):
+    options = {"num_shards": 4, "num_readers": num_readers, "document_reset": document_reset}
+    lanes = streamed(UNEVEN, 4, 3, windows_per_batch, **options)
+    assert drawn(lanes) == expected
+    assert lanes.num_empty == 1
+
+
+def test_the_dealing_does_not_depend_on_the_windows():
+    rows = [
+        "".join(drawn(streamed(UNEVEN, 3, k1, 2, num_shards=4)))[1:].replace(" ", "").replace(".", "") for k1 in (1, 4)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_repeat_starts_again_without_a_gap():
+    lanes = streamed(["ab", "c", "def"], num_lanes=2, k1=4, repeat=True)
+    batches = iter(lanes)
+    assert as_lists([next(batches) for _ in range(3)]) == [
+        [([[0, 1, 2, 0], [0, 3, 0, 4]], [[1, 2, 0, 1], [3, 0, 4, 5]], [1, 1], None)],
+        [([[1, 2, 0, 3], [5, 6, 0, 4]], [[2, 0, 3, 0], [6, 0, 4, 5]], None, None)],
+        [([[0, 1, 2, 0], [5, 6, 0, 3]], [[1, 2, 0, 4], [6, 0, 3, 0]], None, None)],
+    ]
+
+
+def test_shards_come_in_another_order_in_every_epoch():
+    texts = [letter * 3 for letter in "abcdefghijklm"]
+    lanes = streamed(texts, 1, 4, num_shards=13, shuffle_seed=3)
+    seen = []
+    for epoch in (0, 1, 0):
+        lanes.set_epoch(epoch)
+        seen.append(drawn(lanes)[0].replace(" ", "").strip("|"))
+    assert seen[0] == seen[2] != seen[1]
+    assert all(sorted(order) == sorted("$".join([*texts, ""])) for order in seen)
+    assert seen[0] != drawn(streamed(texts, 1, 4, num_shards=13, shuffle_seed=4))[0].replace(" ", "").strip("|")
+
+
+class Ranks:
+    """Lets the lanes of several ranks run side by side, as processes would."""
+
+    def __init__(self, num_ranks):
+        self.values, self.barrier = [0] * num_ranks, threading.Barrier(num_ranks, timeout=20)
+
+    def most(self, rank):
+        def most(value):
+            self.values[rank] = value
+            self.barrier.wait()
+            found = max(self.values)
+            self.barrier.wait()
+            return found
+
+        return most
+
+    def run(self, make):
+        """Returns what every rank read, the lanes put together again."""
+        found = [None] * len(self.values)
+
+        def one(rank):
+            found[rank] = as_lists(make(rank, self.most(rank)))
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(found))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+
+def joined(per_rank, lanes_per_rank):
+    """Puts the lanes of all ranks below each other."""
+    together = []
+    for windows in zip(*(chain.from_iterable(batches) for batches in per_rank), strict=True):
+        parts = []
+        for part, missing in ((0, None), (1, None), (2, 0), (3, 1)):
+            rows = []
+            for window, lanes in zip(windows, lanes_per_rank, strict=True):
+                given = window[part]
+                shape = [missing] * len(window[0][0]) if part == 3 and window[0] else missing
+                rows += [shape] * len(lanes) if given is None else given
+            parts.append(rows)
+        together.append(tuple(parts))
+    return together
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_readers", [1, 2, 3, 6])
+@pytest.mark.parametrize("document_reset", [False, True])
+def test_ranks_together_make_the_same_batches(num_ranks, num_readers, document_reset):
+    texts = [chr(97 + i % 26) * (i * i % 17) for i in range(40)]
+    options = {"num_shards": 7, "num_readers": num_readers, "document_reset": document_reset}
+    alone = as_lists(streamed(texts, 6, 4, 2, **options))
+    shares = [range(rank * 6 // num_ranks, (rank + 1) * 6 // num_ranks) for rank in range(num_ranks)]
+    found = Ranks(num_ranks).run(
+        lambda rank, most: streamed(texts, 6, 4, 2, **options, local_lanes=shares[rank], most=most)
+    )
+    assert [len(batches) for batches in found] == [len(alone)] * num_ranks
+    assert joined(found, shares) == joined([alone], [range(6)])
+
+
+def shards(names):
+    for name in names:
+        for number in range(5):
+            yield {"text": name * (number * 3 % 7), "number": number}
+
+
+def a_generator():
+    return IterableDataset.from_generator(shards, gen_kwargs={"names": list("abcdefg")})
+
+
+def a_mixture():
+    stored = Dataset.from_dict({"text": [letter * 4 for letter in "hijklmnop"]}).to_iterable_dataset(3)
+    mapped = a_generator().map(lambda row: {"text": row["text"] + "z"}, remove_columns=["number"])
+    return interleave_datasets([mapped, stored], probabilities=[0.6, 0.4], seed=7)
+
+
+def files(kind):
+    def write(folder):
+        texts = [chr(97 + i % 26) * (i * i % 19) for i in range(60)]
+        for number in range(4):
+            rows = Dataset.from_dict({"text": texts[number * 15 : (number + 1) * 15]})
+            if kind == "parquet":
+                rows.to_parquet(folder / f"{number}.parquet", batch_size=4)
+            elif kind == "json":
+                rows.to_json(folder / f"{number}.jsonl")
+            else:
+                (folder / f"{number}.txt").write_text("\n".join(rows["text"]) + "\n")
+        return load_documents(str(folder), streaming=True, load_options={"sample_by": "line"} if kind == "text" else {})
+
+    return write
+
+
+SOURCES = {
+    "generator": lambda folder: {"train": a_generator()},
+    "mixture": lambda folder: {"train": a_mixture()},
+    "repeated": lambda folder: {"train": a_generator().repeat(2)},
+    "parquet": files("parquet"),
+    "json": files("json"),
+    "text": files("text"),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("options", [{}, {"document_reset": True, "shuffle_seed": 5}, {"repeat": True}])
+def test_lanes_begin_at_any_batch(source, options, tmp_path):
+    documents = SOURCES[source](tmp_path)["train"].select_columns(["text"])
+    stream = document_stream(documents, "train")
+    num_readers = 1 if source == "mixture" else 2
+
+    def lanes():
+        made = StreamedLanes(stream, ByteTokenizer(), 2, 5, 2, num_readers=num_readers, **options)
+        made.set_epoch(2)
+        return made
+
+    def some(made):
+        return [batch for batch, _ in zip(made, range(20), strict=False)]
+
+    whole = some(lanes())
+    assert len(whole) > 7
+    for number, batch in enumerate(whole):
+        for skip in (0, 1):
+            again = lanes()
+            again.load_state_dict({"position": batch.position, "skip": skip, "epoch": 2})
+            expected = as_lists(whole[number + skip :])
+            assert as_lists(some(again))[: len(expected)] == expected, (number, skip)
+
+
+def test_row_counts_go_on_after_a_resume():
+    lanes = streamed(UNEVEN * 3, 2, 4)
+    whole = [(batch.position, lanes.num_documents, lanes.num_empty, lanes.bytes_per_token) for batch in lanes]
+    again = streamed(UNEVEN * 3, 2, 4)
+    again.load_state_dict({"position": whole[3][0], "skip": 0, "epoch": 0})
+    next(iter(again))
+    assert (again.num_documents, again.num_empty, again.bytes_per_token) == whole[3][1:]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_lanes": 0}, "num_lanes=0: must be 1 or more"),
+        ({"num_lanes": 4, "num_readers": 3}, "num_readers=3 with num_lanes=4: the readers divide the lanes evenly"),
+        ({"num_lanes": 4, "num_readers": 0}, "num_readers=0"),
+        ({"num_lanes": 6, "num_readers": 3}, "num_readers=3: the train split has 2 shards .*set num_readers to 2"),
+        ({"num_lanes": 2, "local_lanes": range(1, 3)}, "local_lanes="),
+    ],
+)
+def test_lanes_that_cannot_be_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        streamed(["a", "b", "c"], k1=3, num_shards=2, **options)
+
+
+def test_a_stream_without_text_is_refused():
+    with pytest.raises(InputError, match="the train split has no text: all its documents are empty"):
+        list(StreamedLanes(stream_of(["", "", ""]), Letters(), 2, 3))
+    with pytest.raises(InputError, match="the train split has no documents"):
+        document_stream(IterableDataset.from_generator(lambda: iter(())), "train")
+    with pytest.raises(InputError, match="the train split has no documents"):
+        load_documents(Dataset.from_dict({"text": []}), streaming=True)
+
+
+def test_a_shuffle_buffer_is_refused():
+    with pytest.raises(InputError, match=r"IterableDataset\.shuffle, whose buffer is lost when a run is resumed"):
+        document_stream(a_mixture().shuffle(seed=1, buffer_size=10).select_columns(["text"]), "train")
+
+
+@pytest.mark.parametrize("value", [None, 7])
+def test_a_row_without_text_is_named(value):
+    def rows():
+        for number in range(9):
+            yield {"body": value if number == 6 else "abc"}
+
+    stream = document_stream(IterableDataset.from_generator(rows).select_columns(["body"]), "train")
+    with pytest.raises(InputError, match=rf"row 6 of reader 0 of the train split: its column 'body' holds {value}"):
+        list(StreamedLanes(stream, Letters(), 2, 3))
+
+
+def test_a_reader_ends_with_its_iterator():
+    def running():
+        return [thread for thread in threading.enumerate() if thread.name == "lit_tbptt reader"]
+
+    before = running()
+    batches = iter(streamed(UNEVEN, 2, 3, repeat=True))
+    next(batches)
+    assert len(running()) == len(before) + 1
+    batches.close()
+    for thread in running():
+        thread.join(5)
+    assert running() == before
