@@ -3,10 +3,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from tasks import drawn, strided
 
 from lit_tbptt import InputError, StridedLanes
 
 EOS = 99
+# a b c d e . . . in documents of 3, 8, 2, 5 and 4 tokens with their <eos>; an empty one has none.
+TEXTS = ["ab", "cdefghi", "", "j", "klmn", "opq"]
 
 
 def table(lanes):
@@ -86,3 +89,64 @@ def test_iterating_leaves_the_global_random_numbers_alone():
 def test_lanes_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         StridedLanes(np.arange(11), EOS, *arguments)
+
+
+def test_documents_can_begin_with_a_reset():
+    # They take 1, 3, 1, 2 and 2 windows of 3 tokens; each of two lanes begins with a document.
+    assert drawn(strided(TEXTS, 2, 3, 2, document_reset=True)) == [
+        "|ab$|cde fgh i$.|j$.",
+        "|klm n$.|opq $.. ...",
+    ]
+    # A lane whose share lies within one document has nothing.
+    assert drawn(strided(["a" * 20, "b"], 3, 4, document_reset=True)) == [
+        "|aaaa aaaa aaaa aaaa aaaa $...",
+        "|.... .... .... .... .... ....",
+        "|b$.. .... .... .... .... ....",
+    ]
+
+
+def test_the_input_at_a_reset_is_eos():
+    lanes = strided(TEXTS, 1, 3, document_reset=True)
+    inputs = [window.inputs[0].tolist() for batch in lanes for window in batch.windows if window.reset is not None]
+    assert [first for first, *_ in inputs] == [0] * 5
+
+
+def test_epochs_can_begin_elsewhere():
+    lanes = strided(TEXTS, 2, 4, rotation_seed=2)
+    assert drawn(lanes) == ["|ab$c defg hi$", "|j$kl mn$o pq$"]
+    lanes.set_epoch(1)
+    # This seed begins epoch 1 at token 6, the f, with the e before it as its input.
+    assert drawn(lanes) == ["|fghi $j$k lmn", "|$opq $ab$ cde"]
+    assert next(iter(lanes)).windows[0].inputs.tolist() == [[5, 6, 7, 8], [14, 0, 15, 16]]
+
+
+def test_whole_documents_go_round():
+    lanes = strided(TEXTS, 1, 3, document_reset=True, rotation_seed=2)
+    lanes.set_epoch(1)
+    # From the first document that begins at or after token 6.
+    assert drawn(lanes) == ["|j$.|klm n$.|opq $..|ab$|cde fgh i$."]
+
+
+def test_documents_come_in_another_order_in_every_epoch():
+    lanes = strided(TEXTS, 1, 50, shuffle_seed=2)
+    orders = []
+    for epoch in (0, 1, 2, 1):
+        lanes.set_epoch(epoch)
+        ((order,), (batch,)) = drawn(lanes), lanes
+        assert batch.windows[0].inputs.tolist() == [[0, *batch.windows[0].targets[0, :-1].tolist()]]
+        orders.append(order.strip("|"))
+    assert orders[1] == orders[3]
+    assert len(set(orders)) == 3
+    assert all(sorted(order.split("$")) == sorted([*filter(None, TEXTS), ""]) for order in orders)
+
+
+def test_the_number_of_batches_is_known_where_it_is_always_the_same():
+    assert len(strided(TEXTS, 2, 3, 2, document_reset=True)) == 3
+    assert len(strided(TEXTS, 2, 3, 2, shuffle_seed=1, rotation_seed=1)) == 2
+    with pytest.raises(TypeError, match="differs from epoch to epoch"):
+        len(strided(TEXTS, 2, 3, document_reset=True, shuffle_seed=1))
+
+
+def test_options_that_need_the_documents_say_so():
+    with pytest.raises(InputError, match="document_ends=None"):
+        StridedLanes(np.arange(11), EOS, 2, 3, document_reset=True)

@@ -207,7 +207,7 @@ def test_lanes_begin_at_any_batch(source, options, tmp_path):
         return [batch for batch, _ in zip(made, range(20), strict=False)]
 
     whole = some(lanes())
-    assert len(whole) > 7
+    assert len(whole) > 4
     for number, batch in enumerate(whole):
         for skip in (0, 1):
             again = lanes()
