@@ -1,6 +1,7 @@
 """The data side for Lightning: a Hugging Face corpus as windows of contiguous lanes."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -209,8 +210,11 @@ class TextLanesDataModule(LightningDataModule):
         return self._lanes("train", "num_lanes", settings.k1, settings.windows_per_batch, **order)
 
     def val_dataloader(self) -> Lanes | list[Lanes]:
-        # Lightning takes an empty list for "nothing to validate on".
-        return self._evaluation_lanes("validation") if "validation" in self.splits else []
+        if "validation" in self.splits:
+            return self._evaluation_lanes("validation")
+        # Lightning takes an empty list for "nothing to validate on", and wonders at its length.
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+        return []
 
     def test_dataloader(self) -> Lanes:
         return self._evaluation_lanes("test")

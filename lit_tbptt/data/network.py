@@ -100,8 +100,8 @@ def _file_in(traceback: TracebackType | None) -> str | None:
     found = None
     while traceback is not None:
         frame = traceback.tb_frame
-        file = frame.f_locals.get("file")
-        if frame.f_globals.get("__name__", "").startswith("datasets.packaged_modules.") and isinstance(file, str):
-            found = file
+        if frame.f_globals.get("__name__", "").startswith("datasets."):
+            names = (frame.f_locals.get(variable) for variable in ("file", "urlpath"))
+            found = next((name for name in names if isinstance(name, str)), found)
         traceback = traceback.tb_next
     return found
