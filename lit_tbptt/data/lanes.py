@@ -1,7 +1,8 @@
 """What the two kinds of lanes share: they are iterables of batches that begin at any place."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -87,19 +88,15 @@ class Lanes(ABC):
             tokens: `[lane, time + 1]` ids, from the token before the first target on; NOTHING where there is none.
             resets: `[window, lane]` bool, true where a lane starts afresh.
         """
-        scored = torch.from_numpy(tokens[:, 1:] != NOTHING)
-        # Every document ends with <eos>, so a lane that starts afresh after a gap sees the same as any other.
-        ids = torch.from_numpy(np.where(tokens == NOTHING, self.eos, tokens))
-        windows = []
-        for number, begin in enumerate(range(0, scored.shape[1], self.k1)):
-            some = slice(begin, begin + self.k1)
-            mask, reset = scored[:, some], torch.from_numpy(resets[number])
-            windows.append(
-                Window(
-                    inputs=ids[:, :-1][:, some],
-                    targets=ids[:, 1:][:, some],
-                    reset=reset if bool(reset.any()) else None,
-                    mask=None if bool(mask.all()) else mask,
-                )
-            )
-        return tuple(windows)
+        nothing = tokens == NOTHING
+        masks: Iterable[torch.Tensor | None] = repeat(None)
+        if nothing.any():
+            # Every document ends with <eos>, so a lane that starts afresh after a gap sees the same as any other.
+            tokens = np.where(nothing, self.eos, tokens)
+            scored = torch.from_numpy(~nothing[:, 1:]).split(self.k1, 1)
+            masks = [None if bool(mask.all()) else mask for mask in scored]
+        inputs, targets = torch.from_numpy(tokens[:, :-1]), torch.from_numpy(tokens[:, 1:])
+        fresh = set(np.flatnonzero(resets.any(axis=1)).tolist())
+        starts = [reset if number in fresh else None for number, reset in enumerate(torch.from_numpy(resets))]
+        parts = zip(inputs.split(self.k1, 1), targets.split(self.k1, 1), starts, masks, strict=False)
+        return tuple(map(Window._make, parts))

@@ -1,9 +1,9 @@
 """Reading beside training: one thread, a bounded number of items ahead."""
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -11,49 +11,56 @@ T = TypeVar("T")
 class ReadAhead(Generic[T]):
     """Iterates over what another thread makes.
 
-    The thread waits when it is `depth` items ahead, and ends when it is closed. An error that it meets is raised here,
-    after the items before it. The thread is a daemon: a source that hangs does not keep the process from ending.
+    All that is ready is taken at once, so that the threads rarely wait for each other. An error that the thread meets
+    is raised here, after the items before it. The thread is a daemon: a source that hangs does not keep the process
+    from ending.
 
     Args:
         make: Returns the iterator; called in the thread.
-        depth: Items to be ahead at most.
+        depth: The thread waits when so many items are ready; as many again may have been taken.
     """
 
     def __init__(self, make: Callable[[], Iterator[T]], depth: int) -> None:
-        self._items: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-        self._closed = threading.Event()
+        self._depth = depth
+        self._changed = threading.Condition()
+        self._ready: deque[T] = deque()
+        self._taken: deque[T] = deque()
+        self._end: BaseException | None = None
+        self._closed = False
         threading.Thread(target=self._run, args=(make,), name="lit_tbptt reader", daemon=True).start()
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        item, error = self._items.get()
-        if error is not None:
-            self._items.put((item, error))  # and again, for whoever asks again
-            raise error
-        return item
+        if not self._taken:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready or self._end is not None)
+                self._taken, self._ready = self._ready, self._taken
+                self._changed.notify()
+        if not self._taken:
+            assert self._end is not None
+            raise self._end
+        return self._taken.popleft()
 
     def close(self) -> None:
         """Lets the thread end; what it has made is dropped."""
-        self._closed.set()
-        while not self._items.empty():
-            self._items.get_nowait()
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
 
     def _run(self, make: Callable[[], Iterator[T]]) -> None:
+        end: BaseException = StopIteration()
         try:
             for item in make():
-                if not self._put(item, None):
-                    return
-            self._put(None, StopIteration())
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._ready) < self._depth or self._closed)
+                    if self._closed:
+                        return
+                    self._ready.append(item)
+                    self._changed.notify()
         except BaseException as error:
-            self._put(None, error)
-
-    def _put(self, item: Any, error: BaseException | None) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._items.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+            end = error
+        with self._changed:
+            self._end = end
+            self._changed.notify()

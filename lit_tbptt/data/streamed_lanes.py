@@ -15,10 +15,10 @@ import numpy as np
 
 from lit_tbptt.data.lanes import NOTHING, Lanes
 from lit_tbptt.data.read_ahead import ReadAhead
-from lit_tbptt.data.stream import Document, DocumentReader, DocumentStream, TextReader
+from lit_tbptt.data.stream import DocumentReader, DocumentStream, TextReader
 from lit_tbptt.data.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
-from lit_tbptt.window import Batch
+from lit_tbptt.window import Batch, Window
 
 # Batches that are ready before they are asked for: enough for the time that a read takes, in little memory.
 _AHEAD = 8
@@ -108,7 +108,9 @@ class StreamedLanes(Lanes):
                     return
                 self.num_documents, self.num_tokens, num_bytes, self.num_empty = read.counts
                 self.bytes_per_token = num_bytes / self.num_tokens if self.num_tokens else None
-                windows = self._cut(read.tokens[:, : num_steps + 1], read.resets)
+                windows = read.windows
+                if num_steps != read.num_steps:
+                    windows = self._cut(read.tokens[:, : num_steps + 1], read.resets)
                 yield Batch(windows, read.position)
                 if num_steps < self.k1 * self.windows_per_batch:
                     return
@@ -141,8 +143,9 @@ class StreamedLanes(Lanes):
             num_steps = max((group.fill(tokens, resets, window * self.k1) for group in groups), default=0)
             if window == 0:
                 resets[0] = True
-            counts = np.array([[*group.counts, group.reader.num_empty] for group in groups]).reshape(-1, 4).sum(0)
-            yield _Read(tokens, resets, num_steps, here, counts.tolist())
+            counts = [sum(some) for some in zip([0] * 4, *(group.counts() for group in groups), strict=True)]
+            windows = self._cut(tokens[:, : num_steps + 1], resets)
+            yield _Read(tokens, resets, num_steps, windows, here, counts)
             window += self.windows_per_batch
 
 
@@ -153,6 +156,7 @@ class _Read(NamedTuple):
         tokens: `[lane, time + 1]` ids, from the token before the first target on; NOTHING where there is none.
         resets: `[window, lane]`, true where a lane starts afresh.
         num_steps: Targets of the lane that has the most.
+        windows: The tokens cut into windows.
         position: The place before this batch.
         counts: Documents, tokens, bytes and empty documents after it.
     """
@@ -160,6 +164,7 @@ class _Read(NamedTuple):
     tokens: np.ndarray
     resets: np.ndarray
     num_steps: int
+    windows: tuple[Window, ...]
     position: Mapping[str, Any]
     counts: list[int]
 
@@ -194,11 +199,11 @@ class _LaneGroup:
         if position is None:
             self._ends = dict.fromkeys(lanes, 0)
             self._rests = dict.fromkeys(self._rows, self._dry)
-            self.counts = np.zeros(3, np.int64)
+            self._counts = [0, 0, 0]
         else:
             self._ends = dict(position["ends"])
             self._rests = {lane: np.asarray(position["rests"][lane]) for lane in self._rows}
-            self.counts = np.array(position["counts"])
+            self._counts = list(position["counts"])
 
     def position(self) -> dict[str, Any]:
         """Returns arrays and plain values that name the place before the next batch.
@@ -210,8 +215,12 @@ class _LaneGroup:
             "reader": self.reader.position(),
             "ends": dict(self._ends),
             "rests": dict(self._rests),
-            "counts": self.counts.tolist(),
+            "counts": list(self._counts),
         }
+
+    def counts(self) -> list[int]:
+        """Returns the documents, tokens and bytes dealt so far, and the documents left out."""
+        return [*self._counts, self.reader.num_empty]
 
     def fill(self, tokens: np.ndarray, resets: np.ndarray, first: int) -> int:
         """Writes the next tokens of the lanes into `tokens`, and returns how many steps hold any.
@@ -228,20 +237,26 @@ class _LaneGroup:
             self._rests[lane] = rest[num_steps:] if len(rest) > num_steps else self._dry
         waiting = [(end, lane) for lane, end in self._ends.items()]
         heapq.heapify(waiting)
+        unit = self.k1 if self.document_reset else 1
+        documents = tokens_dealt = num_bytes = 0
         while waiting[0][0] < first + num_steps and (document := next(self.reader, None)) is not None:
             end, lane = waiting[0]
-            self._take(document, lane, end - first, tokens, resets)
-            unit = self.k1 if self.document_reset else 1
-            heapq.heapreplace(waiting, (end + -(-len(document.ids) // unit) * unit, lane))
-            self.counts += (1, len(document.ids), document.num_bytes)
+            length = len(document.ids)
+            heapq.heapreplace(waiting, (end - -length // unit * unit, lane))
+            documents, tokens_dealt, num_bytes = documents + 1, tokens_dealt + length, num_bytes + document.num_bytes
+            if lane in self._rows:
+                self._write(document.ids, lane, end - first, tokens, resets)
+        self._counts = [a + b for a, b in zip(self._counts, (documents, tokens_dealt, num_bytes), strict=True)]
         self._ends = {lane: end for end, lane in waiting}
         return max(0, min(num_steps, max(self._ends.values()) - first))
 
-    def _take(self, document: Document, lane: int, place: int, tokens: np.ndarray, resets: np.ndarray) -> None:
-        if lane not in self._rows:
-            return
-        row, ids, room = self._rows[lane], document.ids, tokens.shape[1] - 1 - place
-        tokens[row, place + 1 : place + 1 + len(ids)] = ids[:room]
-        self._rests[lane] = ids[room - 1 :] if len(ids) >= room else self._dry
+    def _write(self, ids: np.ndarray, lane: int, place: int, tokens: np.ndarray, resets: np.ndarray) -> None:
+        row, room = self._rows[lane], tokens.shape[1] - 1 - place
+        if len(ids) < room:
+            tokens[row, place + 1 : place + 1 + len(ids)] = ids
+            self._rests[lane] = self._dry
+        else:
+            tokens[row, place + 1 :] = ids[:room]
+            self._rests[lane] = ids[room - 1 :]
         if self.document_reset:
             resets[place // self.k1, row] = True

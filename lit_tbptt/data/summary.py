@@ -39,4 +39,10 @@ def first_windows(lanes: Lanes, tokenizer: Tokenizer) -> str:
             text = tokenizer.decode(window.targets[lane][window.mask_or_ones()[lane]].tolist())
             cut = f"{text[:_MOST_CHARACTERS]!r} ..." if len(text) > _MOST_CHARACTERS else repr(text)
             lines.append(f"  lane {lanes.local_lanes[lane]}, window {number}: {cut}")
+    empty = int((~windows[0].mask_or_ones().any(1)).sum())
+    if empty:
+        lines.append(
+            f"{empty:,} of {len(lanes.local_lanes):,} lanes have nothing from the start, for want of documents: use "
+            "fewer lanes, or shorter documents (text files are one each, unless data.load_options.sample_by is line)"
+        )
     return "\n".join(lines)
