@@ -64,7 +64,8 @@ class Position:
         inside = self.data is not None
         done = self.batch + int(self.closed)
         started = self.epoch + int(inside)
-        epochs = {"ready": started, "started": started, "processed": self.epoch, "completed": self.epoch}
+        # An epoch is always ready: Lightning would not give a loader its state between two epochs.
+        epochs = {"ready": self.epoch + 1, "started": started, "processed": self.epoch, "completed": self.epoch}
         counted = ("ready", "started", "processed", "completed")
         # Lightning schedules validations that are not tied to epochs by the batches of the whole run.
         total = dict.fromkeys(counted, self.batches_before + int(self.closed))

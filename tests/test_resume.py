@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from tasks import streamed, strided
 
 from lit_tbptt import GRU, LitLanguageModel, StridedLanes, WarmupCosineLR
 from lit_tbptt.callbacks import RunCheckpoint
@@ -17,13 +18,28 @@ LANES, K1, TOKENS, EPOCHS = 3, 4, 3 * 25, 2
 WINDOWS = 7  # of 4, 4, 4, 4, 4, 4 and 1 tokens
 
 
-class Data:
-    """What a datamodule has: a tokenizer and loaders."""
+def plain(windows_per_batch):
+    ids = np.random.default_rng(5).integers(2, 13, TOKENS)
+    return StridedLanes(ids, 0, LANES, K1, windows_per_batch), StridedLanes(ids[:20], 0, 2, 6)
 
-    def __init__(self, windows_per_batch):
-        ids = np.random.default_rng(5).integers(2, 13, TOKENS)
-        self.train = StridedLanes(ids, 0, LANES, K1, windows_per_batch)
-        self.val = StridedLanes(ids[:20], 0, 2, 6)
+
+TEXTS = ["".join(chr(98 + (i * j) % 11) for j in range(i * i % 23)) for i in range(19)]
+
+
+def of_documents(make, **options):
+    """Lanes of TEXTS to train and to validate on."""
+    return lambda windows_per_batch: (
+        make(TEXTS, LANES, K1, windows_per_batch, **options),
+        make(TEXTS[:5], 2, 6, document_reset=options.get("document_reset", False)),
+    )
+
+
+KINDS = {
+    "strided": of_documents(strided, document_reset=True, shuffle_seed=3, rotation_seed=4),
+    "streamed": of_documents(streamed, num_shards=5, num_readers=3, shuffle_seed=3),
+    "streamed, reset": of_documents(streamed, num_shards=5, document_reset=True),
+    "repeated": of_documents(streamed, num_shards=5, num_readers=3, shuffle_seed=3, repeat=True),
+}
 
 
 def per_step(optimizer):
@@ -62,14 +78,25 @@ def build(schedule, k2, **training):
     return module
 
 
-def fit(folder, windows_per_batch, schedule, max_steps=-1, resume=None, k2=None, val=0.5, callbacks=(), **training):
+def fit(
+    folder,
+    windows_per_batch,
+    schedule,
+    max_steps=-1,
+    resume=None,
+    k2=None,
+    val=0.5,
+    callbacks=(),
+    data=plain,
+    **training,
+):
     """Runs in a process whose generators stand anywhere, and returns what the end looks like."""
     if resume is None:
         seed_everything(1, verbose=False)
     else:
         seed_everything(random.randrange(99), verbose=False)
     saved = None if resume is None else torch.load(resume, weights_only=True)["tbptt"]
-    steps, data, module = Steps(), Data(windows_per_batch), build(schedule, k2, **training)
+    steps, (train, validation), module = Steps(), data(windows_per_batch), build(schedule, k2, **training)
     trainer = Trainer(
         max_epochs=EPOCHS,
         max_steps=max_steps,
@@ -83,7 +110,7 @@ def fit(folder, windows_per_batch, schedule, max_steps=-1, resume=None, k2=None,
         logger=run_loggers(folder, *((saved["position"]["step"], saved["log"]["tokens"]) if saved else ())),
         callbacks=[steps, RunCheckpoint(), *callbacks],
     )
-    trainer.fit(module, data.train, data.val if val else None, ckpt_path=resume)
+    trainer.fit(module, train, validation if val else None, ckpt_path=resume)
     return trainer, module, steps
 
 
@@ -118,7 +145,7 @@ def uninterrupted(tmp_path_factory):
         if key not in known:
             folder = tmp_path_factory.mktemp("whole") / "run" / "version_0"
             trainer, module, steps = fit(folder, *args, **options)
-            assert len(steps.run) == EPOCHS * WINDOWS
+            assert len(steps.run) == EPOCHS * WINDOWS or "data" in options
             known[key] = everything(trainer, module), curve(folder)
         return known[key]
 
@@ -155,6 +182,23 @@ def test_every_way_to_train_is_continued(training, stop, tmp_path, uninterrupted
     folder = tmp_path / "run" / "version_0"
     fit(folder, 4, per_step, stop, **training)
     trainer, module, _ = fit(folder, 4, per_step, resume=folder / "checkpoints" / "last.ckpt", **training)
+    same(everything(trainer, module), expected)
+    assert curve(folder) == whole_curve
+
+
+@pytest.mark.parametrize("stop", [3, 8, 17, 18, 19, 20, 21, 22, 23, 30])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_lanes_is_continued(kind, stop, tmp_path, uninterrupted):
+    options = {"data": KINDS[kind], "k2": 7, "val": 1.0}
+    end = 36 if kind == "repeated" else -1
+    expected, whole_curve = uninterrupted(4, per_epoch, end, **options)
+    if stop >= expected[1][1]:
+        pytest.skip("the run is shorter")
+    folder = tmp_path / "run" / "version_0"
+    fit(folder, 4, per_epoch, stop, **options)
+    resume = folder / "checkpoints" / "last.ckpt"
+    trainer, module, steps = fit(folder, 4, per_epoch, end, resume=resume, **options)
+    assert steps.run == list(range(stop + 1, expected[1][1] + 1))
     same(everything(trainer, module), expected)
     assert curve(folder) == whole_curve
 
