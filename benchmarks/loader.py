@@ -2,12 +2,14 @@
 
     python benchmarks/loader.py speed --path FOLDER
     python benchmarks/loader.py memory --path FOLDER
+    python benchmarks/loader.py seek --path FOLDER
 
 `speed`: tokens per second of streamed and of strided lanes (16 lanes, k1 = 64, 8 windows per batch) with a byte, a word
 and a byte-pair tokenizer, beside the same dataset object iterated over and tokenized and nothing else: row by row, and
 in batches of as many rows as the lanes read. They take turns; ratios are medians over the rounds, with quartiles.
 `memory`: resident memory while the text files of FOLDER are streamed again and again under other names, 2 GB in all, by
-four readers (Linux).
+four readers (Linux). `seek`: seconds from a position to its first batch, in one file of 200 MB of lines, JSON lines or
+parquet (in row groups of 1000).
 """
 
 import os
@@ -48,7 +50,7 @@ def tokenizers(documents: datasets.Dataset, folder: str) -> dict[str, Tokenizer]
     return {name: make_tokenizer(given, documents["text"]) for name, given in names.items()}
 
 
-def seconds(run: Callable[[], int]) -> float:
+def seconds(run: Callable[[], object]) -> float:
     """Returns the time of a run."""
     start = time.perf_counter()
     run()
@@ -142,5 +144,31 @@ def memory(path: str, gigabytes: float = 2.0, streams: str = "text") -> None:
                 step += 100_000_000
 
 
+def seek(path: str, megabytes: int = 200) -> None:
+    """Prints how long it takes to begin at several places of one file."""
+    with tempfile.TemporaryDirectory() as folder:
+        stored = paragraphs(path)
+        stored = datasets.concatenate_datasets([stored] * (1 + megabytes * 1_000_000 // stored.data.nbytes))
+        stored.to_json(f"{folder}/corpus.json")
+        stored.to_parquet(f"{folder}/corpus.parquet", batch_size=1000)
+        with open(f"{folder}/corpus.txt", "w") as file:
+            file.writelines(f"{text}\n" for text in stored["text"])
+        print("| | start | 10 % | 50 % | 90 % |\n|---|---|---|---|---|")
+        for kind, name in (("text", "corpus.txt"), ("json", "corpus.json"), ("parquet", "corpus.parquet")):
+            documents = datasets.load_dataset(kind, data_files=f"{folder}/{name}", streaming=True)["train"]
+            stream = document_stream(documents.select_columns(["text"]), "train")
+            lanes = StreamedLanes(stream, make_tokenizer("byte", ()), LANES, K1, WINDOWS)
+            positions = [batch.position for batch in lanes]
+            cells = []
+            for share in (0, 0.1, 0.5, 0.9):
+                state = {"position": positions[int(share * len(positions))], "skip": 0, "epoch": 0}
+                times = []
+                for _ in range(3):
+                    lanes.load_state_dict(state)
+                    times.append(seconds(partial(next, iter(lanes))))
+                cells.append(f"{statistics.median(times):.2f} s")
+            print(f"| {kind} | {' | '.join(cells)} |", flush=True)
+
+
 if __name__ == "__main__":
-    auto_cli({"speed": speed, "memory": memory}, as_positional=False)
+    auto_cli({"speed": speed, "memory": memory, "seek": seek}, as_positional=False)

@@ -1,10 +1,13 @@
 import json
+import re
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
+from lightning.pytorch import Trainer
 
-from lit_tbptt import InputError, TextLanesDataModule
+from lit_tbptt import LSTM, InputError, LitLanguageModel, TextLanesDataModule
 from lit_tbptt.data import token_file as module
 from lit_tbptt.data.documents import load_documents
 from lit_tbptt.data.token_file import token_file
@@ -120,3 +123,104 @@ def test_an_empty_corpus_and_too_few_tokens_are_refused(tmp_path):
 
 def test_ids_are_mapped_and_not_read(tmp_path):
     assert isinstance(token_file(corpus("abc"), ByteTokenizer(), tmp_path, "train").ids, np.memmap)
+
+
+def small(**options):
+    """Documents of 0 to 17 letters."""
+    return TextLanesDataModule(DatasetDict(train=corpus(*TEXTS), validation=corpus(*TEXTS[3:9])), **options)
+
+
+TEXTS = [chr(97 + i) * (i * i % 19) for i in range(23)]
+
+
+@pytest.mark.parametrize("document_reset", [False, True])
+def test_validation_is_the_same_in_both_kinds_of_lanes(document_reset):
+    found = []
+    for streaming in (False, True):
+        torch.manual_seed(3)
+        options = {"num_lanes": 3, "eval_num_lanes": 1, "k1": 5, "document_reset": document_reset}
+        data = small(streaming=streaming, **options)
+        model = LitLanguageModel(LSTM(9), k1=5)
+        model._build(ByteTokenizer())
+        model.on_evaluation_end = lambda values: found.append(dict(values))
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        Trainer(accelerator="cpu", precision="64-true", **quiet).validate(model, data, verbose=False)
+    assert found[0]["val/num_targets"] == found[1]["val/num_targets"] == sum(len(text) + 1 for text in TEXTS[3:9])
+    for name, value in found[0].items():
+        assert found[1][name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_the_settings_reach_the_lanes():
+    data = small(num_lanes=6, num_readers=3, streaming=True, shuffle=True, repeat=True, seed=4, k1=5)
+    data.setup("fit")
+    lanes = data.train_dataloader()
+    assert (lanes.num_readers, lanes.shuffle_seed, lanes.repeat, lanes.document_reset) == (3, 4, True, False)
+    evaluated = data.val_dataloader()
+    assert (evaluated.num_readers, evaluated.shuffle_seed, evaluated.repeat, evaluated.k1) == (1, None, False, 40)
+    data = small(num_lanes=6, document_reset=True, shuffle=True, rotate_lanes=True, seed=4, k1=5)
+    data.setup("fit")
+    lanes = data.train_dataloader()
+    assert (lanes.shuffle_seed, lanes.rotation_seed, lanes.document_reset) == (4, 4, True)
+    evaluated = data.val_dataloader()
+    assert (evaluated.shuffle_seed, evaluated.rotation_seed, evaluated.document_reset, evaluated.k1) == (
+        None,
+        None,
+        True,
+        5,
+    )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_summary_shows_that_lanes_run_on(streaming, capfd, caplog):
+    with caplog.at_level("INFO"):
+        small(num_lanes=2, k1=4, streaming=streaming).setup("fit")
+    text = caplog.text + capfd.readouterr().err
+    if streaming:
+        assert "train       streamed from 23 shards" in text
+        assert re.search(r"2 lanes \(num_readers 1\), 0\.\d{3} bytes/token at the start; windows of 4 tokens", text)
+        assert "  lane 0, window 0: 'b\\ndd'\n  lane 0, window 1: 'dddd'\n  lane 1, window 0: 'cccc'" in text
+    else:
+        assert "train                   21" in text
+        assert "(2 empty documents left out)" in text
+        assert "  lane 0, window 0: 'b\\ncc'\n  lane 0, window 1: 'cc\\nd'\n  lane 1, window 0: " in text
+
+
+def test_a_stream_of_one_document_leaves_lanes_empty_and_says_so(capfd, caplog):
+    with caplog.at_level("INFO"):
+        TextLanesDataModule(corpus("a" * 99), streaming=True, num_lanes=3, k1=4).setup("fit")
+    assert "2 of 3 lanes have nothing from the start, for want of documents" in caplog.text + capfd.readouterr().err
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "word"])
+def test_a_vocabulary_can_be_read_from_a_stream(tokenizer):
+    descriptions = []
+    for streaming in (False, True):
+        data = small(tokenizer=tokenizer, streaming=streaming, num_lanes=3, eval_num_lanes=2)
+        data.setup("fit")
+        descriptions.append(data.tokenizer.describe())
+    assert descriptions[0] == descriptions[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_lanes": 6, "num_readers": 4, "streaming": True}, r"data\.num_readers=4 with data\.num_lanes=6"),
+        ({"num_readers": 2}, r"data\.num_readers=2 with data\.streaming=False: .*leave it out"),
+        ({"repeat": True}, r"data\.repeat=True with data\.streaming=False"),
+        ({"rotate_lanes": True, "streaming": True}, r"data\.rotate_lanes=True with data\.streaming=True"),
+        ({"seed": -1}, r"data\.seed=-1"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        TextLanesDataModule(**options)
+
+
+def test_a_stream_object_needs_streaming_and_its_column():
+    rows = corpus(*TEXTS).to_iterable_dataset(3)
+    with pytest.raises(InputError, match=r"IterableDataset, with data\.streaming=False: set data\.streaming to true"):
+        TextLanesDataModule(rows).setup("fit")
+    with pytest.raises(InputError, match=r"data\.text_column='body': the dataset has no such column; it has text"):
+        TextLanesDataModule(rows, text_column="body", streaming=True).setup("fit")
+    with pytest.raises(InputError, match=r"num_readers=4: the train split has 3 shards .*set num_readers to 3"):
+        TextLanesDataModule(rows, num_lanes=8, num_readers=4, streaming=True).setup("fit")

@@ -32,7 +32,7 @@ def first_windows(lanes: Lanes, tokenizer: Tokenizer) -> str:
     windows = list(islice((window for batch in lanes for window in batch.windows), 2))
     about = f"{lanes.num_lanes:,} lanes"
     if isinstance(lanes, StreamedLanes):
-        about += f" of {lanes.num_readers} readers, {lanes.bytes_per_token:.3f} bytes/token at the start"
+        about += f" (num_readers {lanes.num_readers}), {lanes.bytes_per_token:.3f} bytes/token at the start"
     lines = [f"{about}; windows of {lanes.k1} tokens, the first ones:"]
     for lane in sorted({0, len(lanes.local_lanes) // 2}):
         for number, window in enumerate(windows):
