@@ -117,19 +117,17 @@ class TextLanesDataModule(LightningDataModule):
                 raise InputError(f"data.{key}={locals()[key]}: must be 1 or more")
         if seed < 0:
             raise InputError(f"data.seed={seed}: must be 0 or more")
-        for key, wanted in (("num_readers", streaming), ("repeat", streaming), ("rotate_lanes", not streaming)):
-            if locals()[key] > (key == "num_readers") and not wanted:
-                raise InputError(
-                    f"data.{key}={locals()[key]} with data.streaming={streaming}: it is for lanes that are "
-                    f"{'stored' if streaming else 'streamed'}; leave it out"
-                )
-        if num_lanes % num_readers:
+        if streaming and rotate_lanes:
             raise InputError(
-                f"data.num_readers={num_readers} with data.num_lanes={num_lanes}: the readers divide the lanes "
-                "evenly; choose one that divides the other"
+                "data.rotate_lanes=True with data.streaming=True: only stored lanes can begin elsewhere; leave it out"
+            )
+        if not streaming and (repeat or num_readers > 1):
+            raise InputError(
+                f"data.num_readers={num_readers}, data.repeat={repeat} with data.streaming=False: they are for "
+                "streams, leave them out"
             )
         super().__init__()
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key", "wanted")}
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key")}
         # Objects stay out of the checkpoint, which holds plain values only.
         self.save_hyperparameters(
             {key: f"<{type(value).__name__}>" if _is_object(value) else value for key, value in given.items()},
@@ -194,7 +192,7 @@ class TextLanesDataModule(LightningDataModule):
             return
         for name, ours in self.state_dict().items():
             # The same tokens may have been moved.
-            if str(ours).split(", ")[-2:] != str(state_dict[name]).split(", ")[-2:]:
+            if str(ours).split(", ")[-2:] != str(state_dict.get(name, ours)).split(", ")[-2:]:
                 raise InputError(
                     f"{name}: {ours}, where the run to be resumed has {state_dict[name]}: a resumed run cannot change "
                     "it; keep it, or start a new run from these weights with --init_from"
@@ -231,7 +229,10 @@ class TextLanesDataModule(LightningDataModule):
         order["document_reset"] = self._settings.document_reset
         assert self.tokenizer is not None
         if isinstance(source, DocumentStream):
-            return StreamedLanes(source, self.tokenizer, num_lanes, k1, windows_per_batch, **order)
+            try:
+                return StreamedLanes(source, self.tokenizer, num_lanes, k1, windows_per_batch, **order)
+            except InputError as error:
+                raise InputError(f"data.{error}") from None
         if source.num_tokens < num_lanes:
             raise InputError(
                 f"data.{argument}={num_lanes}: the {split} split has {source.num_tokens} tokens, and every lane needs "
@@ -294,4 +295,4 @@ class TextLanesDataModule(LightningDataModule):
 
 
 def _is_object(value: Any) -> bool:
-    return value is not None and not isinstance(value, (str, int, float, dict))
+    return isinstance(value, Loaded | Tokenizer)

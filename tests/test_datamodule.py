@@ -99,6 +99,7 @@ def test_a_corpus_without_validation_has_nothing_to_validate_on():
 
 
 def test_data_from_python_are_not_mistaken_for_the_default_corpus():
+    assert TextLanesDataModule(DatasetDict(train=corpus("ab"))).hparams.path == "<DatasetDict>"
     kept = TextLanesDataModule(corpus("ab"), tokenizer=ByteTokenizer()).hparams
     assert (kept.path, kept.tokenizer) == ("<Dataset>", "<ByteTokenizer>")
     with pytest.raises(InputError, match=r"data\.path='<Dataset>': the data were handed over from Python"):
@@ -204,8 +205,7 @@ def test_a_vocabulary_can_be_read_from_a_stream(tokenizer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_lanes": 6, "num_readers": 4, "streaming": True}, r"data\.num_readers=4 with data\.num_lanes=6"),
-        ({"num_readers": 2}, r"data\.num_readers=2 with data\.streaming=False: .*leave it out"),
+        ({"num_readers": 2}, r"data\.num_readers=2, .* with data\.streaming=False: .*leave them out"),
         ({"repeat": True}, r"data\.repeat=True with data\.streaming=False"),
         ({"rotate_lanes": True, "streaming": True}, r"data\.rotate_lanes=True with data\.streaming=True"),
         ({"seed": -1}, r"data\.seed=-1"),
@@ -222,5 +222,7 @@ def test_a_stream_object_needs_streaming_and_its_column():
         TextLanesDataModule(rows).setup("fit")
     with pytest.raises(InputError, match=r"data\.text_column='body': the dataset has no such column; it has text"):
         TextLanesDataModule(rows, text_column="body", streaming=True).setup("fit")
-    with pytest.raises(InputError, match=r"num_readers=4: the train split has 3 shards .*set num_readers to 3"):
+    with pytest.raises(InputError, match=r"data\.num_readers=3 with num_lanes=8: the readers divide the lanes evenly"):
+        TextLanesDataModule(rows, num_lanes=8, num_readers=3, streaming=True).setup("fit")
+    with pytest.raises(InputError, match=r"data\.num_readers=4: the train split has 3 shards .*set num_readers to 3"):
         TextLanesDataModule(rows, num_lanes=8, num_readers=4, streaming=True).setup("fit")

@@ -14,7 +14,9 @@ from lit_tbptt import LSTM, RecurrentLM, StreamedLanes, StridedLanes, Truncation
 from lit_tbptt.metrics import summed_nats
 
 EOS = 0
-SETTINGS = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+SETTINGS = settings(
+    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 class Numbered(Letters):

@@ -1,8 +1,11 @@
 """Streamed lanes: what lies where, at the ends, with resets, over ranks, and after a resume."""
 
+import subprocess
+import sys
 import threading
 from itertools import chain
 
+import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset, interleave_datasets
 from tasks import Letters, as_lists, drawn, stream_of, streamed
@@ -247,6 +250,40 @@ def test_a_stream_without_text_is_refused():
         document_stream(IterableDataset.from_generator(lambda: iter(())), "train")
     with pytest.raises(InputError, match="the train split has no documents"):
         load_documents(Dataset.from_dict({"text": []}), streaming=True)
+
+
+class Silent(Letters):
+    """Knows no letter."""
+
+    def encode(self, texts):
+        return [np.arange(0)] * len(texts)
+
+
+def test_a_stream_without_tokens_is_not_repeated_for_ever():
+    with pytest.raises(InputError, match="the train split has no text"):
+        list(StreamedLanes(stream_of(["a", "b"]), Silent(), 2, 3, repeat=True))
+
+
+def test_a_text_that_is_no_utf8_is_named():
+    rows = IterableDataset.from_generator(lambda: iter([{"text": "abc"}, {"text": "a\ud800"}]))
+    with pytest.raises(InputError, match=r"one of the 2 rows after row 0 of reader 0 of the train split: .*surrogates"):
+        list(StreamedLanes(document_stream(rows, "train"), ByteTokenizer(), 2, 3))
+
+
+def test_a_process_ends_while_its_stream_is_read(tmp_path):
+    """A thread that is stopped inside of a library would abort the process."""
+    files("parquet")(tmp_path)
+    program = f"""
+from lit_tbptt import StreamedLanes
+from lit_tbptt.data import document_stream, load_documents
+from lit_tbptt.data.tokenizers import ByteTokenizer
+stream = document_stream(load_documents({str(tmp_path)!r}, streaming=True)["train"], "train")
+batches = iter(StreamedLanes(stream, ByteTokenizer(), 4, 8, 4, repeat=True, num_readers=2))
+print(len([next(batches) for _ in range(7)]))
+"""
+    for _ in range(3):
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, ended.stdout) == (0, "7\n"), ended.stderr
 
 
 def test_a_shuffle_buffer_is_refused():

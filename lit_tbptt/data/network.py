@@ -62,10 +62,15 @@ def patiently(read: Callable[[], T], where: str) -> T:
             file, passing = file_of(error), may_pass(error)
             if file is None and not passing and not isinstance(error, OSError):
                 raise  # not the corpus but a program that was mapped over it
-            trouble = f"{file or 'the corpus'}, {where}: {type(error).__name__}: {error}"
-            if wait is None or not passing:
+            said = str(error).strip().split("\n")  # a whole schema may stand between the first line and the last
+            trouble = (
+                f"{file or 'the corpus'}, {where}: {type(error).__name__}: {' ... '.join(said[:1] + said[1:][-1:])}"
+            )
+            if not passing:
+                raise SourceError(f"{trouble}; mend the file, or leave it out") from error
+            if wait is None:
                 raise SourceError(
-                    f"{trouble}; when it can be read again, continue from the last checkpoint with --ckpt_path last"
+                    f"{trouble}; when it can be read again, start again, or continue a run with --ckpt_path last"
                 ) from error
             logger.warning("%s; trying again in %s s", trouble, wait)
             time.sleep(wait)

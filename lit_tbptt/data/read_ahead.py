@@ -1,19 +1,23 @@
 """Reading beside training: one thread, a bounded number of items ahead."""
 
+import atexit
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+# Seconds that the end of the process waits for a read to end: one that is cut off inside a library aborts the process.
+_PATIENCE = 5
 
 
 class ReadAhead(Generic[T]):
     """Iterates over what another thread makes.
 
     All that is ready is taken at once, so that the threads rarely wait for each other. An error that the thread meets
-    is raised here, after the items before it. The thread is a daemon: a source that hangs does not keep the process
-    from ending.
+    is raised here, after the items before it. The thread ends when it is closed, at the latest with the process, which
+    waits some seconds for it and not for a source that hangs.
 
     Args:
         make: Returns the iterator; called in the thread.
@@ -27,7 +31,9 @@ class ReadAhead(Generic[T]):
         self._taken: deque[T] = deque()
         self._end: BaseException | None = None
         self._closed = False
-        threading.Thread(target=self._run, args=(make,), name="lit_tbptt reader", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(make,), name="lit_tbptt reader", daemon=True)
+        self._thread.start()
+        _open.add(self)
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -64,3 +70,14 @@ class ReadAhead(Generic[T]):
         with self._changed:
             self._end = end
             self._changed.notify()
+
+
+_open: weakref.WeakSet[ReadAhead] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for reading in list(_open):
+        reading.close()
+    for reading in list(_open):
+        reading._thread.join(_PATIENCE)

@@ -57,7 +57,7 @@ def document_stream(documents: IterableDataset, split: str) -> DocumentStream:
     if first is None:
         raise InputError(f"data.path: the {split} split has no documents")
     (text,) = text_rows(first, 0, f"the {split} split")
-    return DocumentStream(resharded, split, rows, hashlib.sha256(text.encode()).hexdigest())
+    return DocumentStream(resharded, split, rows, hashlib.sha256(text.encode(errors="replace")).hexdigest())
 
 
 class TextReader:
@@ -69,7 +69,6 @@ class TextReader:
         num_readers: Readers that divide the shards among them.
         epoch: The number of the epoch.
         shuffle_seed: The shards come in another order in every epoch, which this seed decides. None: as they are.
-        repeat: Whether to start again at the end, with the number of the next epoch, and never to end.
         position: What `position` of a reader with the same arguments returned. None: the start.
     """
 
@@ -81,7 +80,6 @@ class TextReader:
         *,
         epoch: int = 0,
         shuffle_seed: int | None = None,
-        repeat: bool = False,
         position: Mapping[str, Any] | None = None,
     ) -> None:
         self.stream = stream
@@ -89,10 +87,8 @@ class TextReader:
         self.num_readers = num_readers
         self.epoch = epoch
         self.shuffle_seed = shuffle_seed
-        self.repeat = repeat
-        # How often the end was passed, where `datasets` stands, and the rows and the texts that were not empty since.
-        self._position: dict[str, Any] = {"pass": 0, "dataset": None, "num_rows": 0, "num_texts": 0}
-        self._position |= position or {}
+        # How often it was started again, where `datasets` stands, and the rows since.
+        self._position: dict[str, Any] = {"pass": 0, "dataset": None, "num_rows": 0} | dict(position or {})
         self._dataset = stream.documents
         self._batches: Iterator[Mapping[str, Any]] | None = None
 
@@ -107,23 +103,21 @@ class TextReader:
             InputError: A row holds no text.
             SourceError: They cannot be read.
         """
-        here = self._position
-        of = f"reader {self.reader} of the {self.stream.split} split"
-        batch = patiently(self._fetch, f"after row {here['num_rows']} of {of}")
+        row = self._position["num_rows"]
+        batch = patiently(self._fetch, f"after row {row} of {self}")
         if batch is None:
-            if not self.repeat or not here["num_texts"]:
-                return None
-            self._position = {"pass": here["pass"] + 1, "dataset": None, "num_rows": 0, "num_texts": 0}
-            self._batches = None
-            return self.read()
-        texts = text_rows(batch, here["num_rows"], of)
-        self._position = {
-            "pass": here["pass"],
-            "dataset": self._dataset.state_dict(),
-            "num_rows": here["num_rows"] + len(texts),
-            "num_texts": here["num_texts"] + sum(map(bool, texts)),
-        }
+            return None
+        texts = text_rows(batch, row, str(self))
+        self._position = self._position | {"dataset": self._dataset.state_dict(), "num_rows": row + len(texts)}
         return texts
+
+    def start_again(self) -> None:
+        """Goes back to the start, with the number of the next epoch."""
+        self._position = {"pass": self._position["pass"] + 1, "dataset": None, "num_rows": 0}
+        self._batches = None
+
+    def __str__(self) -> str:
+        return f"reader {self.reader} of the {self.stream.split} split"
 
     def _fetch(self) -> Mapping[str, Any] | None:
         # After an error there is no iterator, and a new one begins where the last rows ended.
@@ -160,28 +154,37 @@ class DocumentReader:
     Args:
         texts: Reads the texts; at their start, or where `position` says.
         tokenizer: Makes ids of them.
+        repeat: Whether to start again at the end, and never to end, unless there are no documents at all.
         position: What `position` returned, its `texts` given to the reader of the texts. None: the start.
 
     Attributes:
         num_empty: Documents left out so far.
     """
 
-    def __init__(self, texts: TextReader, tokenizer: Tokenizer, position: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        texts: TextReader,
+        tokenizer: Tokenizer,
+        repeat: bool = False,
+        position: Mapping[str, Any] | None = None,
+    ) -> None:
         self.texts = texts
         self.tokenizer = tokenizer
+        self.repeat = repeat
         self._dtype = np.min_scalar_type(tokenizer.vocabulary_size - 1)
+        self.num_empty = 0
+        self._num_documents = 0  # since the start, to know a stream without any
         self._documents: list[Document] = []
         self._taken = 0
-        self.num_empty = self._empty_before = 0
-        self._read_at = texts.position()
+        self._here: dict[str, Any] = {"texts": texts.position(), "num_documents": 0, "num_empty": 0}
         if position is not None:
-            self.num_empty = position["num_empty"]
+            self._num_documents, self.num_empty = position["num_documents"], position["num_empty"]
             self._read()
             self._taken = position["taken"]
 
     def position(self) -> dict[str, Any]:
         """Returns plain values that name the place before the next document."""
-        return {"texts": self._read_at, "taken": self._taken, "num_empty": self._empty_before}
+        return self._here | {"taken": self._taken}
 
     def __iter__(self) -> Iterator[Document]:
         return self
@@ -194,16 +197,32 @@ class DocumentReader:
         return self._documents[self._taken - 1]
 
     def _read(self) -> bool:
-        self._read_at, self._empty_before = self.texts.position(), self.num_empty
+        """Reads some documents and returns whether there may be more."""
+        here = self.texts.position()
+        self._here = {"texts": here, "num_documents": self._num_documents, "num_empty": self.num_empty}
         texts = self.texts.read()
-        self._documents = [
-            Document(ids.astype(self._dtype, copy=False), len(text.encode()))
-            for ids, text in zip(self.tokenizer.encode_documents(texts or ()), texts or (), strict=True)
-            if len(ids)
-        ]
+        if texts is None:
+            self._documents, self._taken = [], 0
+            again = self.repeat and self._num_documents > 0
+            if again:
+                self.texts.start_again()
+                self._num_documents = 0
+            return again
+        try:
+            self._documents = [
+                Document(ids.astype(self._dtype, copy=False), len(text.encode()))
+                for ids, text in zip(self.tokenizer.encode_documents(texts), texts, strict=True)
+                if len(ids)
+            ]
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"one of the {len(texts)} rows after row {here['num_rows']} of {self.texts}: {error}; clean the texts, "
+                "or leave such rows out"
+            ) from error
         self._taken = 0
-        self.num_empty += len(texts or ()) - len(self._documents)
-        return texts is not None
+        self._num_documents += len(self._documents)
+        self.num_empty += len(texts) - len(self._documents)
+        return True
 
 
 def _has_shuffle_buffer(documents: IterableDataset) -> bool:

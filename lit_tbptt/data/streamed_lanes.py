@@ -129,10 +129,9 @@ class StreamedLanes(Lanes):
                 self.num_readers,
                 epoch=epoch,
                 shuffle_seed=self.shuffle_seed,
-                repeat=self.repeat,
                 position=None if saved is None else saved["reader"]["texts"],
             )
-            reader = DocumentReader(texts, self.tokenizer, None if saved is None else saved["reader"])
+            reader = DocumentReader(texts, self.tokenizer, self.repeat, None if saved is None else saved["reader"])
             lanes = range(number * per_group, (number + 1) * per_group)
             groups.append(_LaneGroup(lanes, self.local_lanes, reader, self.k1, self.document_reset, saved))
         window = 0 if position is None else position["window"]

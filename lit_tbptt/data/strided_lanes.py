@@ -167,12 +167,11 @@ def _rotate(sources: np.ndarray, lengths: np.ndarray, offset: int, whole: bool) 
     """Lets the pieces begin with token `offset` of them, or with the first whole piece after it, and go round."""
     piece = int(np.searchsorted(np.cumsum(lengths), offset, "right"))
     before = offset - int(lengths[:piece].sum())
-    sources, lengths = np.roll(sources, -piece), np.roll(lengths, -piece)
+    turn = piece + int(whole and before > 0)
+    sources, lengths = np.roll(sources, -turn), np.roll(lengths, -turn)
     if whole or not before:
-        turn = -1 if before else 0
-        return np.roll(sources, turn), np.roll(lengths, turn)
-    head_source, head_length = sources[0], before
-    sources, lengths = sources.copy(), lengths.copy()
+        return sources, lengths
+    sources, lengths = np.append(sources, sources[0]), np.append(lengths, before)
     sources[0] += before
     lengths[0] -= before
-    return np.append(sources, head_source), np.append(lengths, head_length)
+    return sources, lengths
