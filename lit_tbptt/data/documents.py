@@ -77,7 +77,7 @@ def load_documents(
     return splits
 
 
-def texts(documents: Dataset | IterableDataset) -> Iterator[list[str]]:
+def texts(documents: Dataset) -> Iterator[list[str]]:
     """Yields the documents in order, some megabytes at a time.
 
     Raises:

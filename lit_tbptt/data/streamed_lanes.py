@@ -7,6 +7,7 @@ lane 1     B B B C C C E ...                  a lane that has run dry takes the 
 """
 
 import heapq
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from lit_tbptt.data.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.window import Batch, Window
 
+logger = logging.getLogger(__name__)
 # Batches that are ready before they are asked for: enough for the time that a read takes, in little memory.
 _AHEAD = 8
 
@@ -92,6 +94,7 @@ class StreamedLanes(Lanes):
         self.repeat = repeat
         self.most = most
         self.num_documents = self.num_tokens = self.num_empty = 0
+        self._said_empty = False
 
     def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
         return self._agreed(position, skip, self.epoch)
@@ -105,7 +108,7 @@ class StreamedLanes(Lanes):
                 if num_steps == 0:
                     if read.position["window"] == 0:
                         raise InputError(f"the {self.stream.split} split has no text: all its documents are empty")
-                    return
+                    break
                 self.num_documents, self.num_tokens, num_bytes, self.num_empty = read.counts
                 self.bytes_per_token = num_bytes / self.num_tokens if self.num_tokens else None
                 windows = read.windows
@@ -113,9 +116,12 @@ class StreamedLanes(Lanes):
                     windows = self._cut(read.tokens[:, : num_steps + 1], read.resets)
                 yield Batch(windows, read.position)
                 if num_steps < self.k1 * self.windows_per_batch:
-                    return
+                    break
         finally:
             ahead.close()
+        if self.num_empty and not self._said_empty:
+            logger.warning("%s empty documents were left out of the %s split", self.num_empty, self.stream.split)
+            self._said_empty = True
 
     def _read(self, position: Mapping[str, Any] | None, epoch: int) -> Iterator["_Read"]:
         """Yields what the lanes of this process hold; without end, for other processes may have more."""
