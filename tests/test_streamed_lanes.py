@@ -92,6 +92,14 @@ def test_shards_come_in_another_order_in_every_epoch():
     assert seen[0] != drawn(streamed(texts, 1, 4, num_shards=13, shuffle_seed=4))[0].replace(" ", "").strip("|")
 
 
+def test_every_pass_of_a_repeated_stream_has_its_own_order():
+    texts = [letter * 3 for letter in "abcdefghijklm"]
+    lanes = streamed(texts, 1, 52, num_shards=13, shuffle_seed=3, repeat=True)
+    passes = [Letters().decode(batch.windows[0].targets[0].tolist()) for batch, _ in zip(lanes, range(3), strict=False)]
+    assert len(set(passes)) == 3
+    assert all(sorted(found) == sorted(passes[0]) for found in passes)
+
+
 class Ranks:
     """Lets the lanes of several ranks run side by side, as processes would."""
 
