@@ -64,8 +64,9 @@ class Position:
         inside = self.data is not None
         done = self.batch + int(self.closed)
         started = self.epoch + int(inside)
-        # An epoch is always ready: Lightning would not give a loader its state between two epochs.
-        epochs = {"ready": self.epoch + 1, "started": started, "processed": self.epoch, "completed": self.epoch}
+        # Lightning gives a loader its state only where an epoch is begun, or ready to begin.
+        ready = self.epoch + 1 if resumable_loader else started
+        epochs = {"ready": ready, "started": started, "processed": self.epoch, "completed": self.epoch}
         counted = ("ready", "started", "processed", "completed")
         # Lightning schedules validations that are not tied to epochs by the batches of the whole run.
         total = dict.fromkeys(counted, self.batches_before + int(self.closed))
