@@ -95,10 +95,8 @@ def file_of(error: BaseException) -> str | None:
 
     Few errors of `datasets` and `pyarrow` say it; the loader that was running does.
     """
-    found = _file_in(error.__traceback__)
-    if found is None and (error.__cause__ or error.__context__) is not None:
-        found = file_of(error.__cause__ or error.__context__)  # type: ignore[arg-type]
-    return found
+    found, before = _file_in(error.__traceback__), error.__cause__ or error.__context__
+    return file_of(before) if found is None and before is not None else found
 
 
 def _file_in(traceback: TracebackType | None) -> str | None:
