@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from lit_tbptt.data.network import storage_options, use_safe_retries
+from lit_tbptt.data.network import refuse_lossy_retries, storage_options
 from lit_tbptt.errors import InputError
 
 Source: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
@@ -172,7 +172,8 @@ def _read(path: str, name: str | None, options: dict[str, Any], shown: str) -> D
             # A text file is one document, line breaks and all, unless the user asks for lines.
             options = options | {"sample_by": "document"}
         if options.get("streaming"):
-            use_safe_retries(text=hasattr(builder.config, "sample_by"))
+            if hasattr(builder.config, "sample_by"):
+                refuse_lossy_retries()
             options = options | {"storage_options": storage_options() | (options.get("storage_options") or {})}
         return datasets.load_dataset(path, name, **options)
     except datasets.exceptions.DataFilesNotFoundError as error:

@@ -28,19 +28,15 @@ def storage_options() -> dict[str, Any]:
     return {protocol: {"client_kwargs": {"timeout": timeout}} for protocol in ("http", "https")}
 
 
-def use_safe_retries(text: bool) -> None:
-    """Turns off the retries of `datasets` where they would lose text.
+def refuse_lossy_retries() -> None:
+    """Turns off the retries of `datasets`, which lose text in text files.
 
     `datasets` calls a file's `read` again when it fails. That is exact for files of bytes. A text file drops what it
-    had read and decoded in the failing call, and goes on after it. For those the stream is taken up again where it was
-    read last, by `DocumentReader`.
-
-    Args:
-        text: Whether text files are read.
+    had read and decoded in the failing call, and goes on after it. Without them the stream is taken up again where it
+    was read last, by `TextReader`.
     """
-    if text:
-        datasets.config.STREAMING_READ_MAX_RETRIES = 1
-        datasets.config.STREAMING_READ_RETRY_INTERVAL = 0
+    datasets.config.STREAMING_READ_MAX_RETRIES = 1
+    datasets.config.STREAMING_READ_RETRY_INTERVAL = 0
 
 
 def patiently(read: Callable[[], T], where: str) -> T:
