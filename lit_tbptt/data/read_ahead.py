@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 # Seconds that the end of the process waits for a read to end: one that is cut off inside a library aborts the process.
 _PATIENCE = 5
+_NAME = "lit_tbptt reader"
 
 
 class ReadAhead(Generic[T]):
@@ -31,8 +32,7 @@ class ReadAhead(Generic[T]):
         self._taken: deque[T] = deque()
         self._end: BaseException | None = None
         self._closed = False
-        self._thread = threading.Thread(target=self._run, args=(make,), name="lit_tbptt reader", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, args=(make,), name=_NAME, daemon=True).start()
         _open.add(self)
 
     def __iter__(self) -> Iterator[T]:
@@ -79,5 +79,7 @@ _open: weakref.WeakSet[ReadAhead] = weakref.WeakSet()
 def _close_all() -> None:
     for reading in list(_open):
         reading.close()
-    for reading in list(_open):
-        reading._thread.join(_PATIENCE)
+    # Of all threads, not of `_open`: the last thing a thread does is to let go of its reader, tensors and all.
+    for thread in threading.enumerate():
+        if thread.name == _NAME:
+            thread.join(_PATIENCE)
