@@ -15,6 +15,7 @@ from lightning.pytorch.cli import (
     LRSchedulerCallable,
     OptimizerCallable,
 )
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_tbptt.callbacks import RunCheckpoint, SafeCheckpointIO, SignalHandling, StepProgressBar
@@ -41,6 +42,8 @@ from lit_tbptt.settings import (
     set_option,
     words,
 )
+
+say = rank_zero_only(print)
 
 
 class LitCLI(LightningCLI):
@@ -106,7 +109,7 @@ class LitCLI(LightningCLI):
             raise InputError(f"ckpt_path={str(asked)!r}: give it on the command line, after the subcommand")
         self._now = yaml.safe_load(parser.dump(self.config, skip_none=False))[self.config.subcommand]
         for line in changes(self._saved_settings, self._now):
-            print(line)
+            say(line)
 
     def _set_defaults(self, subparser: LightningArgumentParser, given: list[str]) -> list[str]:
         for name, (value, choices) in DEFAULT_JOB.items():
@@ -121,7 +124,7 @@ class LitCLI(LightningCLI):
             runs = Path("runs") / config_name(given)
             path, self._checkpoint = find_checkpoint(asked, runs, option(given, "run_name"))
             self._checkpoint_path = path
-            print(f"checkpoint: {path}, optimizer step {self._checkpoint['global_step']}", file=sys.stderr)
+            say(f"checkpoint: {path}, optimizer step {self._checkpoint['global_step']}", file=sys.stderr)
             self._saved_settings = checkpoint_settings(self._checkpoint, given[0] == "fit", named)
             subparser.set_defaults(self._saved_settings)
             given = set_option(given, "ckpt_path", str(path))
@@ -151,6 +154,11 @@ class LitCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(StepProgressBar())
         kwargs["plugins"] = [*(trainer.plugins or []), SafeCheckpointIO()]
         made = super().instantiate_trainer(**kwargs)
+        if getattr(made.strategy, "_start_method", "popen") != "popen":
+            raise InputError(
+                f"trainer.strategy={trainer.strategy}: it forks or spawns processes that bring no model back; from the "
+                "command line use ddp"
+            )
         for saving in made.checkpoint_callbacks:
             saving.settings = self._now
         return made
@@ -185,9 +193,7 @@ class LitCLI(LightningCLI):
             if weights is not None:
                 raise InputError("init_from and ckpt_path: a run is either new or continued; give one of them")
             if self._nothing_left():
-                print(
-                    f"nothing is left to train: the checkpoint is at optimizer step {self._checkpoint['global_step']}"
-                )
+                say(f"nothing is left to train: the checkpoint is at optimizer step {self._checkpoint['global_step']}")
             if tokenizer is None:
                 self._take_tokenizer()
             self.model.changed_optimizer = changed_options("optimizer", self._saved_settings, self._now)
@@ -213,12 +219,12 @@ class LitCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """Evaluates the validation split and prints a table."""
         self.trainer.validate(**kwargs | {"verbose": False})
-        print(result_table({"validation": self._found("val")}))
+        say(result_table({"validation": self._found("val")}))
 
     def test(self, **kwargs: Any) -> None:
         """Evaluates the test split and prints a table."""
         self.trainer.test(**kwargs | {"verbose": False})
-        print(result_table({"test": self._found("test")}))
+        say(result_table({"test": self._found("test")}))
 
     def generate(self, datamodule: TextLanesDataModule, **kwargs: Any) -> None:
         """Continues prompts and prints the texts; the datamodule is not needed."""
@@ -246,7 +252,10 @@ class LitCLI(LightningCLI):
             if split in self.datamodule.splits:
                 evaluate(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
                 results[split] = self._found(prefix)
-        print(f"\n{result_table(results)}\n")
+        say(f"\n{result_table(results)}\n")
+        folder = self.trainer.log_dir  # asked by all
+        if not self.trainer.is_global_zero:
+            return
         test = self.datamodule.splits.get("test")
         stored = isinstance(test, TokenFile) and test.num_bytes <= MOST_BYTES
         if stored and results["test"]["num_targets"] == test.num_tokens:
@@ -257,7 +266,7 @@ class LitCLI(LightningCLI):
         core = self._get(self.config, "model.core.class_path")
         named = "" if core.startswith("lit_tbptt.") else f" --model.core {core}"
         configs = "".join(f" --config {file}" for file in self._get(self.config, "config") or [])
-        print(f"a sample:\n{sample}\n\nrun folder: {self.trainer.log_dir}\ncheckpoint: {path}")
+        print(f"a sample:\n{sample}\n\nrun folder: {folder}\ncheckpoint: {path}")
         print(f"write:      python {script} generate --ckpt_path {path}{named} --prompt '...'")
         print(
             f"continue:   python {script} fit{configs} --ckpt_path {saved.last_model_path}{named} --trainer.max_steps N"

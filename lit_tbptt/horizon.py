@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lit_tbptt.carry import Carry
 from lit_tbptt.state import like, reset_lanes
-from lit_tbptt.tbptt import Carry, Task
+from lit_tbptt.tbptt import Task
 
 SMALLEST = 1e-6
 """Norms below this share of the largest say no more about how fast a gradient vanishes."""

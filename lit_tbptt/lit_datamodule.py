@@ -1,9 +1,6 @@
 """The data side for Lightning: a Hugging Face corpus as windows of contiguous lanes."""
 
-import json
 import warnings
-from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,17 +8,18 @@ import datasets
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_tbptt.checkpoint import replacing
+from lit_tbptt.data.corpus import open_corpus
 from lit_tbptt.data.documents import Source as Loaded
-from lit_tbptt.data.documents import load_documents, texts
+from lit_tbptt.data.documents import load_documents
 from lit_tbptt.data.lanes import Lanes
-from lit_tbptt.data.stream import DocumentStream, TextReader, document_stream
+from lit_tbptt.data.stream import DocumentStream
 from lit_tbptt.data.streamed_lanes import StreamedLanes
 from lit_tbptt.data.strided_lanes import StridedLanes
-from lit_tbptt.data.summary import corpus_table, first_windows
-from lit_tbptt.data.token_file import TokenFile, fingerprint, token_file
-from lit_tbptt.data.tokenizers import BUILT_IN, Tokenizer, from_description, make_tokenizer
+from lit_tbptt.data.summary import run_summary
+from lit_tbptt.data.token_file import TokenFile
+from lit_tbptt.data.tokenizers import Tokenizer, from_description
 from lit_tbptt.errors import InputError
+from lit_tbptt.ranks import Ranks
 
 if TYPE_CHECKING:
     Source: TypeAlias = str | Loaded
@@ -47,6 +45,8 @@ _FOREVER = (
 class TextLanesDataModule(LightningDataModule):
     """Lays a text corpus into parallel contiguous lanes and cuts them into windows.
 
+    Of several processes each gets its share of the lanes, in order and as evenly as it goes.
+
     Args:
         path: A name on the Hugging Face Hub; a folder with train/valid/test files; a file: text, parquet, JSON lines,
             CSV; a folder that `save_to_disk` wrote; from Python also a dataset of any kind. Left out: the source code
@@ -69,7 +69,8 @@ class TextLanesDataModule(LightningDataModule):
         streaming: Whether the corpus is read as it is needed and never stored, for one that does not fit on the disk
             or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
         num_readers: Groups that training lanes are divided into when streaming, each with its own part of the shards
-            (files, or row groups of parquet files); must divide num_lanes.
+            (files, or row groups of parquet files); must divide num_lanes. Each process reads for the groups its lanes
+            are in: choose a multiple of the number of processes.
         document_reset: Whether each document begins at a window's start, from the initial state, with the window
             before it padded. If not, the state runs on from one document to the next.
         shuffle: Whether the training documents come in another order in every epoch; when streaming, the shards.
@@ -133,6 +134,8 @@ class TextLanesDataModule(LightningDataModule):
             {key: f"<{type(value).__name__}>" if _is_object(value) else value for key, value in given.items()},
             logger=False,
         )
+        # All that a stream is prepared by is its vocabulary, which is one for all machines.
+        self.prepare_data_per_node = not streaming
         self.path = path
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
         self.splits: dict[str, TokenFile | DocumentStream] = {}
@@ -143,16 +146,24 @@ class TextLanesDataModule(LightningDataModule):
         return self.hparams
 
     @property
+    def _ranks(self) -> Ranks:
+        return Ranks() if self.trainer is None else Ranks(self.trainer.global_rank, self.trainer.world_size)
+
+    @property
     def cache(self) -> Path:
         root = self._settings.cache_dir
         return (Path(root) if root else Path(datasets.config.HF_CACHE_HOME)) / "lit_tbptt"
 
     def prepare_data(self) -> None:
-        """Loads, tokenizes and stores the corpus, on one process only."""
+        """Loads, tokenizes and stores the corpus, in one process of each machine only."""
         self._open()
 
     def setup(self, stage: str) -> None:
         """Opens what `prepare_data` stored; `tokenizer`, `splits` and `documents` are known from here on."""
+        if self._settings.streaming and self._ranks.num_ranks > 1:
+            # A vocabulary that took a pass over the stream is not counted again by every process.
+            described = self.trainer.strategy.broadcast(self.tokenizer and self.tokenizer.describe())
+            self.tokenizer = self.tokenizer or from_description(described)
         self._open()
         needed = {"fit": "train", "validate": "validation", "test": "test"}.get(stage, "train")
         if needed not in self.splits:
@@ -164,7 +175,8 @@ class TextLanesDataModule(LightningDataModule):
         if needed == "train":
             assert self.tokenizer is not None
             lanes = self.train_dataloader()
-            rank_zero_info(f"{corpus_table(self.splits, self.tokenizer)}\n{first_windows(lanes, self.tokenizer)}")
+            if self._ranks.rank == 0:
+                rank_zero_info(run_summary(self.splits, self.tokenizer, lanes, self._ranks))
         if needed != "test":
             self.val_dataloader()
 
@@ -199,7 +211,12 @@ class TextLanesDataModule(LightningDataModule):
                 )
 
     def train_dataloader(self) -> Lanes:
-        settings = self._settings
+        settings, num_ranks = self._settings, self._ranks.num_ranks
+        if settings.num_lanes < num_ranks:
+            raise InputError(
+                f"data.num_lanes={settings.num_lanes} with {num_ranks} processes: each needs a lane to train on; use "
+                f"at least {num_ranks} lanes, or fewer devices"
+            )
         shuffle_seed = settings.seed if settings.shuffle else None
         if settings.streaming:
             order = {"num_readers": settings.num_readers, "repeat": settings.repeat, "shuffle_seed": shuffle_seed}
@@ -226,10 +243,11 @@ class TextLanesDataModule(LightningDataModule):
 
     def _lanes(self, split: str, argument: str, k1: int, windows_per_batch: int, **order: Any) -> Lanes:
         source, num_lanes = self.splits[split], self._settings[argument]
-        order["document_reset"] = self._settings.document_reset
+        order |= {"document_reset": self._settings.document_reset, "local_lanes": self._ranks.share(num_lanes)}
         assert self.tokenizer is not None
         if isinstance(source, DocumentStream):
             try:
+                order["everyone"] = self._ranks.everyone
                 return StreamedLanes(source, self.tokenizer, num_lanes, k1, windows_per_batch, **order)
             except InputError as error:
                 raise InputError(f"data.{error}") from None
@@ -253,45 +271,16 @@ class TextLanesDataModule(LightningDataModule):
         if self.splits:
             return
         settings = self._settings
-        self.documents = load_documents(
-            self.path,
-            settings.name,
-            settings.text_column,
-            settings.val_fraction,
-            settings.split_salt,
-            (settings.load_options or {}) | ({"cache_dir": settings.cache_dir} if settings.cache_dir else {}),
+        options = (settings.load_options or {}) | ({"cache_dir": settings.cache_dir} if settings.cache_dir else {})
+        split = (settings.text_column, settings.val_fraction, settings.split_salt)
+        self.documents = load_documents(self.path, settings.name, *split, options, settings.streaming)
+        self.tokenizer, self.splits = open_corpus(
+            self.documents,
+            self.tokenizer or settings.tokenizer,
+            settings.vocabulary_limit,
+            self.cache,
             settings.streaming,
         )
-        streams = {
-            split: document_stream(documents, split)
-            for split, documents in self.documents.items()
-            if settings.streaming
-        }
-        if self.tokenizer is None:
-            self.tokenizer = self._make_tokenizer(settings.tokenizer, settings.vocabulary_limit, streams)
-        self.splits = {
-            split: streams.get(split) or token_file(documents, self.tokenizer, self.cache, split)
-            for split, documents in self.documents.items()
-        }
-
-    def _make_tokenizer(
-        self, name: str, vocabulary_limit: int | None, streams: Mapping[str, DocumentStream]
-    ) -> Tokenizer:
-        if name not in BUILT_IN or name == "byte":
-            return make_tokenizer(name, (), vocabulary_limit)
-        if "train" not in self.documents:
-            raise InputError(f"data.tokenizer={name!r}: takes its vocabulary from a train split, and there is none")
-        if streams:
-            rank_zero_info(f"reading the whole stream once for the vocabulary of the {name} tokenizer")
-            read = iter(TextReader(streams["train"]).read, None)
-            return make_tokenizer(name, chain.from_iterable(read), vocabulary_limit)
-        train = self.documents["train"]
-        file = self.cache / f"{fingerprint(train, name, vocabulary_limit)}.tokenizer.json"
-        if not file.exists():
-            tokenizer = make_tokenizer(name, chain.from_iterable(texts(train)), vocabulary_limit)
-            with replacing(file) as beside:
-                beside.write_text(json.dumps(tokenizer.describe()))
-        return from_description(json.loads(file.read_text()))
 
 
 def _is_object(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Evaluation that carries a state of its own through a split, and leaves the training state alone."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from lit_tbptt.lit_ranks import check_lanes
+from lit_tbptt.ranks import Ranks
 from lit_tbptt.state import State, detach, reset_lanes
 from lit_tbptt.window import Batch, Window
 
@@ -61,6 +64,8 @@ class StatefulEvaluation(LightningModule):
 
     def _evaluation_step(self, batch: Batch) -> None:
         for whole in batch.windows:
+            if whole.num_lanes == 0:
+                return  # there are fewer lanes than processes
             for window in whole.pieces(self.evaluation_steps or whole.num_steps):
                 fresh = self.initial_state(window.num_lanes)
                 state = self._evaluation_state
@@ -73,11 +78,13 @@ class StatefulEvaluation(LightningModule):
     def _evaluation_end(self, stage: str) -> None:
         self._evaluation_state = None
         values = {f"{stage}/{name}": float(value) for name, value in self.evaluation_values().items()}
-        # For callbacks that monitor a metric; the loggers get it at our own x-axis.
+        # For callbacks that monitor a metric; the loggers get it at our own x-axis. It is of all processes already.
+        warnings.filterwarnings("ignore", ".*sync_dist=True.* when logging on epoch level in distributed setting")
         self.log_dict(values, logger=False)
         self.on_evaluation_end(values)
 
     def on_validation_epoch_start(self) -> None:
+        check_lanes(self.trainer.val_dataloaders, Ranks(self.trainer.global_rank, self.trainer.world_size))
         self.on_evaluation_start()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -87,6 +94,7 @@ class StatefulEvaluation(LightningModule):
         self._evaluation_end("val")
 
     def on_test_epoch_start(self) -> None:
+        check_lanes(self.trainer.test_dataloaders, Ranks(self.trainer.global_rank, self.trainer.world_size))
         self.on_evaluation_start()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

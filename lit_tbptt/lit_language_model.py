@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
@@ -97,6 +98,7 @@ class LitLanguageModel(LitTBPTT):
         self.tokenizer: Tokenizer | None = None
         self.model: RecurrentLM | None = None
         self.metrics = TokenMetrics()
+        self._random = torch.get_rng_state()
 
     def _build(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -114,10 +116,14 @@ class LitLanguageModel(LitTBPTT):
         return self.model
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
         if self.model is not None and tokenizer is not None:
             self._check_tokenizer(tokenizer)
         elif tokenizer is not None:
+            if self.trainer.world_size > 1:
+                # Lightning seeds anew where it starts several processes; the weights are to be those of one.
+                torch.set_rng_state(self._random)
             self._build(tokenizer)
         elif self.model is None:
             raise InputError("the vocabulary is not known: the datamodule must have a `tokenizer`")

@@ -7,15 +7,18 @@ from typing import Any, Literal
 
 import torch
 
+from lit_tbptt.carry import Carry
 from lit_tbptt.checkpoint import read_checkpoint
 from lit_tbptt.errors import InputError
 from lit_tbptt.lit_evaluation import StatefulEvaluation
 from lit_tbptt.lit_optimization import ManualOptimization
 from lit_tbptt.lit_position import Position
+from lit_tbptt.lit_ranks import check_lanes, check_strategy, settle_gradients
 from lit_tbptt.lit_training_log import TrainingLog
-from lit_tbptt.random_state import random_state, set_random_state
+from lit_tbptt.random_state import part_random_states, random_state, set_random_state
+from lit_tbptt.ranks import Agreement, Ranks
 from lit_tbptt.state import State
-from lit_tbptt.tbptt import Carry, Truncation
+from lit_tbptt.tbptt import Truncation
 from lit_tbptt.window import Batch, Window
 
 
@@ -30,8 +33,12 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
     A lane starts afresh where the data say so (`Window.reset`), in every epoch's first window, and where
     `carry_state` or `state_drop_probability` lets it.
 
+    Several processes train it as one would: each has some of the lanes, and the gradient is that of the mean over the
+    targets of all of them. Strategies that replicate the module do, such as `ddp`.
+
     A callback may define `on_window_end(trainer, module, window)`, called after every optimizer step: the places where
-    a checkpoint can be taken, and a run stopped, without losing anything.
+    a checkpoint can be taken, and a run stopped, without losing anything. What only one process knows, such as the
+    time or a signal, it tells the others by `agreement`.
 
     Args:
         k1: Tokens per lane between two optimizer steps.
@@ -47,6 +54,8 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
     Attributes:
         carry: What the last window handed on.
         position: Where the run stands.
+        ranks: The processes that train.
+        agreement: What they agree on at window boundaries.
 
     Raises:
         InputError: A setting is out of its range, or `k2` above `k1` where no state is carried.
@@ -80,10 +89,15 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
         self.state_drop_probability = state_drop_probability
         self.carry: Carry | None = None
         self.position = Position()
+        self.ranks = Ranks()
+        self.agreement = Agreement(self.ranks)
         self.log_book = TrainingLog()
         self._resume: dict[str, Any] | None = None
         self._skip_windows = 0
         self._metrics: dict[str, float] = {}
+
+    def setup(self, stage: str) -> None:
+        check_strategy(self.trainer)
 
     def advance(self, window: Window, state: State) -> State:
         """Runs over a window that is not scored; a subclass may leave out what only the loss needs."""
@@ -111,6 +125,7 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
             self._step(window)
             self.position.step += 1
             self.position.windows += 1
+            self.agreement.settle()
             if trainer.global_step % trainer.log_every_n_steps == 0:
                 self.log_dict(self._log_training(), prog_bar=True, logger=False, batch_size=1)
             for callback in trainer.callbacks:
@@ -131,13 +146,15 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
     def _step(self, window: Window) -> None:
         optimizer = self.optimizers()
         loss, num_targets, self.carry = self.truncation(self, window, self.carry)
+        sum_of_all, targets_of_all = self.agreement.exchange(loss, num_targets)
         optimizer.zero_grad()
-        if self.loss_reduction == "sum":
-            self.manual_backward(loss)
-        else:
-            self.manual_backward(loss / torch.as_tensor(num_targets).clamp(min=1))
+        # The strategy makes the mean of the processes' gradients; what is wanted is their sum.
+        loss = loss * self.ranks.num_ranks
+        if self.loss_reduction == "mean":
+            loss = loss / torch.as_tensor(targets_of_all).clamp(min=1).to(loss.dtype)
+        self.manual_backward(loss)
         optimizer.step()
-        self.log_book.add(loss, num_targets)
+        self.log_book.add(sum_of_all, targets_of_all)
         self.step_schedules("step", self.trainer.global_step, self._metrics)
 
     def on_train_epoch_start(self) -> None:
@@ -161,13 +178,15 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
     # Saving and resuming
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        position = self.position.storable()
+        carry = None if self.carry is None else self.carry.describe()
+        # First, and by all: what may fail for one process only comes after it.
+        processes = self.ranks.gather({"data": self.position.data, "carry": carry, "random": random_state()})
+        position = self.position.of_all([process.pop("data") for process in processes])
         checkpoint["tbptt"] = {
             "position": dict(vars(position)),
-            "carry": None if self.carry is None else self.carry.describe(),
+            "processes": processes,
             "log": self.log_book.state_dict(self.trainer),
             "metrics": self._metrics,
-            "random": random_state(),
         }
         checkpoint["epoch"], checkpoint["global_step"] = position.epoch, position.step
         position.rewrite(checkpoint["loops"]["fit_loop"], self._resumable_loader())
@@ -186,10 +205,13 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        self.ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
+        self.agreement = Agreement(self.ranks)
         # We log every n optimizer steps, however many of them a batch holds.
         warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
 
     def on_train_start(self) -> None:
+        check_lanes(self.trainer.train_dataloader, self.ranks)
         saved, self._resume = self._resume, None
         self.carry, self.position, self.log_book, self._metrics = None, Position(), TrainingLog(), {}
         self._skip_windows = 0
@@ -203,13 +225,20 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
                 )
             self._skip_windows = 0 if self.position.closed else self.position.windows
             self._metrics = saved["metrics"]
-            if saved["carry"] is not None:
-                self.carry = Carry.from_description(saved["carry"], self.initial_state, self.device)
+            processes = saved["processes"]
+            carries = [process["carry"] for process in processes]
+            if carries[0] is not None:
+                self.carry = Carry.from_descriptions(carries, self.ranks.share, self.initial_state, self.device)
             self.log_book.load_state_dict(self.trainer, saved["log"])
             for optimizer in self.trainer.optimizers:
                 optimizer._opt_called = True  # or torch warns of a schedule that steps before it
             self.change_optimizer()
-            set_random_state(saved["random"])
+            same_number = len(processes) == self.ranks.num_ranks
+            set_random_state(processes[self.ranks.rank if same_number else 0]["random"])
+        if saved is None or not same_number:
+            part_random_states(self.ranks.rank)
+        if self.ranks.num_ranks > 1:
+            settle_gradients(self)
         self.log_book.start_clock()
 
     @classmethod

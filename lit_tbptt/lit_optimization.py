@@ -95,7 +95,9 @@ class ManualOptimization(LightningModule):
             metric = None
             if isinstance(schedule.scheduler, ReduceLROnPlateau):
                 known = {**metrics, **self.trainer.callback_metrics}
-                metric = known.get(str(schedule.monitor))
+                value = known.get(str(schedule.monitor))
+                # Process 0 decides, for a metric of the user's own may differ.
+                metric = self.trainer.strategy.broadcast(None if value is None else float(value))
                 if metric is None and schedule.strict and interval == "epoch":
                     raise InputError(
                         f"lr_scheduler.monitor={schedule.monitor!r}: no such metric; there are {', '.join(known)}"

@@ -4,7 +4,7 @@ Lightning counts batches. A run that is stopped inside a batch, by `max_steps`, 
 leaves counters from which it would continue at another place, or in another epoch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,9 +46,13 @@ class Position:
         """Returns the start of the next epoch."""
         return Position(step=self.step, epoch=self.epoch + 1, batches_before=self.batches_before + 1)
 
-    def storable(self) -> "Position":
-        """Returns the same, with tensors for the arrays of the data's position: what a checkpoint may hold."""
-        return replace(self, data=tree_map(_as_tensor, self.data))
+    def of_all(self, datas: Sequence[Mapping[str, Any] | None]) -> "Position":
+        """Returns the position of all processes together, with tensors for arrays: what a checkpoint may hold.
+
+        Args:
+            datas: `data` of every process. What only one of them knows, it keeps under keys of its own.
+        """
+        return replace(self, data=tree_map(_as_tensor, _united(datas)))
 
     def loader_state(self) -> dict[str, Any]:
         """Returns what a loader's `load_state_dict` takes: the batch to start at, how many to skip, the epoch."""
@@ -85,6 +89,13 @@ class Position:
                     value[part] = dict.fromkeys(value[part], 0)
         if resumable_loader:
             loop["state_dict"]["combined_loader"] = [self.loader_state()]
+
+
+def _united(parts: Sequence[Any]) -> Any:
+    if not all(isinstance(part, Mapping) for part in parts):
+        return parts[0]
+    keys = dict.fromkeys(key for part in parts for key in part)
+    return {key: _united([part[key] for part in parts if key in part]) for key in keys}
 
 
 def _as_tensor(leaf: Any) -> Any:

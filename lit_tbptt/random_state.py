@@ -1,4 +1,7 @@
-"""The state of every random number generator of a process, as tensors and plain values."""
+"""The state of every random number generator of a process, as tensors and plain values.
+
+Of the GPUs it is that of the process's own: to ask another one would take memory there.
+"""
 
 import random
 from typing import Any
@@ -11,7 +14,7 @@ def random_state() -> dict[str, Any]:
     """Returns the states of Python's, NumPy's and torch's global generators."""
     return host_random_state() | {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
     }
 
 
@@ -20,7 +23,19 @@ def set_random_state(state: dict[str, Any]) -> None:
     set_host_random_state(state)
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
+        torch.cuda.set_rng_state(state["cuda"][0].cpu())
+
+
+def part_random_states(rank: int) -> None:
+    """Gives each process but the first generators of its own, which follow from where they all stand.
+
+    Lightning seeds all processes alike, so that every one would draw the dropout masks of the first.
+    """
+    if rank:
+        seed = int(torch.randint(2**31, ())) + rank
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - other people's code still draws from it
 
 
 def host_random_state() -> dict[str, Any]:

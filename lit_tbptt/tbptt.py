@@ -17,14 +17,13 @@ through the window, whose losses are the only ones that count. The state that th
 far edge is what is carried on. With k1 = k2 the context is empty and the far edge is the window's start.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from lit_tbptt.carry import Carry
 from lit_tbptt.errors import InputError
 from lit_tbptt.recompute import Run, run_in_segments
 from lit_tbptt.state import State, detach, num_lanes, requires_grad, reset_lanes
@@ -42,52 +41,6 @@ class Task(Protocol):
 
     def window_loss(self, window: Window, state: State) -> tuple[Tensor, Tensor | int, State]:
         """Returns the summed loss of the window, the number of targets scored in it, and the state after it."""
-
-
-class Carry(NamedTuple):
-    """What one window hands to the next.
-
-    Attributes:
-        state: The detached state at the next window's far edge.
-        context: The tokens between the far edge and the next window, cut where a lane starts afresh.
-    """
-
-    state: State
-    context: tuple[Window, ...] = ()
-
-    def describe(self) -> dict[str, Any]:
-        """Returns tensors and plain values; a state of any structure becomes the list of its leaves."""
-        return {
-            "state": [leaf.clone() for leaf in tree_leaves(self.state)],
-            "context": [[None if part is None else part.clone() for part in window] for window in self.context],
-        }
-
-    @classmethod
-    def from_description(
-        cls, description: dict[str, Any], initial_state: Callable[[int], State], device: torch.device
-    ) -> "Carry":
-        """Makes the carry that was described.
-
-        Args:
-            description: What `describe` returned.
-            initial_state: The task's; it gives the state its structure.
-            device: Where the tensors go.
-
-        Raises:
-            InputError: The task's state is not made of the same tensors.
-        """
-        leaves = [leaf.to(device) for leaf in description["state"]]
-        wanted, structure = tree_flatten(initial_state(len(leaves[0]) if leaves else 0))
-        if [leaf.shape for leaf in wanted] != [leaf.shape for leaf in leaves]:
-            raise InputError(
-                f"the carried state of the checkpoint has tensors of {[tuple(leaf.shape) for leaf in leaves]}, this "
-                f"model's of {[tuple(leaf.shape) for leaf in wanted]}: a run resumes with the core it was trained with"
-            )
-        context = [
-            Window._make(None if part is None else part.to(device) for part in window)
-            for window in description["context"]
-        ]
-        return cls(tree_unflatten(leaves, structure), tuple(context))
 
 
 class WindowLoss(NamedTuple):

@@ -1,6 +1,6 @@
 """What travels from the data to the training loop: windows, and batches of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +65,23 @@ class Window(NamedTuple):
         return Window(
             torch.cat([self.inputs, later.inputs], 1), torch.cat([self.targets, later.targets], 1), self.reset, mask
         )
+
+    @classmethod
+    def stack(cls, windows: Sequence["Window"]) -> "Window":
+        """Puts the lanes of windows of the same number of steps below each other."""
+        reset = mask = None
+        if any(window.reset is not None for window in windows):
+            reset = torch.cat([window.reset_or_zeros() for window in windows])
+        if any(window.mask is not None for window in windows):
+            mask = torch.cat([window.mask_or_ones() for window in windows])
+        inputs = torch.cat([window.inputs for window in windows])
+        return cls(inputs, torch.cat([window.targets for window in windows]), reset, mask)
+
+    def reset_or_zeros(self) -> Tensor:
+        """Returns the `[lane]` reset, written out where it was None."""
+        if self.reset is not None:
+            return self.reset
+        return torch.zeros(self.num_lanes, dtype=torch.bool, device=self.inputs.device)
 
     def mask_or_ones(self) -> Tensor:
         """Returns the `[lane, time]` mask, written out where it was None."""

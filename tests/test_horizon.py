@@ -17,9 +17,9 @@ from torch.testing import assert_close
 
 from lit_tbptt import LSTM, InputError, LitTBPTT, RecurrentLM, Window
 from lit_tbptt.callbacks import GradientHorizon
+from lit_tbptt.carry import Carry
 from lit_tbptt.horizon import gradient_norms, measure
 from lit_tbptt.metrics import summed_nats
-from lit_tbptt.tbptt import Carry
 
 
 class Task(RecurrentLM):

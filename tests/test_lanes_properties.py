@@ -8,9 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tasks import Letters, as_lists, stream_of, streamed, strided
-from test_streamed_lanes import Ranks, joined
+from test_streamed_lanes import SideBySide, joined
 
-from lit_tbptt import LSTM, RecurrentLM, StreamedLanes, StridedLanes, Truncation
+from lit_tbptt import LSTM, Ranks, RecurrentLM, StreamedLanes, StridedLanes, Truncation
 from lit_tbptt.metrics import summed_nats
 
 EOS = 0
@@ -45,7 +45,7 @@ def lanes_of(kind, texts, num_shards, num_lanes, k1, windows_per_batch, num_read
         options = {"document_reset": document_reset, "shuffle_seed": seed, "rotation_seed": seed}
         ends = np.cumsum([len(ids) for ids in documents])
         ids = np.concatenate(documents)
-        rest.pop("most", None)
+        rest.pop("everyone", None)
         lanes = StridedLanes(ids, EOS, num_lanes, k1, windows_per_batch, document_ends=ends, **options, **rest)
     lanes.set_epoch(1)
     return lanes
@@ -121,9 +121,11 @@ def test_ranks_together_make_the_same_batches(kind, corpus, num_ranks):
     if kind == "strided" and not enough(corpus):
         return
     num_lanes = corpus["num_lanes"]
-    shares = [range(rank * num_lanes // num_ranks, (rank + 1) * num_lanes // num_ranks) for rank in range(num_ranks)]
+    shares = [Ranks(rank, num_ranks).share(num_lanes) for rank in range(num_ranks)]
     alone = as_lists(lanes_of(kind, **corpus))
-    found = Ranks(num_ranks).run(lambda rank, most: lanes_of(kind, **corpus, local_lanes=shares[rank], most=most))
+    found = SideBySide(num_ranks).run(
+        lambda rank, everyone: lanes_of(kind, **corpus, local_lanes=shares[rank], everyone=everyone)
+    )
     assert [len(batches) for batches in found] == [len(alone)] * num_ranks
     assert joined(found, shares) == joined([alone], [range(num_lanes)])
 

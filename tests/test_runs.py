@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,8 @@ def equal(found, expected):
     assert found["tbptt"]["position"] == expected["tbptt"]["position"]
     for name, value in expected["state_dict"].items():
         assert torch.equal(found["state_dict"][name], value)
-    for mine, other in zip(found["tbptt"]["carry"]["state"], expected["tbptt"]["carry"]["state"], strict=True):
+    states = ([process["carry"]["state"] for process in run["tbptt"]["processes"]] for run in (found, expected))
+    for mine, other in zip(*map(chain.from_iterable, states), strict=True):
         assert torch.equal(mine, other)
 
 

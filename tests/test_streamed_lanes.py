@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, IterableDataset, interleave_datasets
 from tasks import Letters, as_lists, drawn, stream_of, streamed
 
-from lit_tbptt import InputError, StreamedLanes
+from lit_tbptt import InputError, Ranks, StreamedLanes
 from lit_tbptt.data import document_stream, load_documents
 from lit_tbptt.data.tokenizers import ByteTokenizer
 
@@ -100,28 +100,28 @@ def test_every_pass_of_a_repeated_stream_has_its_own_order():
     assert all(sorted(found) == sorted(passes[0]) for found in passes)
 
 
-class Ranks:
+class SideBySide:
     """Lets the lanes of several ranks run side by side, as processes would."""
 
     def __init__(self, num_ranks):
-        self.values, self.barrier = [0] * num_ranks, threading.Barrier(num_ranks, timeout=20)
+        self.values, self.barrier = [None] * num_ranks, threading.Barrier(num_ranks, timeout=20)
 
-    def most(self, rank):
-        def most(value):
-            self.values[rank] = value
+    def everyone(self, rank):
+        def everyone(numbers):
+            self.values[rank] = list(numbers)
             self.barrier.wait()
-            found = max(self.values)
+            found = list(self.values)
             self.barrier.wait()
             return found
 
-        return most
+        return everyone
 
     def run(self, make):
         """Returns what every rank read, the lanes put together again."""
         found = [None] * len(self.values)
 
         def one(rank):
-            found[rank] = as_lists(make(rank, self.most(rank)))
+            found[rank] = as_lists(make(rank, self.everyone(rank)))
 
         threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(found))]
         for thread in threads:
@@ -153,11 +153,23 @@ def joined(per_rank, lanes_per_rank):
 def test_ranks_together_make_the_same_batches(num_ranks, num_readers, document_reset):
     texts = [chr(97 + i % 26) * (i * i % 17) for i in range(40)]
     options = {"num_shards": 7, "num_readers": num_readers, "document_reset": document_reset}
-    alone = as_lists(streamed(texts, 6, 4, 2, **options))
-    shares = [range(rank * 6 // num_ranks, (rank + 1) * 6 // num_ranks) for rank in range(num_ranks)]
-    found = Ranks(num_ranks).run(
-        lambda rank, most: streamed(texts, 6, 4, 2, **options, local_lanes=shares[rank], most=most)
-    )
+    lanes = streamed(texts, 6, 4, 2, **options)
+    alone = as_lists(lanes)
+    shares = [Ranks(rank, num_ranks).share(6) for rank in range(num_ranks)]
+    every = []
+
+    def make(rank, everyone):
+        every.append(streamed(texts, 6, 4, 2, **options, local_lanes=shares[rank], everyone=everyone))
+        return every[-1]
+
+    found = SideBySide(num_ranks).run(make)
+    for one in every:
+        assert (one.num_documents, one.num_tokens, one.num_empty, one.bytes_per_token) == (
+            lanes.num_documents,
+            lanes.num_tokens,
+            lanes.num_empty,
+            lanes.bytes_per_token,
+        )
     assert [len(batches) for batches in found] == [len(alone)] * num_ranks
     assert joined(found, shares) == joined([alone], [range(6)])
 

@@ -11,12 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_tbptt.carry import Carry
 from lit_tbptt.checkpoint import replacing
 from lit_tbptt.errors import InputError
 from lit_tbptt.horizon import SMALLEST, Horizon, gradient_norms, measure
 from lit_tbptt.lit_loggers import TokensTensorBoardLogger
 from lit_tbptt.random_state import random_state, set_random_state
-from lit_tbptt.tbptt import Carry
+from lit_tbptt.ranks import Ranks
 from lit_tbptt.window import Window
 
 
@@ -45,6 +46,7 @@ class GradientHorizon(Callback):
         self._record: Carry | None = None
         self._record_step = 0
         self._due = every_n_steps
+        self._ranks = Ranks()
         self._resume: dict[str, Any] | None = None
 
     @property
@@ -69,11 +71,13 @@ class GradientHorizon(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         saved, self._resume = self._resume, None
-        self._record, self._due = None, self.every_n_steps
+        self._record, self._due, self._ranks = None, self.every_n_steps, pl_module.ranks
         if saved is not None:
             self._record_step, self._due = saved["step"], saved["due"]
             if saved["record"] is not None:
-                self._record = Carry.from_description(saved["record"], pl_module.initial_state, pl_module.device)
+                self._record = Carry.from_descriptions(
+                    saved["record"], pl_module.ranks.share, pl_module.initial_state, pl_module.device
+                )
 
     def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
         """Keeps the windows that the next curve goes back over, and draws it where it is due."""
@@ -94,7 +98,7 @@ class GradientHorizon(Callback):
             self._record = pl_module.carry
 
     def state_dict(self) -> dict[str, Any]:
-        record = None if self._record is None else self._record.describe()
+        record = None if self._record is None else self._ranks.gather(self._record.describe())
         return {"record": record, "step": self._record_step, "due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -105,7 +109,11 @@ class GradientHorizon(Callback):
         pl_module.log_book.pause_clock()
         before, buffers = random_state(), [buffer.clone() for buffer in pl_module.buffers()]
         with torch.autocast(pl_module.device.type, enabled=False):
-            norms = trainer.strategy.reduce(gradient_norms(pl_module, record, back), reduce_op="mean").cpu()
+            norms = gradient_norms(pl_module, record, back)
+        # The mean over lanes, of all processes: each has those of its scored ones.
+        num_scored = record.context[-1].mask_or_ones()[:, -1].sum().to(norms)[None]
+        sums = trainer.strategy.reduce(torch.cat([norms * num_scored, num_scored]), reduce_op="sum").cpu()
+        norms = sums[:-1] / sums[-1].clamp(min=1)
         set_random_state(before)
         for buffer, value in zip(pl_module.buffers(), buffers, strict=True):
             buffer.copy_(value)
@@ -116,7 +124,9 @@ class GradientHorizon(Callback):
             values = {f"horizon/{name}": getattr(found, name) for name in names}
             pl_module.log_book.write(trainer, {name: value for name, value in values.items() if value is not None})
             if not trainer.fast_dev_run:
-                _write(trainer, norms.tolist(), found, pl_module.truncation.k2)
+                # Asked by all: Lightning lets the processes agree on it.
+                folder = Path(trainer.log_dir or trainer.default_root_dir) / "gradient_horizon"
+                _write(trainer, folder, norms.tolist(), found, pl_module.truncation.k2)
         pl_module.log_book.resume_clock()
         return drawn
 
@@ -126,9 +136,8 @@ def _num_tokens(record: Carry) -> int:
 
 
 @rank_zero_only
-def _write(trainer: Trainer, norms: list[float], found: Horizon, k2: int) -> None:
+def _write(trainer: Trainer, folder: Path, norms: list[float], found: Horizon, k2: int) -> None:
     step = trainer.global_step
-    folder = Path(trainer.log_dir or trainer.default_root_dir) / "gradient_horizon"
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"step_{step}.csv") as beside, open(beside, "w", newline="") as stream:
         table = csv.writer(stream)

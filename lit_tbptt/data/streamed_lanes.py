@@ -8,7 +8,7 @@ lane 1     B B B C C C E ...                  a lane that has run dry takes the 
 
 import heapq
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -47,11 +47,11 @@ class StreamedLanes(Lanes):
         shuffle_seed: The shards come in another order in every epoch, which this seed decides. None: as they are.
         repeat: Whether to start the stream again at its end, so that no lane runs dry and the epoch never ends.
         local_lanes: The lanes that this process gets. None: all.
-        most: Returns the largest of a number of every process, so that all make the same number of batches. Called
-            once for each batch.
+        everyone: Returns the numbers that every process gives, such as `Ranks.everyone`, so that all make the same
+            number of batches. Called once for each batch.
 
     Attributes:
-        num_documents: Documents that the batches so far have begun.
+        num_documents: Documents that the batches so far have begun, in all processes.
         num_tokens: Tokens of those documents.
         num_empty: Documents without any token that were left out.
 
@@ -72,7 +72,7 @@ class StreamedLanes(Lanes):
         shuffle_seed: int | None = None,
         repeat: bool = False,
         local_lanes: range | None = None,
-        most: Callable[[int], int] = int,
+        everyone: Callable[[Sequence[int]], list[list[int]]] = lambda numbers: [list(numbers)],
     ) -> None:
         super().__init__(tokenizer.eos, num_lanes, k1, windows_per_batch, local_lanes)
         if num_readers < 1 or num_lanes % num_readers:
@@ -92,7 +92,7 @@ class StreamedLanes(Lanes):
         self.document_reset = document_reset
         self.shuffle_seed = shuffle_seed
         self.repeat = repeat
-        self.most = most
+        self.everyone = everyone
         self.num_documents = self.num_tokens = self.num_empty = 0
         self._said_empty = False
 
@@ -104,12 +104,13 @@ class StreamedLanes(Lanes):
         ahead = ReadAhead(lambda: islice(self._read(position, epoch), skip, None), _AHEAD)
         try:
             for read in ahead:
-                num_steps = self.most(read.num_steps)
+                reads = self.everyone([read.num_steps, *read.counts])
+                num_steps = max(steps for steps, *_ in reads)
                 if num_steps == 0:
                     if read.position["window"] == 0:
                         raise InputError(f"the {self.stream.split} split has no text: all its documents are empty")
                     break
-                self.num_documents, self.num_tokens, num_bytes, self.num_empty = read.counts
+                _, self.num_documents, self.num_tokens, num_bytes, self.num_empty = map(sum, zip(*reads, strict=True))
                 self.bytes_per_token = num_bytes / self.num_tokens if self.num_tokens else None
                 windows = read.windows
                 if num_steps != read.num_steps:
@@ -119,7 +120,7 @@ class StreamedLanes(Lanes):
                     break
         finally:
             ahead.close()
-        if self.num_empty and not self._said_empty:
+        if self.num_empty and not self._said_empty and 0 in self.local_lanes:
             logger.warning("%s empty documents were left out of the %s split", self.num_empty, self.stream.split)
             self._said_empty = True
 
@@ -148,7 +149,9 @@ class StreamedLanes(Lanes):
             num_steps = max((group.fill(tokens, resets, window * self.k1) for group in groups), default=0)
             if window == 0:
                 resets[0] = True
-            counts = [sum(some) for some in zip([0] * 4, *(group.counts() for group in groups), strict=True)]
+            # A group that several processes read for is counted by the one that has its first lane.
+            own = [group.counts() for group in groups if group.lanes.start in self.local_lanes]
+            counts = [sum(some) for some in zip([0] * 4, *own, strict=True)]
             windows = self._cut(tokens[:, : num_steps + 1], resets)
             yield _Read(tokens, resets, num_steps, windows, here, counts)
             window += self.windows_per_batch
@@ -163,7 +166,7 @@ class _Read(NamedTuple):
         num_steps: Targets of the lane that has the most.
         windows: The tokens cut into windows.
         position: The place before this batch.
-        counts: Documents, tokens, bytes and empty documents after it.
+        counts: Documents, tokens, bytes and empty documents after it, for this process to report.
     """
 
     tokens: np.ndarray
@@ -195,6 +198,7 @@ class _LaneGroup:
         document_reset: bool,
         position: Mapping[str, Any] | None,
     ) -> None:
+        self.lanes = lanes
         self.reader = reader
         self.k1 = k1
         self.document_reset = document_reset

@@ -1,6 +1,6 @@
 """What is printed of a corpus before a run, so that a user sees what the model will read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 from lit_tbptt.data.lanes import Lanes
@@ -8,8 +8,28 @@ from lit_tbptt.data.stream import DocumentStream
 from lit_tbptt.data.streamed_lanes import StreamedLanes
 from lit_tbptt.data.token_file import TokenFile
 from lit_tbptt.data.tokenizers import Tokenizer
+from lit_tbptt.errors import InputError
+from lit_tbptt.ranks import Ranks
 
 _MOST_CHARACTERS = 60
+
+
+def run_summary(
+    splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer, lanes: Lanes, ranks: Ranks
+) -> str:
+    """Describes the corpus and the first windows of this process's lanes, which it reads without the others."""
+    parts = [corpus_table(splits, tokenizer)]
+    if isinstance(lanes, StreamedLanes):
+        lanes.everyone = Ranks().everyone
+        shares = [Ranks(rank, ranks.num_ranks).share(lanes.num_lanes) for rank in range(ranks.num_ranks)]
+        parts += reading_cost(lanes.num_readers, shares)
+    try:
+        parts.append(first_windows(lanes, tokenizer))
+    except InputError:
+        if ranks.num_ranks == 1:
+            raise
+        # There is no text in the lanes of this process; whether in any, all will see together.
+    return "\n".join(parts)
 
 
 def corpus_table(splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer) -> str:
@@ -25,6 +45,23 @@ def corpus_table(splits: Mapping[str, TokenFile | DocumentStream], tokenizer: To
                 + (f"  ({source.num_empty:,} empty documents left out)" if source.num_empty else "")
             )
     return "\n".join([*lines, f"{tokenizer.name} tokenizer, vocabulary of {tokenizer.vocabulary_size:,}"])
+
+
+def reading_cost(num_readers: int, shares: Sequence[range]) -> list[str]:
+    """Says how often a stream is read by processes that share the lanes of a reader; nothing if it is read once.
+
+    Args:
+        num_readers: Groups of lanes.
+        shares: The lanes of every process.
+    """
+    per_group = shares[-1].stop // num_readers
+    reads = sum(len({lane // per_group for lane in share}) for share in shares)
+    if reads == num_readers:
+        return []
+    return [
+        f"{len(shares)} processes read the stream {reads / num_readers:.1f} times together, for a reader's lanes "
+        f"lie in several of them; with a num_readers of {len(shares)}, or a multiple, they read it once"
+    ]
 
 
 def first_windows(lanes: Lanes, tokenizer: Tokenizer) -> str:

@@ -1,0 +1,96 @@
+"""What only a GPU can show; skipped without one. Not run so far: no GPU has been at hand."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from processes import together
+from tasks import strided
+from torch.testing import assert_close
+
+from lit_tbptt import GRU, LSTM, RNN, LitLanguageModel
+from lit_tbptt.callbacks import RunCheckpoint
+from lit_tbptt.data.tokenizers import CharTokenizer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+TEXTS = ["".join(chr(97 + (i * j) % 11) for j in range(i * i % 23)) for i in range(40)]
+
+
+class Norms(Callback):
+    """Keeps the norm of the gradient after clipping."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_window_end(self, trainer, module, window):
+        self.norms.append(torch.stack([part.grad.norm() for part in module.parameters()]).norm().item())
+
+
+def fit(folder, precision="32-true", max_steps=20, resume=None, devices=1):
+    seed_everything(1, verbose=False)
+    model = LitLanguageModel(LSTM(16, 2, dropout=0.3), 4, 7, clip_norm=0.05)
+    model._build(CharTokenizer("abcdefghijk"))
+    norms = Norms()
+    trainer = Trainer(
+        max_steps=max_steps,
+        accelerator="cuda",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=precision,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[norms, RunCheckpoint(monitor="val/nats_per_token")],
+    )
+    share = {"local_lanes": range(trainer.global_rank * 3, trainer.global_rank * 3 + 3)} if devices > 1 else {}
+    trainer.fit(model, strided(TEXTS, 6, 4, 4, **share), ckpt_path=resume)
+    return norms.norms, {name: value.cpu() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("core_class", [RNN, LSTM, GRU])
+def test_cudnn_computes_what_the_cpu_does(core_class):
+    core = core_class(13, 2, learned_initial_state=True, input_size=7)
+    other = copy.deepcopy(core).cuda()
+    inputs = torch.randn(3, 11, 7)
+    found = []
+    for module, given in ((core, inputs), (other, inputs.cuda())):
+        outputs, state = module(given, module.initial_state(3))
+        outputs.square().sum().backward()
+        found.append((outputs.cpu(), state, [part.grad.cpu() for part in module.parameters()]))
+    assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(found[0][1].values(), found[1][1].values(), strict=True):
+        assert_close(mine, theirs.cpu(), rtol=1e-4, atol=1e-5)
+    assert_close(found[0][2], found[1][2], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_clipped_norms_are_those_of_float32(precision, tmp_path):
+    expected, _ = fit(tmp_path / "full")
+    found, _ = fit(tmp_path / "half", precision)
+    assert max(expected) == pytest.approx(0.05, rel=1e-3)
+    assert found[5:] == pytest.approx(expected[5:], rel=0.01)  # the first steps under fp16 may be skipped
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_a_run_is_continued_to_the_same_bits(precision, tmp_path):
+    _, whole = fit(tmp_path / "whole", precision)
+    fit(tmp_path / "stopped", precision, 7)
+    _, resumed = fit(tmp_path / "stopped", precision, 20, tmp_path / "stopped" / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_as_one_and_are_continued(tmp_path):
+    def stripped(found):
+        return [weights for _, weights in found]
+
+    whole = stripped(together(tmp_path, 2, fit, tmp_path / "whole", devices=2))
+    together(tmp_path, 2, fit, tmp_path / "stopped", max_steps=7, devices=2)
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    resumed = stripped(together(tmp_path, 2, fit, tmp_path / "stopped", resume=last, devices=2))
+    for mine, theirs in zip(whole, resumed, strict=True):
+        assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    assert all(torch.equal(value, whole[1][name]) for name, value in whole[0].items())

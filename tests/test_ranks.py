@@ -1,0 +1,307 @@
+"""Several processes train as one would: the same data, gradients, states, and figures; also after a resume."""
+
+import json
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.strategies import ModelParallelStrategy
+from processes import together
+from torch.optim import SGD
+
+from lit_tbptt import GRU, Carry, InputError, LitLanguageModel, Ranks, TextLanesDataModule, Window
+from lit_tbptt.callbacks import GradientHorizon, RunCheckpoint
+from lit_tbptt.data.summary import reading_cost
+from lit_tbptt.lit_position import Position
+from lit_tbptt.ranks import Agreement
+
+LANES, K1, STEPS = 6, 5, 50
+TEXTS = ["".join(chr(97 + (i * j) % 23) for j in range(i * i % 41)) for i in range(60)]
+KINDS = {
+    "strided": {"shuffle": True, "rotate_lanes": True},
+    "streamed": {"streaming": True, "num_readers": 2, "shuffle": True},
+    "one reader": {"streaming": True},
+}
+CASES = [
+    *((kind, k2, True) for kind in KINDS for k2 in (None, 12)),
+    ("strided", 12, False),
+    ("streamed", None, False),
+]
+
+
+def write_corpus(folder):
+    """Four shards to train on, of documents between nothing and 40 letters, and one to validate on."""
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number in range(4):
+        rows = [json.dumps({"text": text}) for text in TEXTS[number::4]]
+        (corpus / f"train-{number}.jsonl").write_text("\n".join(rows) + "\n")
+    (corpus / "valid.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS[3:20]) + "\n")
+    return corpus
+
+
+class Windows(Callback):
+    """Keeps every window."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_window_end(self, trainer, module, window):
+        reset = torch.zeros(window.num_lanes, dtype=torch.bool) if window.reset is None else window.reset
+        self.seen.append((window.inputs, window.targets, reset, window.mask_or_ones()))
+
+
+def fit(folder, corpus, num_ranks, kind, k2, document_reset, max_steps=STEPS, resume=None, **training):
+    """Trains in this process, one of `num_ranks`, and returns what it saw and what came out."""
+    seed_everything(3, verbose=False)
+    data = TextLanesDataModule(
+        str(corpus),
+        num_lanes=LANES,
+        k1=K1,
+        windows_per_batch=4,
+        eval_num_lanes=2,
+        document_reset=document_reset,
+        **KINDS[kind],
+    )
+    module = LitLanguageModel(
+        GRU(7, 2, learned_initial_state=True, dropout=training.pop("dropout", 0.0)),
+        K1,
+        k2,
+        optimizer=lambda parameters: SGD(parameters, 0.1),
+        **training,
+    )
+    callbacks = [Windows(), RunCheckpoint(every_n_steps=1000)]
+    if kind == "strided" and k2:
+        callbacks.append(GradientHorizon(every_n_steps=17, tokens_back=19))
+    trainer = Trainer(
+        max_steps=max_steps,
+        accelerator="cpu",
+        devices=num_ranks,
+        strategy="ddp" if num_ranks > 1 else "auto",
+        precision="64-true",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        log_every_n_steps=1,
+        default_root_dir=folder,
+        callbacks=callbacks,
+    )
+    trainer.fit(module, data, ckpt_path=resume)
+    random = torch.rand(3)  # before Lightning seeds again
+    trainer.validate(module, data, verbose=False)
+    return {
+        "weights": {name: value.clone() for name, value in module.state_dict().items()},
+        "windows": callbacks[0].seen,
+        "epoch": trainer.current_epoch,
+        "values": {name: float(value) for name, value in trainer.callback_metrics.items() if "second" not in name},
+        "horizon": {path.name: path.read_text() for path in sorted(folder.glob("gradient_horizon/*.csv"))},
+        "random": random,
+    }
+
+
+def fit_all(folder, corpus, num_ranks, max_steps=STEPS):
+    """Trains every case; one that has been begun in the folder is continued."""
+    found = {}
+    for number, case in enumerate(CASES):
+        run = folder / str(number)
+        last = run / "checkpoints" / "last.ckpt"
+        resume = last if last.exists() else None
+        found[case] = fit(run, corpus, num_ranks, *case, max_steps, resume)
+    return found
+
+
+def joined(per_rank):
+    """Puts the lanes of all processes below each other again."""
+    return [
+        tuple(torch.cat(parts) for parts in zip(*windows, strict=True))
+        for windows in zip(*(found["windows"] for found in per_rank), strict=True)
+    ]
+
+
+def assert_same(per_rank, expected, tolerance):
+    for found in per_rank:
+        for name, value in expected["weights"].items():
+            torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=tolerance)
+        for name, value in expected["values"].items():
+            assert found["values"][name] == pytest.approx(value, rel=1e-12), name
+        assert found["epoch"] == expected["epoch"]
+    curves = [
+        [[float(cell) for row in text.split()[1:] for cell in row.split(",")] for text in found["horizon"].values()]
+        for found in (expected, per_rank[0])
+    ]
+    assert len(curves[0]) == (2 if expected["horizon"] else 0)
+    assert curves[1] == [pytest.approx(curve, rel=1e-7) for curve in curves[0]]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    corpus = write_corpus(folder)
+    return corpus, fit_all(folder, corpus, 1)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_so_many_processes_train_as_one(num_ranks, alone, tmp_path):
+    corpus, expected = alone
+    found = together(tmp_path, num_ranks, fit_all, tmp_path, corpus, num_ranks)
+    for case in CASES:
+        per_rank = [results[case] for results in found]
+        windows = joined(per_rank)
+        assert len(windows) == STEPS
+        assert all(map(torch.equal, chain(*windows), chain(*expected[case]["windows"]))), case
+        assert_same(per_rank, expected[case], 1e-12)
+        assert expected[case]["epoch"] > 0
+        counts = zip(*([int(mask.sum()) for *_, mask in one["windows"]] for one in per_rank), strict=True)
+        uneven = sum(len(set(some)) > 1 for some in counts)
+        assert uneven > STEPS / 2 or not case[-1], "with resets the targets are to be uneven"
+
+
+def test_the_number_of_processes_may_change_at_every_resume(alone, tmp_path):
+    corpus, expected = alone
+    seen = {case: [] for case in CASES}
+    for num_ranks, max_steps in ((1, 13), (2, 37), (1, 44), (3, STEPS)):
+        found = together(tmp_path, num_ranks, fit_all, tmp_path, corpus, num_ranks, max_steps)
+        for case in CASES:
+            seen[case] += joined([results[case] for results in found])
+    for case in CASES:
+        assert len(seen[case]) == STEPS
+        assert all(map(torch.equal, chain(*seen[case]), chain(*expected[case]["windows"]))), case
+        assert_same([results[case] for results in found], expected[case], 1e-10)
+
+
+def fit_stopped(folder, corpus, num_ranks):
+    """Trains with dropout and dropped states, once without and once with a stop."""
+    options = {"dropout": 0.3, "state_drop_probability": 0.2, "checkpoint_every": 3}
+    whole = fit(folder / "whole", corpus, num_ranks, "strided", 12, True, **options)
+    fit(folder / "stopped", corpus, num_ranks, "strided", 12, True, 17, **options)
+    last = folder / "stopped" / "checkpoints" / "last.ckpt"
+    return whole, fit(folder / "stopped", corpus, num_ranks, "strided", 12, True, STEPS, last, **options)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_every_process_continues_its_own_random_numbers(num_ranks, tmp_path):
+    found = together(tmp_path, num_ranks, fit_stopped, tmp_path, write_corpus(tmp_path), num_ranks)
+    for whole, resumed in found:
+        assert torch.equal(whole["random"], resumed["random"])
+        assert all(torch.equal(value, resumed["weights"][name]) for name, value in whole["weights"].items())
+        assert whole["values"] == resumed["values"]
+    assert len({tuple(whole["random"].tolist()) for whole, _ in found}) == num_ranks
+
+
+def of_a_part_of_the_model(folder, corpus):
+    with pytest.raises(InputError, match=r"trainer\.strategy=ModelParallelStrategy: it gives every process a part"):
+        Trainer(strategy=ModelParallelStrategy(), accelerator="cpu", devices=1, logger=False, max_steps=1).fit(
+            LitLanguageModel(GRU(7), K1), TextLanesDataModule(str(corpus), num_lanes=2, k1=K1)
+        )
+    return True
+
+
+def test_a_strategy_that_shards_the_model_is_refused(tmp_path):
+    assert together(tmp_path, 1, of_a_part_of_the_model, tmp_path, write_corpus(tmp_path)) == [True]
+
+
+def with_too_few_lanes(folder, corpus):
+    data = TextLanesDataModule(str(corpus), num_lanes=1, k1=K1)
+    with pytest.raises(InputError, match=r"data\.num_lanes=1 with 2 processes: each needs a lane to train on"):
+        Trainer(strategy="ddp", accelerator="cpu", devices=2, logger=False, max_steps=1).fit(
+            LitLanguageModel(GRU(7), K1), data
+        )
+    return True
+
+
+def test_a_process_without_a_lane_is_refused(tmp_path):
+    assert together(tmp_path, 2, with_too_few_lanes, tmp_path, write_corpus(tmp_path)) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("num_lanes", "num_ranks", "expected"),
+    [
+        (6, 1, [(0, 6)]),
+        (6, 3, [(0, 2), (2, 4), (4, 6)]),
+        (8, 3, [(0, 3), (3, 6), (6, 8)]),
+        (7, 4, [(0, 2), (2, 4), (4, 6), (6, 7)]),
+        (2, 3, [(0, 1), (1, 2), (2, 2)]),
+    ],
+)
+def test_the_lanes_of_a_process(num_lanes, num_ranks, expected):
+    shares = [Ranks(rank, num_ranks).share(num_lanes) for rank in range(num_ranks)]
+    assert shares == [range(*ends) for ends in expected]
+
+
+def context_of(lanes, resets):
+    """A context of 7 tokens, lane i holding 10 i, 10 i + 1, ..., cut where a lane starts afresh."""
+    whole = Window(*[torch.stack([torch.arange(10 * lane, 10 * lane + 7) for lane in lanes])] * 2)
+    pieces, done = [], 0
+    for at, fresh in resets:
+        piece, whole = whole.split(at - done)
+        pieces.append(piece)
+        whole, done = whole.with_reset(torch.tensor([lane in fresh for lane in lanes])), at
+    return (*pieces, whole)
+
+
+def test_a_carry_is_put_together_by_lane():
+    def initial_state(num_lanes):
+        return {"h": torch.zeros(num_lanes, 3), "c": torch.zeros(num_lanes, 2, 5)}
+
+    def carry(lanes, resets):
+        state = {
+            "h": torch.stack([torch.full((3,), float(lane)) for lane in lanes]),
+            "c": torch.stack([torch.full((2, 5), -float(lane)) for lane in lanes]),
+        }
+        return Carry(state, context_of(lanes, resets))
+
+    # Two lanes, one, and three; in the first and the last process a lane starts afresh inside the context.
+    shares = [range(2), range(2, 3), range(3, 6)]
+    parts = [carry(shares[0], [(4, {1})]), carry(shares[1], []), carry(shares[2], [(1, {3, 5}), (4, {4})])]
+    described = [part.describe() for part in parts]
+
+    def picked(lanes):
+        return Carry.from_descriptions(described, lambda num_lanes: lanes, initial_state, torch.device("cpu"))
+
+    def plain(carry):
+        context = [tuple(None if part is None else part.tolist() for part in window) for window in carry.context]
+        return {name: leaf.tolist() for name, leaf in carry.state.items()}, context
+
+    for share, part in zip(shares, parts, strict=True):
+        assert plain(picked(share)) == plain(part)
+    assert plain(picked(range(6))) == plain(carry(range(6), [(1, {3, 5}), (4, {1, 4})]))
+    assert plain(picked(range(1, 4))) == plain(carry(range(1, 4), [(1, {3}), (4, {1})]))
+    # A part of what one process had keeps the cuts of all of its lanes.
+    assert plain(picked(range(4, 6))) == plain(carry(range(4, 6), [(1, {5}), (4, {4})]))
+
+
+def test_a_position_is_united_key_by_key():
+    parts = [
+        {"window": 3, "groups": {0: {"reader": [7], "rests": {0: np.arange(2), 1: np.arange(3)}}}},
+        {"window": 3, "groups": {0: {"reader": [7], "rests": {2: np.arange(4)}}, 1: {"reader": [9], "rests": {}}}},
+    ]
+    found = Position(step=5).of_all(parts).data
+    assert found["window"] == 3
+    assert {lane: rest.tolist() for lane, rest in found["groups"][0]["rests"].items()} == {
+        0: [0, 1],
+        1: [0, 1, 2],
+        2: [0, 1, 2, 3],
+    }
+    assert found["groups"][1] == {"reader": [9], "rests": {}}
+    assert Position().of_all([None, None]).data is None
+
+
+@pytest.mark.parametrize(
+    ("num_readers", "num_ranks", "times"), [(1, 1, None), (2, 2, None), (6, 2, None), (1, 3, "3.0"), (2, 3, "2.0")]
+)
+def test_the_cost_of_readers_that_processes_share_is_told(num_readers, num_ranks, times):
+    cost = reading_cost(num_readers, [Ranks(rank, num_ranks).share(6) for rank in range(num_ranks)])
+    assert cost == [] if times is None else f"read the stream {times} times" in cost[0]
+
+
+def test_a_wish_is_granted_at_the_next_boundary_and_once():
+    agreement = Agreement(Ranks())
+    agreement.wish("save")
+    assert agreement.exchange(torch.tensor(2.0), 7) == (2.0, 7)
+    agreement.wish("SIGTERM")
+    agreement.settle()
+    assert agreement.granted == {"save", "SIGTERM"}
+    agreement.settle()
+    assert not agreement.granted
