@@ -84,8 +84,10 @@ def train(data: LightningDataModule, folder: str, max_steps: int, ckpt_path: str
 
 def at(file: str, window: int, folder: str, resume: bool) -> None:
     """Makes a checkpoint at a window, or resumes from it and prints what that took."""
-    last = f"{folder}/checkpoints/last.ckpt"
-    _, found = train(StoredTokens(file, window), folder, 1 + resume, last if resume else None)
+    start = f"{folder}/start.ckpt"
+    _, found = train(StoredTokens(file, window), folder, 1 + resume, start if resume else None)
+    if not resume:
+        os.replace(f"{folder}/checkpoints/last.ckpt", start)
     print(json.dumps(found))
 
 
