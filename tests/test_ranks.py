@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import ModelParallelStrategy
 from processes import together
+from tasks import Batches, Regression, windows_of
 from torch.optim import SGD
 
 from lit_tbptt import GRU, Carry, InputError, LitLanguageModel, Ranks, TextLanesDataModule, Window
@@ -98,6 +99,7 @@ def fit(folder, corpus, num_ranks, kind, k2, document_reset, max_steps=STEPS, re
         "values": {name: float(value) for name, value in trainer.callback_metrics.items() if "second" not in name},
         "horizon": {path.name: path.read_text() for path in sorted(folder.glob("gradient_horizon/*.csv"))},
         "random": random,
+        "sums": torch.stack([module.metrics.nats, module.metrics.num_targets, module.metrics.num_right]),
     }
 
 
@@ -121,6 +123,8 @@ def joined(per_rank):
 
 
 def assert_same(per_rank, expected, tolerance):
+    # Of every process its own; Lightning keeps metrics in float32 only.
+    torch.testing.assert_close(sum(found["sums"] for found in per_rank), expected["sums"], rtol=1e-12, atol=0)
     for found in per_rank:
         for name, value in expected["weights"].items():
             torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=tolerance)
@@ -305,3 +309,16 @@ def test_a_wish_is_granted_at_the_next_boundary_and_once():
     assert agreement.granted == {"save", "SIGTERM"}
     agreement.settle()
     assert not agreement.granted
+
+
+class NeverOfNothing(Regression):
+    def window_loss(self, window, state):
+        assert window.num_lanes > 0
+        return super().window_loss(window, state)
+
+
+def test_a_process_without_a_lane_evaluates_nothing():
+    nothing = torch.zeros(0, 13)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.validate(NeverOfNothing(k1=5), Batches(windows_of(nothing, nothing, 5)), verbose=False)
+    assert trainer.callback_metrics["val/loss"] == 0
