@@ -95,7 +95,8 @@ class Batch(NamedTuple):
 
     Attributes:
         windows: The windows, in order.
-        position: Arrays and plain values from which the source of this batch can start again at exactly this batch.
+        position: Arrays and plain values from which the source of this batch can start again at exactly this batch. Of
+            several processes each keeps what it alone knows under keys of its own: they are united in a checkpoint.
     """
 
     windows: tuple[Window, ...]
