@@ -19,6 +19,7 @@ from lit_tbptt.data.summary import run_summary
 from lit_tbptt.data.token_file import TokenFile
 from lit_tbptt.data.tokenizers import Tokenizer, from_description
 from lit_tbptt.errors import InputError
+from lit_tbptt.lit_ranks import ranks_of
 from lit_tbptt.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class TextLanesDataModule(LightningDataModule):
 
     @property
     def _ranks(self) -> Ranks:
-        return Ranks() if self.trainer is None else Ranks(self.trainer.global_rank, self.trainer.world_size)
+        return Ranks() if self.trainer is None else ranks_of(self.trainer)
 
     @property
     def cache(self) -> Path:

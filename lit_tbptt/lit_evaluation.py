@@ -9,7 +9,6 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_tbptt.lit_ranks import check_lanes
-from lit_tbptt.ranks import Ranks
 from lit_tbptt.state import State, detach, reset_lanes
 from lit_tbptt.window import Batch, Window
 
@@ -84,7 +83,7 @@ class StatefulEvaluation(LightningModule):
         self.on_evaluation_end(values)
 
     def on_validation_epoch_start(self) -> None:
-        check_lanes(self.trainer.val_dataloaders, Ranks(self.trainer.global_rank, self.trainer.world_size))
+        check_lanes(self.trainer.val_dataloaders, self.trainer)
         self.on_evaluation_start()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -94,7 +93,7 @@ class StatefulEvaluation(LightningModule):
         self._evaluation_end("val")
 
     def on_test_epoch_start(self) -> None:
-        check_lanes(self.trainer.test_dataloaders, Ranks(self.trainer.global_rank, self.trainer.world_size))
+        check_lanes(self.trainer.test_dataloaders, self.trainer)
         self.on_evaluation_start()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

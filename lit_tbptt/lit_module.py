@@ -13,7 +13,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.lit_evaluation import StatefulEvaluation
 from lit_tbptt.lit_optimization import ManualOptimization
 from lit_tbptt.lit_position import Position
-from lit_tbptt.lit_ranks import check_lanes, check_strategy, settle_gradients
+from lit_tbptt.lit_ranks import check_lanes, check_strategy, ranks_of, settle_gradients
 from lit_tbptt.lit_training_log import TrainingLog
 from lit_tbptt.random_state import part_random_states, random_state, set_random_state
 from lit_tbptt.ranks import Agreement, Ranks
@@ -205,13 +205,13 @@ class LitTBPTT(ManualOptimization, StatefulEvaluation):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.ranks = Ranks(self.trainer.global_rank, self.trainer.world_size)
+        self.ranks = ranks_of(self.trainer)
         self.agreement = Agreement(self.ranks)
         # We log every n optimizer steps, however many of them a batch holds.
         warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
 
     def on_train_start(self) -> None:
-        check_lanes(self.trainer.train_dataloader, self.ranks)
+        check_lanes(self.trainer.train_dataloader, self.trainer)
         saved, self._resume = self._resume, None
         self.carry, self.position, self.log_book, self._metrics = None, Position(), TrainingLog(), {}
         self._skip_windows = 0

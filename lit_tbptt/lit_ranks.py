@@ -11,6 +11,11 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Ranks
 
 
+def ranks_of(trainer: Trainer) -> Ranks:
+    """Returns this process among those of a trainer."""
+    return Ranks(trainer.global_rank, trainer.world_size)
+
+
 def check_strategy(trainer: Trainer) -> None:
     """Makes sure that every process has the whole model.
 
@@ -24,16 +29,17 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
-def check_lanes(loaders: Any, ranks: Ranks) -> None:
+def check_lanes(loaders: Any, trainer: Trainer) -> None:
     """Makes sure that every process has its own share of the lanes.
 
     Args:
         loaders: A loader, or several.
-        ranks: The processes.
+        trainer: The trainer that they are for.
 
     Raises:
         InputError: Lanes have been made for another number of processes, such as one.
     """
+    ranks = ranks_of(trainer)
     for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
         if ranks.num_ranks > 1 and isinstance(loader, Lanes) and loader.local_lanes != ranks.share(loader.num_lanes):
             raise InputError(
@@ -56,4 +62,5 @@ def settle_gradients(module: LightningModule) -> None:
     nothing = sum(0.0 * part.sum() for part in parts)
     module.trainer.strategy.pre_backward(nothing)
     nothing.backward()
+    module.trainer.strategy.post_backward(nothing)
     module.zero_grad()

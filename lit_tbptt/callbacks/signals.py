@@ -85,13 +85,14 @@ class SignalHandling(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _end_at_once(trainer)
+        if trainer.state.fn != "fit":
+            return
         # A user's own loaders need not have as many batches in every process, and may not know how many; Lanes have.
         loaders = trainer.val_dataloaders
         lanes = all(isinstance(one, Lanes) for one in (loaders if isinstance(loaders, list) else [loaders]))
         known = sum(trainer.num_val_batches)
         number = int(known) if math.isfinite(known) else sys.maxsize if lanes else 0
-        if trainer.state.fn == "fit":
-            self._batches_left = min(count for (count,) in pl_module.ranks.everyone([number]))
+        self._batches_left = min(count for (count,) in pl_module.ranks.everyone([number]))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _end_at_once(trainer)
