@@ -118,13 +118,22 @@ def crash(folder: Path, command: list[str], name: str, whom: list[int], wait: fl
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
     while not (folder / RUN / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.005)
-    time.sleep(wait)
+    until = time.monotonic() + wait
+    # Not later than near the end, however fast this run is beside the one that was timed.
+    while time.monotonic() < until and logged_step(folder) < 0.8 * STEPS:
+        time.sleep(0.005)
     pids = [process.pid, *children(process.pid)]
     for rank in whom:
         os.kill(pids[rank], signal.Signals[name])
     sent = time.monotonic()
     ended = [str(process.wait(PATIENCE)), *(ended_as(pid, sent + PATIENCE) for pid in pids[1:])]
     return ended, time.monotonic() - sent
+
+
+def logged_step(folder: Path) -> int:
+    file = folder / RUN / "metrics.csv"
+    step = file.read_text().strip().rsplit("\n", 1)[-1].split(",")[0] if file.exists() else ""
+    return int(step) if step.isdigit() else 0
 
 
 def ended_as(pid: int, until: float) -> str:
