@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from lit_tbptt.checkpoint import read_checkpoint
+from lit_tbptt.files.checkpoint import read_checkpoint
 
 STEPS = 160
 RUN = Path("runs/default/version_0")

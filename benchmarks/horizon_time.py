@@ -15,7 +15,7 @@ import torch
 from jsonargparse import auto_cli
 
 from lit_tbptt import LSTM, RecurrentLM, Truncation, Window
-from lit_tbptt.metrics import summed_nats
+from lit_tbptt.models.metrics import summed_nats
 
 RATIOS = {8: (1.5, 2, 4, 8, 32), 64: (1.5, 2, 4, 8), 256: (1.5, 2, 4)}
 

@@ -28,8 +28,8 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from lit_tbptt import Batch, StreamedLanes, StridedLanes
 from lit_tbptt.data import Tokenizer, document_stream, make_tokenizer
-from lit_tbptt.data.stream import DocumentStream
-from lit_tbptt.data.token_file import token_file
+from lit_tbptt.data.text.stream import DocumentStream
+from lit_tbptt.data.text.token_file import token_file
 
 LANES, K1, WINDOWS = 16, 64, 8
 

@@ -26,8 +26,8 @@ from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from lit_tbptt import LSTM, LitLanguageModel, StridedLanes, TextLanesDataModule
-from lit_tbptt.callbacks import RunCheckpoint
 from lit_tbptt.data import make_tokenizer
+from lit_tbptt.training.callbacks import RunCheckpoint
 
 LANES, K1, WINDOWS = 16, 64, 8
 

@@ -10,7 +10,7 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 from jaxtyping import install_import_hook
 
 # The modules whose arguments are tensors: their shapes are checked in every test.
-install_import_hook([f"lit_tbptt.{name}" for name in ("cores", "metrics", "model", "state")], "beartype.beartype")
+install_import_hook([f"lit_tbptt.{name}" for name in ("cores", "models", "tbptt.state")], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -10,8 +10,8 @@ from tasks import strided
 from torch.testing import assert_close
 
 from lit_tbptt import GRU, LSTM, RNN, LitLanguageModel
-from lit_tbptt.callbacks import RunCheckpoint
-from lit_tbptt.data.tokenizers import CharTokenizer
+from lit_tbptt.data.text.tokenizers import CharTokenizer
+from lit_tbptt.training.callbacks import RunCheckpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

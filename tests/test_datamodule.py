@@ -8,10 +8,10 @@ from datasets import Dataset, DatasetDict
 from lightning.pytorch import Trainer
 
 from lit_tbptt import LSTM, InputError, LitLanguageModel, TextLanesDataModule
-from lit_tbptt.data import token_file as module
-from lit_tbptt.data.documents import load_documents
-from lit_tbptt.data.token_file import token_file
-from lit_tbptt.data.tokenizers import ByteTokenizer, make_tokenizer
+from lit_tbptt.data.text import token_file as module
+from lit_tbptt.data.text.documents import load_documents
+from lit_tbptt.data.text.token_file import token_file
+from lit_tbptt.data.text.tokenizers import ByteTokenizer, make_tokenizer
 
 
 def corpus(*texts):

@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from lit_tbptt.data.documents import InputError, load_documents, standard_library, texts
+from lit_tbptt.data.text.documents import InputError, load_documents, standard_library, texts
 
 ROWS = {"train": ["one two\nthree\n", "four", "five"], "validation": ["six\n"], "test": ["seven", ""]}
 

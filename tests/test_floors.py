@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PLANTED = {
     "none": None,
-    "upwards": ("state.py", "from lit_tbptt import model"),
-    "between siblings": ("model.py", "from lit_tbptt import tbptt"),
-    "lightning below": ("tbptt.py", "import lightning"),
+    "upwards": ("tbptt/state.py", "from lit_tbptt import models"),
+    "between siblings": ("models/metrics.py", "from lit_tbptt import data"),
+    "lightning below": ("tbptt/truncation.py", "import lightning"),
     "a file on no floor": ("helpers.py", ""),
 }
 

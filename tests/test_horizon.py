@@ -16,10 +16,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from lit_tbptt import LSTM, InputError, LitTBPTT, RecurrentLM, Window
-from lit_tbptt.callbacks import GradientHorizon
-from lit_tbptt.carry import Carry
-from lit_tbptt.horizon import gradient_norms, measure
-from lit_tbptt.metrics import summed_nats
+from lit_tbptt.models.metrics import summed_nats
+from lit_tbptt.tbptt.carry import Carry
+from lit_tbptt.tbptt.gradient_norms import gradient_norms, measure
+from lit_tbptt.training.callbacks import GradientHorizon
 
 
 class Task(RecurrentLM):
@@ -260,5 +260,5 @@ def test_bad_settings_and_a_missing_matplotlib_are_named(monkeypatch):
 
     refused(GradientHorizon(0), "GradientHorizon: every_n_steps=0: must be 1 or more")
     refused(GradientHorizon(tokens_back=8), "GradientHorizon: tokens_back=8: must be at least k2=9")
-    monkeypatch.setattr("lit_tbptt.callbacks.gradient_horizon.find_spec", lambda name: None)
+    monkeypatch.setattr("lit_tbptt.training.callbacks.gradient_horizon.find_spec", lambda name: None)
     refused(GradientHorizon(), "matplotlib, which is missing: pip install matplotlib")

@@ -11,7 +11,7 @@ from tasks import Letters, as_lists, stream_of, streamed, strided
 from test_streamed_lanes import SideBySide, joined
 
 from lit_tbptt import LSTM, Ranks, RecurrentLM, StreamedLanes, StridedLanes, Truncation
-from lit_tbptt.metrics import summed_nats
+from lit_tbptt.models.metrics import summed_nats
 
 EOS = 0
 SETTINGS = settings(

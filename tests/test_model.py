@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from lit_tbptt import GRU, LSTM, InputError, RecurrentLM
-from lit_tbptt.metrics import TokenMetrics, rates, summed_nats
-from lit_tbptt.schedules import WarmupCosineLR
+from lit_tbptt.models.metrics import TokenMetrics, rates, summed_nats
+from lit_tbptt.optim import WarmupCosineLR
 
 
 @pytest.fixture

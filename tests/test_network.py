@@ -15,8 +15,9 @@ from datasets import Dataset
 
 from lit_tbptt import SourceError
 from lit_tbptt.cli import main
-from lit_tbptt.data import document_stream, load_documents, network
-from lit_tbptt.data.stream import TextReader
+from lit_tbptt.data import document_stream, load_documents
+from lit_tbptt.data.text import network
+from lit_tbptt.data.text.stream import TextReader
 
 TEXTS = [chr(97 + i % 26) * (i * i % 40 + 1) for i in range(300)]
 SHARDS = 3

@@ -15,9 +15,9 @@ from processes import together
 from tasks import SMALL_RUN, Batches, Regression, strided, windows_of
 
 from lit_tbptt import GRU, DivergenceError, InputError, LitLanguageModel, TextLanesDataModule
-from lit_tbptt.callbacks import RunCheckpoint, SignalHandling
-from lit_tbptt.checkpoint import read_checkpoint
 from lit_tbptt.cli import main
+from lit_tbptt.files.checkpoint import read_checkpoint
+from lit_tbptt.training.callbacks import RunCheckpoint, SignalHandling
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 CHECKPOINTS = Path("runs/default/version_0/checkpoints")
@@ -204,7 +204,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 from lightning.pytorch import Trainer
 from tasks import Batches, Regression, windows_of
-from lit_tbptt.callbacks import RunCheckpoint
+from lit_tbptt.training.callbacks import RunCheckpoint
 inputs = torch.rand(3, 40)
 model, saving = Regression(k1=5), RunCheckpoint()
 before = [part.clone() for part in model.parameters()]

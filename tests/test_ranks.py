@@ -13,10 +13,10 @@ from tasks import Batches, Regression, windows_of
 from torch.optim import SGD
 
 from lit_tbptt import GRU, Carry, InputError, LitLanguageModel, Ranks, TextLanesDataModule, Window
-from lit_tbptt.callbacks import GradientHorizon, RunCheckpoint
 from lit_tbptt.data.summary import reading_cost
-from lit_tbptt.lit_position import Position
 from lit_tbptt.ranks import Agreement
+from lit_tbptt.training.callbacks import GradientHorizon, RunCheckpoint
+from lit_tbptt.training.position import Position
 
 LANES, K1, STEPS = 6, 5, 50
 TEXTS = ["".join(chr(97 + (i * j) % 23) for j in range(i * i % 41)) for i in range(60)]

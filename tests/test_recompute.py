@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lit_tbptt import GRU, LSTM, RNN, InputError, RecurrentLM, Truncation, Window
-from lit_tbptt.metrics import summed_nats
+from lit_tbptt.models.metrics import summed_nats
 from lit_tbptt.random_state import random_state
 
 LANES, STEPS, VOCABULARY, WIDTH, HIDDEN = 3, 23, 11, 7, 5

@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from tasks import streamed, strided
 
 from lit_tbptt import GRU, LitLanguageModel, StridedLanes, WarmupCosineLR
-from lit_tbptt.callbacks import RunCheckpoint
-from lit_tbptt.data.tokenizers import CharTokenizer
-from lit_tbptt.lit_loggers import run_loggers
+from lit_tbptt.data.text.tokenizers import CharTokenizer
+from lit_tbptt.training.callbacks import RunCheckpoint
+from lit_tbptt.training.loggers import run_loggers
 
 LANES, K1, TOKENS, EPOCHS = 3, 4, 3 * 25, 2
 WINDOWS = 7  # of 4, 4, 4, 4, 4, 4 and 1 tokens

@@ -21,8 +21,8 @@ import yaml
 from tasks import SMALL_RUN
 
 from lit_tbptt import InputError, LitLanguageModel, RecurrentCore
-from lit_tbptt.checkpoint import read_checkpoint, write_checkpoint
 from lit_tbptt.cli import LitCLI, main
+from lit_tbptt.files.checkpoint import read_checkpoint, write_checkpoint
 
 SMALL = [
     *SMALL_RUN,

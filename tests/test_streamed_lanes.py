@@ -12,7 +12,7 @@ from tasks import Letters, as_lists, drawn, stream_of, streamed
 
 from lit_tbptt import InputError, Ranks, StreamedLanes
 from lit_tbptt.data import document_stream, load_documents
-from lit_tbptt.data.tokenizers import ByteTokenizer
+from lit_tbptt.data.text.tokenizers import ByteTokenizer
 
 UNEVEN = ["ab", "cdefghijklmnop", "", "q", "rs", "ttttttttt", "uvw", "xyz"]
 
@@ -298,7 +298,7 @@ def test_a_process_ends_while_its_stream_is_read(tmp_path):
     program = f"""
 from lit_tbptt import StreamedLanes
 from lit_tbptt.data import document_stream, load_documents
-from lit_tbptt.data.tokenizers import ByteTokenizer
+from lit_tbptt.data.text.tokenizers import ByteTokenizer
 stream = document_stream(load_documents({str(tmp_path)!r}, streaming=True)["train"], "train")
 batches = iter(StreamedLanes(stream, ByteTokenizer(), 4, 8, 4, repeat=True, num_readers=2))
 print(len([next(batches) for _ in range(7)]))

@@ -6,7 +6,7 @@ import torch
 from tasks import Recurrence, windows_of
 
 from lit_tbptt import InputError, Truncation, Window
-from lit_tbptt.carry import Carry
+from lit_tbptt.tbptt.carry import Carry
 
 # dL/dw of h_t = w h_{t-1} + 1, loss h_t, w = 1/2, T = 12, weights frozen.
 TABLE = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_tbptt import RNN, RecurrentLM, Truncation, Window
-from lit_tbptt.metrics import summed_nats
+from lit_tbptt.models.metrics import summed_nats
 
 VOCABULARY, WIDTH, HIDDEN, LANES, K1, STEPS = 11, 7, 5, 3, 4, 27
 

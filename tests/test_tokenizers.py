@@ -4,7 +4,7 @@ import pytest
 import tokenizers as hf
 from tokenizers import models, pre_tokenizers, trainers
 
-from lit_tbptt.data.tokenizers import InputError, from_description, make_tokenizer
+from lit_tbptt.data.text.tokenizers import InputError, from_description, make_tokenizer
 
 TRAIN = ["the cat saw the dog\n\nthe end\n", "a cat"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.state import State
+from lit_tbptt.tbptt.state import State
 
 
 class RecurrentCore(nn.Module, ABC):

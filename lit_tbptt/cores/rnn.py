@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_tbptt.cores.base import RecurrentCore
 from lit_tbptt.errors import InputError
-from lit_tbptt.state import State, like
+from lit_tbptt.tbptt.state import State, like
 
 
 class _TorchCore(RecurrentCore):

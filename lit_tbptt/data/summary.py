@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from lit_tbptt.data.lanes import Lanes
-from lit_tbptt.data.stream import DocumentStream
-from lit_tbptt.data.streamed_lanes import StreamedLanes
-from lit_tbptt.data.token_file import TokenFile
-from lit_tbptt.data.tokenizers import Tokenizer
+from lit_tbptt.data.lanes.base import Lanes
+from lit_tbptt.data.lanes.streamed import StreamedLanes
+from lit_tbptt.data.text.stream import DocumentStream
+from lit_tbptt.data.text.token_file import TokenFile
+from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Ranks
 

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from lit_tbptt.cli.app import LitCLI, main
+
+__all__ = ["LitCLI", "main"]

@@ -1,0 +1,271 @@
+"""A corpus of any length as lanes: read as it is needed, never stored.
+
+reader 0   A A A A A A  C C C  D D ...        the documents of its shards, in order
+lane 0     A A A A A A D D ...                num_lanes = 2, num_readers = 1:
+lane 1     B B B C C C E ...                  a lane that has run dry takes the next document
+           |--k1--| |--k1--|
+"""
+
+import heapq
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lit_tbptt.data.lanes.base import NOTHING, Lanes
+from lit_tbptt.data.text.read_ahead import ReadAhead
+from lit_tbptt.data.text.stream import DocumentReader, DocumentStream, TextReader
+from lit_tbptt.data.text.tokenizers import Tokenizer
+from lit_tbptt.errors import InputError
+from lit_tbptt.tbptt.window import Batch, Window
+
+logger = logging.getLogger(__name__)
+# Batches that are ready before they are asked for: enough for the time that a read takes, in little memory.
+_AHEAD = 8
+
+
+class StreamedLanes(Lanes):
+    """Lanes over a stream of documents.
+
+    The lanes are divided into `num_readers` groups of neighbours, and the shards of the stream too. A group reads its
+    shards in order and deals the documents to its lanes: a lane that has run dry takes the next one. So what a lane
+    holds depends on the stream, the seed, `num_lanes` and `num_readers` (and, with `document_reset`, on `k1`), never
+    on how many processes there are. Lanes that are dry at the end are masked until all are.
+
+    Args:
+        stream: The documents.
+        tokenizer: Makes ids of them.
+        num_lanes: Parallel lanes, those of all processes together.
+        k1: Tokens per lane and window.
+        windows_per_batch: Windows per batch; the last batch may have fewer.
+        num_readers: Groups of lanes, each with its own part of the shards. A process reads for the groups that its
+            lanes are in.
+        document_reset: Whether each document begins at a window's start with a reset of its lane, the window before it
+            padded and masked.
+        shuffle_seed: The shards come in another order in every epoch, which this seed decides. None: as they are.
+        repeat: Whether to start the stream again at its end, so that no lane runs dry and the epoch never ends.
+        local_lanes: The lanes that this process gets. None: all.
+        everyone: Returns the numbers that every process gives, such as `Ranks.everyone`, so that all make the same
+            number of batches. Called once for each batch.
+
+    Attributes:
+        num_documents: Documents that the batches so far have begun, in all processes.
+        num_tokens: Tokens of those documents.
+        num_empty: Documents without any token that were left out.
+
+    Raises:
+        InputError: A number below 1, lanes that the readers cannot divide, or fewer shards than readers.
+    """
+
+    def __init__(
+        self,
+        stream: DocumentStream,
+        tokenizer: Tokenizer,
+        num_lanes: int,
+        k1: int,
+        windows_per_batch: int = 1,
+        *,
+        num_readers: int = 1,
+        document_reset: bool = False,
+        shuffle_seed: int | None = None,
+        repeat: bool = False,
+        local_lanes: range | None = None,
+        everyone: Callable[[Sequence[int]], list[list[int]]] = lambda numbers: [list(numbers)],
+    ) -> None:
+        super().__init__(tokenizer.eos, num_lanes, k1, windows_per_batch, local_lanes)
+        if num_readers < 1 or num_lanes % num_readers:
+            raise InputError(
+                f"num_readers={num_readers} with num_lanes={num_lanes}: the readers divide the lanes evenly; choose a "
+                f"num_readers that divides {num_lanes}"
+            )
+        if stream.num_shards < num_readers:
+            raise InputError(
+                f"num_readers={num_readers}: the {stream.split} split has {stream.num_shards} shards (files, or row "
+                f"groups of parquet files), and every reader needs one; set num_readers to {stream.num_shards} or "
+                "fewer, or write the corpus in more files"
+            )
+        self.stream = stream
+        self.tokenizer = tokenizer
+        self.num_readers = num_readers
+        self.document_reset = document_reset
+        self.shuffle_seed = shuffle_seed
+        self.repeat = repeat
+        self.everyone = everyone
+        self.num_documents = self.num_tokens = self.num_empty = 0
+        self._said_empty = False
+
+    def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
+        return self._agreed(position, skip, self.epoch)
+
+    def _agreed(self, position: Mapping[str, Any] | None, skip: int, epoch: int) -> Iterator[Batch]:
+        """Yields batches until the lanes of every process are dry."""
+        ahead = ReadAhead(lambda: islice(self._read(position, epoch), skip, None), _AHEAD)
+        try:
+            for read in ahead:
+                reads = self.everyone([read.num_steps, *read.counts])
+                num_steps = max(steps for steps, *_ in reads)
+                if num_steps == 0:
+                    if read.position["window"] == 0:
+                        raise InputError(f"the {self.stream.split} split has no text: all its documents are empty")
+                    break
+                _, self.num_documents, self.num_tokens, num_bytes, self.num_empty = map(sum, zip(*reads, strict=True))
+                self.bytes_per_token = num_bytes / self.num_tokens if self.num_tokens else None
+                windows = read.windows
+                if num_steps != read.num_steps:
+                    windows = self._cut(read.tokens[:, : num_steps + 1], read.resets)
+                yield Batch(windows, read.position)
+                if num_steps < self.k1 * self.windows_per_batch:
+                    break
+        finally:
+            ahead.close()
+        if self.num_empty and not self._said_empty and 0 in self.local_lanes:
+            logger.warning("%s empty documents were left out of the %s split", self.num_empty, self.stream.split)
+            self._said_empty = True
+
+    def _read(self, position: Mapping[str, Any] | None, epoch: int) -> Iterator["_Read"]:
+        """Yields what the lanes of this process hold; without end, for other processes may have more."""
+        per_group = self.num_lanes // self.num_readers
+        groups = []
+        for number in sorted({lane // per_group for lane in self.local_lanes}):
+            saved = None if position is None else position["groups"][number]
+            texts = TextReader(
+                self.stream,
+                number,
+                self.num_readers,
+                epoch=epoch,
+                shuffle_seed=self.shuffle_seed,
+                position=None if saved is None else saved["reader"]["texts"],
+            )
+            reader = DocumentReader(texts, self.tokenizer, self.repeat, None if saved is None else saved["reader"])
+            lanes = range(number * per_group, (number + 1) * per_group)
+            groups.append(_LaneGroup(lanes, self.local_lanes, reader, self.k1, self.document_reset, saved))
+        window = 0 if position is None else position["window"]
+        while True:
+            here = {"window": window, "groups": {group.reader.texts.reader: group.position() for group in groups}}
+            tokens = np.full((len(self.local_lanes), self.k1 * self.windows_per_batch + 1), NOTHING, np.int64)
+            resets = np.zeros((self.windows_per_batch, len(tokens)), np.bool_)
+            num_steps = max((group.fill(tokens, resets, window * self.k1) for group in groups), default=0)
+            if window == 0:
+                resets[0] = True
+            # A group that several processes read for is counted by the one that has its first lane.
+            own = [group.counts() for group in groups if group.lanes.start in self.local_lanes]
+            counts = [sum(some) for some in zip([0] * 4, *own, strict=True)]
+            windows = self._cut(tokens[:, : num_steps + 1], resets)
+            yield _Read(tokens, resets, num_steps, windows, here, counts)
+            window += self.windows_per_batch
+
+
+class _Read(NamedTuple):
+    """The tokens of a batch as they were read.
+
+    Attributes:
+        tokens: `[lane, time + 1]` ids, from the token before the first target on; NOTHING where there is none.
+        resets: `[window, lane]`, true where a lane starts afresh.
+        num_steps: Targets of the lane that has the most.
+        windows: The tokens cut into windows.
+        position: The place before this batch.
+        counts: Documents, tokens, bytes and empty documents after it, for this process to report.
+    """
+
+    tokens: np.ndarray
+    resets: np.ndarray
+    num_steps: int
+    windows: tuple[Window, ...]
+    position: Mapping[str, Any]
+    counts: list[int]
+
+
+class _LaneGroup:
+    """The lanes that one reader feeds.
+
+    Args:
+        lanes: Their numbers.
+        local_lanes: The lanes of this process, whose tokens are wanted.
+        reader: Gives the documents.
+        k1: Tokens per window.
+        document_reset: Whether documents begin at a window's start.
+        position: What `position` returned. None: the start.
+    """
+
+    def __init__(
+        self,
+        lanes: range,
+        local_lanes: range,
+        reader: DocumentReader,
+        k1: int,
+        document_reset: bool,
+        position: Mapping[str, Any] | None,
+    ) -> None:
+        self.lanes = lanes
+        self.reader = reader
+        self.k1 = k1
+        self.document_reset = document_reset
+        self._rows = {lane: row for row, lane in enumerate(local_lanes) if lane in lanes}
+        # What a lane holds when it is dry: the token before the next document.
+        self._dry = np.array([reader.tokenizer.eos])
+        if position is None:
+            self._ends = dict.fromkeys(lanes, 0)
+            self._rests = dict.fromkeys(self._rows, self._dry)
+            self._counts = [0, 0, 0]
+        else:
+            self._ends = dict(position["ends"])
+            self._rests = {lane: np.asarray(position["rests"][lane]) for lane in self._rows}
+            self._counts = list(position["counts"])
+
+    def position(self) -> dict[str, Any]:
+        """Returns arrays and plain values that name the place before the next batch.
+
+        `ends` is the time at which each lane runs dry, `rests` what is left of its document, from the token before the
+        next target on.
+        """
+        return {
+            "reader": self.reader.position(),
+            "ends": dict(self._ends),
+            "rests": dict(self._rests),
+            "counts": list(self._counts),
+        }
+
+    def counts(self) -> list[int]:
+        """Returns the documents, tokens and bytes dealt so far, and the documents left out."""
+        return [*self._counts, self.reader.num_empty]
+
+    def fill(self, tokens: np.ndarray, resets: np.ndarray, first: int) -> int:
+        """Writes the next tokens of the lanes into `tokens`, and returns how many steps hold any.
+
+        Args:
+            tokens: `[lane, time + 1]`, to be written.
+            resets: `[window, lane]`, to be written.
+            first: The time of the first target.
+        """
+        num_steps = tokens.shape[1] - 1
+        for lane, row in self._rows.items():
+            rest = self._rests[lane]
+            tokens[row, : len(rest)] = rest[: num_steps + 1]
+            self._rests[lane] = rest[num_steps:] if len(rest) > num_steps else self._dry
+        waiting = [(end, lane) for lane, end in self._ends.items()]
+        heapq.heapify(waiting)
+        unit = self.k1 if self.document_reset else 1
+        documents = tokens_dealt = num_bytes = 0
+        while waiting[0][0] < first + num_steps and (document := next(self.reader, None)) is not None:
+            end, lane = waiting[0]
+            length = len(document.ids)
+            heapq.heapreplace(waiting, (end - -length // unit * unit, lane))
+            documents, tokens_dealt, num_bytes = documents + 1, tokens_dealt + length, num_bytes + document.num_bytes
+            if lane in self._rows:
+                self._write(document.ids, lane, end - first, tokens, resets)
+        self._counts = [a + b for a, b in zip(self._counts, (documents, tokens_dealt, num_bytes), strict=True)]
+        self._ends = {lane: end for end, lane in waiting}
+        return max(0, min(num_steps, max(self._ends.values()) - first))
+
+    def _write(self, ids: np.ndarray, lane: int, place: int, tokens: np.ndarray, resets: np.ndarray) -> None:
+        row, room = self._rows[lane], tokens.shape[1] - 1 - place
+        if len(ids) < room:
+            tokens[row, place + 1 : place + 1 + len(ids)] = ids
+            self._rests[lane] = self._dry
+        else:
+            tokens[row, place + 1 :] = ids[:room]
+            self._rests[lane] = ids[room - 1 :]
+        if self.document_reset:
+            resets[place // self.k1, row] = True

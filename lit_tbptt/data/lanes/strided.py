@@ -1,0 +1,177 @@
+"""A stored corpus as lanes: each lane is one stretch of it.
+
+tokens   t0 t1 t2 t3 t4 t5 t6 t7 t8 t9                 one flat file
+lane 0   t0 t1 t2 t3 t4 | t5 ...                       num_lanes = 2
+lane 1   t5 t6 t7 t8 t9 |
+         |--k1--| |--k1--|                             a window: the next k1 tokens of every lane
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lit_tbptt.data.lanes.base import NOTHING, Lanes
+from lit_tbptt.errors import InputError
+from lit_tbptt.tbptt.window import Batch
+
+
+class _Layout(NamedTuple):
+    """The order in which an epoch goes through the tokens: pieces of the file, one after the other.
+
+    Attributes:
+        sources: Where each piece begins in the file.
+        lengths: Its tokens.
+        places: Where each piece begins in the epoch, and where the last one ends.
+        starts: Where each lane begins in the epoch, and where the last one ends.
+    """
+
+    sources: np.ndarray
+    lengths: np.ndarray
+    places: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        """Tokens of the longest lane, gaps included."""
+        return int(np.diff(self.starts).max())
+
+
+class StridedLanes(Lanes):
+    """Lanes over a flat sequence of N tokens.
+
+    Lane i's targets are the tokens from `i * N // num_lanes` up to where the next lane starts, and its inputs the
+    tokens one before each, `<eos>` before token 0. So every token is a target exactly once; lanes that end a token
+    earlier than the longest are masked there.
+
+    Args:
+        ids: The N token ids; may be memory-mapped.
+        eos: The id of `<eos>`, with which every document ends.
+        num_lanes: Parallel lanes, those of all processes together.
+        k1: Tokens per lane and window.
+        windows_per_batch: Windows per batch; the last batch may have fewer.
+        bytes_per_token: Source bytes per token, for bits per byte.
+        document_ends: Where each document ends, its `<eos>` included; for the next two options.
+        document_reset: Whether each document begins at a window's start with a reset of its lane, the window before it
+            padded and masked. Lane i then begins with the first document at or after its share of the windows.
+        shuffle_seed: The documents come in another order in every epoch, which this seed decides. None: as they are.
+        rotation_seed: Every epoch but the first begins at another token, which this seed decides, and goes round.
+            None: at the first one.
+        local_lanes: The lanes that this process gets. None: all.
+
+    Raises:
+        InputError: A number below 1, or fewer tokens than lanes.
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        eos: int,
+        num_lanes: int,
+        k1: int,
+        windows_per_batch: int = 1,
+        bytes_per_token: float | None = None,
+        *,
+        document_ends: np.ndarray | None = None,
+        document_reset: bool = False,
+        shuffle_seed: int | None = None,
+        rotation_seed: int | None = None,
+        local_lanes: range | None = None,
+    ) -> None:
+        super().__init__(eos, num_lanes, k1, windows_per_batch, local_lanes)
+        if len(ids) < num_lanes:
+            raise InputError(
+                f"num_lanes={num_lanes} over {len(ids)} tokens: every lane needs at least one token; use fewer lanes"
+            )
+        if document_ends is None:
+            if document_reset or shuffle_seed is not None:
+                raise InputError("document_ends=None: document_reset and shuffle_seed need to know the documents")
+            document_ends = np.array([len(ids)])
+        self.ids = np.asarray(ids)
+        self.bytes_per_token = bytes_per_token
+        self.document_ends = document_ends
+        self.document_reset = document_reset
+        self.shuffle_seed = shuffle_seed
+        self.rotation_seed = rotation_seed
+        self._layout_of: tuple[int, _Layout] | None = None
+
+    def __len__(self) -> int:
+        """Returns the number of batches, if all epochs have the same.
+
+        Raises:
+            TypeError: They have not: documents that begin with a reset, in a changing order, fill the lanes unevenly.
+        """
+        if self.document_reset and (self.shuffle_seed is not None or self.rotation_seed is not None):
+            raise TypeError("the number of batches differs from epoch to epoch")
+        return -(-self._layout().num_steps // (self.k1 * self.windows_per_batch))
+
+    def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
+        layout = self._layout()
+        first = (0 if position is None else position["window"]) + skip * self.windows_per_batch
+        windows = range(first, -(-layout.num_steps // self.k1), self.windows_per_batch)
+        return map(partial(self._batch, layout), windows)
+
+    def _batch(self, layout: _Layout, window: int) -> Batch:
+        first = window * self.k1
+        last = min(first + self.k1 * self.windows_per_batch, layout.num_steps)
+        tokens = np.full((len(self.local_lanes), last - first + 1), NOTHING, np.int64)
+        resets = np.zeros((-(-(last - first) // self.k1), len(tokens)), np.bool_)
+        if window == 0:
+            resets[0] = True
+        for row, lane in enumerate(self.local_lanes):
+            start, end = layout.starts[lane], min(layout.starts[lane] + last, layout.starts[lane + 1])
+            self._fill(layout, tokens[row], resets[:, row], start + first - 1, end)
+        return Batch(self._cut(tokens, resets), {"window": window})
+
+    def _fill(self, layout: _Layout, row: np.ndarray, resets: np.ndarray, begin: int, end: int) -> None:
+        """Writes the tokens of the epoch from `begin` up to `end` into a row."""
+        if begin < 0:  # what comes before the epoch's first token is what comes before it in the file
+            source = int(layout.sources[0])
+            row[0] = self.ids[source - 1] if source else self.eos
+        piece = max(0, int(np.searchsorted(layout.places, begin, "right")) - 1)
+        while piece < len(layout.sources) and layout.places[piece] < end:
+            place, source = int(layout.places[piece]), int(layout.sources[piece])
+            first, last = max(begin, place, 0), min(end, place + int(layout.lengths[piece]))
+            if first < last:
+                row[first - begin : last - begin] = self.ids[source + first - place : source + last - place]
+            if self.document_reset and place > begin:
+                resets[(place - begin - 1) // self.k1] = True
+            piece += 1
+
+    def _layout(self) -> _Layout:
+        if self._layout_of is None or self._layout_of[0] != self.epoch:
+            self._layout_of = (self.epoch, self._lay_out())
+        return self._layout_of[1]
+
+    def _lay_out(self) -> _Layout:
+        by_document = self.document_reset or self.shuffle_seed is not None
+        ends = np.asarray(self.document_ends if by_document else [len(self.ids)], np.int64)
+        lengths = np.diff(ends, prepend=0)
+        sources = ends - lengths
+        if self.shuffle_seed is not None:
+            order = np.random.default_rng([self.shuffle_seed, self.epoch]).permutation(len(ends))
+            sources, lengths = sources[order], lengths[order]
+        if self.rotation_seed is not None and self.epoch:
+            offset = int(np.random.default_rng([self.rotation_seed, self.epoch]).integers(len(self.ids)))
+            sources, lengths = _rotate(sources, lengths, offset, whole=self.document_reset)
+        unit = self.k1 if self.document_reset else 1
+        places = np.concatenate([[0], np.cumsum(-(-lengths // unit) * unit)])
+        starts = np.arange(self.num_lanes + 1) * int(places[-1]) // self.num_lanes
+        if self.document_reset:
+            starts = places[np.searchsorted(places, starts)]
+        return _Layout(sources, lengths, places, starts)
+
+
+def _rotate(sources: np.ndarray, lengths: np.ndarray, offset: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Lets the pieces begin with token `offset` of them, or with the first whole piece after it, and go round."""
+    piece = int(np.searchsorted(np.cumsum(lengths), offset, "right"))
+    before = offset - int(lengths[:piece].sum())
+    turn = piece + int(whole and before > 0)
+    sources, lengths = np.roll(sources, -turn), np.roll(lengths, -turn)
+    if whole or not before:
+        return sources, lengths
+    sources, lengths = np.append(sources, sources[0]), np.append(lengths, before)
+    sources[0] += before
+    lengths[0] -= before
+    return sources, lengths

@@ -1,0 +1,68 @@
+"""A corpus as lanes need it: its tokenizer, and what each split is read from."""
+
+import json
+import logging
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from lit_tbptt.data.text.documents import texts
+from lit_tbptt.data.text.stream import DocumentStream, TextReader, document_stream
+from lit_tbptt.data.text.token_file import TokenFile, fingerprint, token_file
+from lit_tbptt.data.text.tokenizers import BUILT_IN, Tokenizer, from_description, make_tokenizer
+from lit_tbptt.errors import InputError
+from lit_tbptt.files.checkpoint import replacing
+
+logger = logging.getLogger(__name__)
+
+
+def open_corpus(
+    documents: Mapping[str, Any],
+    tokenizer: Tokenizer | str,
+    vocabulary_limit: int | None,
+    cache: Path,
+    streaming: bool,
+) -> tuple[Tokenizer, dict[str, TokenFile | DocumentStream]]:
+    """Makes the tokenizer, and token files where the corpus is stored and they are not in the cache yet.
+
+    Args:
+        documents: The datasets by split.
+        tokenizer: The tokenizer, or what `make_tokenizer` takes.
+        vocabulary_limit: Largest vocabulary of the word tokenizer.
+        cache: The folder of token files and vocabularies.
+        streaming: Whether nothing is stored.
+
+    Raises:
+        InputError: A split cannot be read, or there is no train split to take a vocabulary from.
+    """
+    streams = {split: document_stream(some, split) for split, some in documents.items() if streaming}
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = _make_tokenizer(tokenizer, vocabulary_limit, documents, streams, cache)
+    return tokenizer, {
+        split: streams.get(split) or token_file(some, tokenizer, cache, split) for split, some in documents.items()
+    }
+
+
+def _make_tokenizer(
+    name: str,
+    vocabulary_limit: int | None,
+    documents: Mapping[str, Any],
+    streams: Mapping[str, DocumentStream],
+    cache: Path,
+) -> Tokenizer:
+    if name not in BUILT_IN or name == "byte":
+        return make_tokenizer(name, (), vocabulary_limit)
+    if "train" not in documents:
+        raise InputError(f"data.tokenizer={name!r}: takes its vocabulary from a train split, and there is none")
+    if streams:
+        logger.warning("reading the whole stream once for the vocabulary of the %s tokenizer", name)
+        read = iter(TextReader(streams["train"]).read, None)
+        return make_tokenizer(name, chain.from_iterable(read), vocabulary_limit)
+    train = documents["train"]
+    file = cache / f"{fingerprint(train, name, vocabulary_limit)}.tokenizer.json"
+    if not file.exists():
+        tokenizer = make_tokenizer(name, chain.from_iterable(texts(train)), vocabulary_limit)
+        with replacing(file) as beside:
+            beside.write_text(json.dumps(tokenizer.describe()))
+    return from_description(json.loads(file.read_text()))

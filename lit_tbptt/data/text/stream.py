@@ -1,0 +1,236 @@
+"""A corpus that is read as it is needed: its documents, tokenized, from one set of shards, from any place."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
+
+from lit_tbptt.data.text.documents import rows_per_read, text_rows
+from lit_tbptt.data.text.network import patiently
+from lit_tbptt.data.text.tokenizers import Tokenizer
+from lit_tbptt.errors import InputError
+
+
+@dataclass(frozen=True)
+class DocumentStream:
+    """One split of a corpus, to be read by one or more readers.
+
+    Attributes:
+        documents: The dataset, with one column.
+        split: Its name.
+        rows_per_read: Rows that a reader asks for at once.
+        head: SHA-256 of the first document, which tells one corpus from another.
+    """
+
+    documents: IterableDataset
+    split: str
+    rows_per_read: int
+    head: str
+
+    @property
+    def num_shards(self) -> int:
+        return self.documents.num_shards
+
+
+def document_stream(documents: IterableDataset, split: str) -> DocumentStream:
+    """Looks at the first documents of a split.
+
+    Raises:
+        InputError: There are none, or they are shuffled in a buffer.
+        SourceError: They cannot be read.
+    """
+    if _has_shuffle_buffer(documents):
+        raise InputError(
+            f"data.path: the {split} split goes through IterableDataset.shuffle, whose buffer is lost when a run is "
+            "resumed; leave it out, and set data.shuffle to read the shards in another order in every epoch"
+        )
+
+    def look() -> tuple[IterableDataset, int, Mapping[str, Any] | None]:
+        resharded = documents.reshard()  # a parquet file becomes as many shards as it has row groups
+        return resharded, rows_per_read(resharded), next(resharded.iter(1), None)
+
+    resharded, rows, first = patiently(look, f"the start of the {split} split")
+    if first is None:
+        raise InputError(f"data.path: the {split} split has no documents")
+    (text,) = text_rows(first, 0, f"the {split} split")
+    return DocumentStream(resharded, split, rows, hashlib.sha256(text.encode(errors="replace")).hexdigest())
+
+
+class TextReader:
+    """Reads the texts of one set of shards, some at a time, and knows where it stands.
+
+    Args:
+        stream: The split.
+        reader: The number of this reader.
+        num_readers: Readers that divide the shards among them.
+        epoch: The number of the epoch.
+        shuffle_seed: The shards come in another order in every epoch, which this seed decides. None: as they are.
+        position: What `position` of a reader with the same arguments returned. None: the start.
+    """
+
+    def __init__(
+        self,
+        stream: DocumentStream,
+        reader: int = 0,
+        num_readers: int = 1,
+        *,
+        epoch: int = 0,
+        shuffle_seed: int | None = None,
+        position: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.stream = stream
+        self.reader = reader
+        self.num_readers = num_readers
+        self.epoch = epoch
+        self.shuffle_seed = shuffle_seed
+        # How often it was started again, where `datasets` stands, and the rows since.
+        self._position: dict[str, Any] = {"pass": 0, "dataset": None, "num_rows": 0} | dict(position or {})
+        self._dataset = stream.documents
+        self._batches: Iterator[Mapping[str, Any]] | None = None
+
+    def position(self) -> dict[str, Any]:
+        """Returns plain values that name the place before the next text."""
+        return self._position
+
+    def read(self) -> list[str] | None:
+        """Returns the next texts, or None at the end.
+
+        Raises:
+            InputError: A row holds no text.
+            SourceError: They cannot be read.
+        """
+        row = self._position["num_rows"]
+        batch = patiently(self._fetch, f"after row {row} of {self}")
+        if batch is None:
+            return None
+        texts = text_rows(batch, row, str(self))
+        self._position = self._position | {"dataset": self._dataset.state_dict(), "num_rows": row + len(texts)}
+        return texts
+
+    def start_again(self) -> None:
+        """Goes back to the start, with the number of the next epoch."""
+        self._position = {"pass": self._position["pass"] + 1, "dataset": None, "num_rows": 0}
+        self._batches = None
+
+    def __str__(self) -> str:
+        return f"reader {self.reader} of the {self.stream.split} split"
+
+    def _fetch(self) -> Mapping[str, Any] | None:
+        # After an error there is no iterator, and a new one begins where the last rows ended.
+        batches, self._batches = self._batches, None
+        if batches is None:
+            batches = self._open()
+        batch = next(batches, None)
+        self._batches = batches
+        return batch
+
+    def _open(self) -> Iterator[Mapping[str, Any]]:
+        here = self._position
+        dataset = split_dataset_by_node(self.stream.documents, self.reader, self.num_readers, strategy="shards")
+        if self.shuffle_seed is not None:
+            # `datasets` shuffles the shards by the number of the epoch alone, and not in epoch 0.
+            numbers = np.random.SeedSequence([self.shuffle_seed, self.epoch + here["pass"]])
+            dataset.set_epoch(1 + int(numbers.generate_state(1)[0]))
+        if here["dataset"] is not None:
+            dataset.load_state_dict(here["dataset"])
+        self._dataset = dataset
+        return dataset.iter(self.stream.rows_per_read)
+
+
+class Document(NamedTuple):
+    """The ids of a document, its `<eos>` included, and its length as UTF-8."""
+
+    ids: np.ndarray
+    num_bytes: int
+
+
+class DocumentReader:
+    """Iterates over the documents of a reader, tokenized; those without any token are left out.
+
+    Args:
+        texts: Reads the texts; at their start, or where `position` says.
+        tokenizer: Makes ids of them.
+        repeat: Whether to start again at the end, and never to end, unless there are no documents at all.
+        position: What `position` returned, its `texts` given to the reader of the texts. None: the start.
+
+    Attributes:
+        num_empty: Documents left out so far.
+    """
+
+    def __init__(
+        self,
+        texts: TextReader,
+        tokenizer: Tokenizer,
+        repeat: bool = False,
+        position: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.texts = texts
+        self.tokenizer = tokenizer
+        self.repeat = repeat
+        self._dtype = np.min_scalar_type(tokenizer.vocabulary_size - 1)
+        self.num_empty = 0
+        self._num_documents = 0  # since the start, to know a stream without any
+        self._documents: list[Document] = []
+        self._taken = 0
+        self._here: dict[str, Any] = {"texts": texts.position(), "num_documents": 0, "num_empty": 0}
+        if position is not None:
+            self._num_documents, self.num_empty = position["num_documents"], position["num_empty"]
+            self._read()
+            self._taken = position["taken"]
+
+    def position(self) -> dict[str, Any]:
+        """Returns plain values that name the place before the next document."""
+        return self._here | {"taken": self._taken}
+
+    def __iter__(self) -> Iterator[Document]:
+        return self
+
+    def __next__(self) -> Document:
+        while self._taken == len(self._documents):
+            if not self._read():
+                raise StopIteration
+        self._taken += 1
+        return self._documents[self._taken - 1]
+
+    def _read(self) -> bool:
+        """Reads some documents and returns whether there may be more."""
+        here = self.texts.position()
+        self._here = {"texts": here, "num_documents": self._num_documents, "num_empty": self.num_empty}
+        texts = self.texts.read()
+        if texts is None:
+            self._documents, self._taken = [], 0
+            again = self.repeat and self._num_documents > 0
+            if again:
+                self.texts.start_again()
+                self._num_documents = 0
+            return again
+        try:
+            self._documents = [
+                Document(ids.astype(self._dtype, copy=False), len(text.encode()))
+                for ids, text in zip(self.tokenizer.encode_documents(texts), texts, strict=True)
+                if len(ids)
+            ]
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"one of the {len(texts)} rows after row {here['num_rows']} of {self.texts}: {error}; clean the texts, "
+                "or leave such rows out"
+            ) from error
+        self._taken = 0
+        self._num_documents += len(self._documents)
+        self.num_empty += len(texts) - len(self._documents)
+        return True
+
+
+def _has_shuffle_buffer(documents: IterableDataset) -> bool:
+    # `datasets` has no public way to ask, and the buffer leaves no trace in its state.
+    waiting = [documents._ex_iterable]
+    while waiting:
+        part = waiting.pop()
+        if type(part).__name__ == "BufferShuffledExamplesIterable":
+            return True
+        waiting += [part.ex_iterable] if hasattr(part, "ex_iterable") else getattr(part, "ex_iterables", [])
+    return False

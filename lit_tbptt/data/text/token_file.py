@@ -1,0 +1,125 @@
+"""A corpus as one flat, memory-mapped file of token ids, built once."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from lit_tbptt.data.text.documents import texts
+from lit_tbptt.data.text.tokenizers import Tokenizer
+from lit_tbptt.errors import InputError
+
+_FORMAT = 2  # of what lies in a folder
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """The tokens of one split, in order.
+
+    Attributes:
+        folder: Where `ids.bin`, `document_ends.bin` and `about.json` lie.
+        dtype: The smallest unsigned type that holds every id.
+        num_documents: Documents, each followed by its `<eos>`.
+        num_empty: Documents without any token, which are left out.
+        num_tokens: Tokens, every `<eos>` counted; each is a target once.
+        num_bytes: Bytes of the documents as UTF-8.
+        content: SHA-256 of the ids.
+    """
+
+    folder: str
+    dtype: str
+    num_documents: int
+    num_empty: int
+    num_tokens: int
+    num_bytes: int
+    content: str
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids, mapped and not read."""
+        return np.memmap(Path(self.folder) / "ids.bin", self.dtype, "r", shape=(self.num_tokens,))
+
+    @property
+    def document_ends(self) -> np.ndarray:
+        """Where each document ends, its `<eos>` included; mapped and not read."""
+        return np.memmap(Path(self.folder) / "document_ends.bin", np.int64, "r", shape=(self.num_documents,))
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.num_bytes / self.num_tokens
+
+
+def token_file(documents: Dataset, tokenizer: Tokenizer, cache: Path, split: str) -> TokenFile:
+    """Opens the token file of these documents, and builds it first where there is none.
+
+    It is found again by a fingerprint of the documents, the tokenizer and this package's version. A build that is cut
+    off leaves nothing that would be found.
+
+    Raises:
+        InputError: The split holds no text.
+    """
+    folder = cache / fingerprint(documents, tokenizer.describe())
+    if not (folder / "about.json").exists():
+        _build(documents, tokenizer, folder, split)
+    return TokenFile(folder=str(folder), **json.loads((folder / "about.json").read_text()))
+
+
+def fingerprint(documents: Dataset, *settings: Any) -> str:
+    """Names what is made of these documents under these settings."""
+    # `datasets` has no public name for it, but its documentation tells how it is kept.
+    parts = [documents._fingerprint, version("lit_tbptt"), _FORMAT, *settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _build(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -> None:
+    half_built = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
+    half_built.mkdir(parents=True)
+    try:
+        about = _write(documents, tokenizer, half_built, split)
+        if not about["num_bytes"]:
+            raise InputError(f"the {split} split of the corpus is empty: {len(documents)} documents without any text")
+        try:
+            os.rename(half_built, folder)
+        except OSError:
+            if not folder.exists():  # otherwise another process was faster
+                raise
+    finally:
+        shutil.rmtree(half_built, ignore_errors=True)
+
+
+def _write(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -> dict[str, Any]:
+    dtype = np.min_scalar_type(tokenizer.vocabulary_size - 1)
+    num_documents = num_tokens = num_bytes = 0
+    content = hashlib.sha256()
+    with (
+        open(folder / "ids.bin", "wb") as file,
+        open(folder / "document_ends.bin", "wb") as ends,
+        tqdm(total=len(documents), desc=f"tokenize {split}", unit=" documents", leave=False, delay=1) as bar,
+    ):
+        for some in texts(documents):
+            for ids in filter(len, tokenizer.encode_documents(some)):
+                piece = ids.astype(dtype).tobytes()
+                file.write(piece)
+                content.update(piece)
+                num_tokens += len(ids)
+                num_documents += 1
+                ends.write(np.int64(num_tokens).tobytes())
+            num_bytes += sum(len(text.encode()) for text in some)
+            bar.update(len(some))
+        for written in (file, ends):
+            written.flush()
+            os.fsync(written.fileno())
+    num_empty = len(documents) - num_documents
+    about = TokenFile(str(folder), dtype.name, num_documents, num_empty, num_tokens, num_bytes, content.hexdigest())
+    values = {key: value for key, value in asdict(about).items() if key != "folder"}
+    (folder / "about.json").write_text(json.dumps(values))
+    return values

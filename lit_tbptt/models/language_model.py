@@ -1,0 +1,135 @@
+"""A recurrent language model: embedding, core, output layer; and text generation from it."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lit_tbptt.cores import RecurrentCore
+from lit_tbptt.errors import InputError
+from lit_tbptt.tbptt.state import State
+
+
+class RecurrentLM(nn.Module):
+    """Predicts the next token from the tokens so far, which the state of the core sums up.
+
+    Args:
+        vocabulary_size: Number of different tokens.
+        core: The recurrent part. Its `input_size` is the width of the embedding.
+        embedding_dropout: Probability of dropping a feature of the embedded input, in training.
+        output_dropout: Probability of dropping a feature of the core's output, in training.
+        tie_weights: Whether the output layer uses the embedding's matrix (Press & Wolf 2017).
+
+    Raises:
+        InputError: A dropout outside [0, 1), or tied weights over a core whose two sizes differ.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        core: RecurrentCore,
+        embedding_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        tie_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("embedding_dropout", embedding_dropout), ("output_dropout", output_dropout)):
+            if not 0 <= value < 1:
+                raise InputError(f"model.{name}={value}: must be at least 0 and below 1")
+        self.embedding = nn.Embedding(vocabulary_size, core.input_size)
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.core = core
+        self.output_dropout = nn.Dropout(output_dropout)
+        self.head = nn.Linear(core.output_size, vocabulary_size)
+        if tie_weights:
+            if core.input_size != core.output_size:
+                raise InputError(
+                    f"model.tie_weights=True with core.input_size={core.input_size} and "
+                    f"core.output_size={core.output_size}: tied weights need the two to be equal"
+                )
+            self.head.weight = self.embedding.weight
+            # The embedding's unit-variance start is far too loud for an output layer.
+            nn.init.normal_(self.head.weight, std=core.output_size**-0.5)
+
+    def initial_state(self, num_lanes: int) -> State:
+        """Returns the core's state of lanes that start afresh."""
+        return self.core.initial_state(num_lanes)
+
+    def run_core(
+        self, tokens: Int[Tensor, "lane time"], state: State
+    ) -> tuple[Float[Tensor, "lane time output"], State]:
+        """Runs embedding and core, without the output layer."""
+        return self.core(self.embedding_dropout(self.embedding(tokens)), state)
+
+    def forward(
+        self, tokens: Int[Tensor, "lane time"], state: State
+    ) -> tuple[Float[Tensor, "lane time vocabulary"], State]:
+        """Returns the logits of the token after each of `tokens`, and the state after the last."""
+        outputs, state = self.run_core(tokens, state)
+        return self.head(self.output_dropout(outputs)), state
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """Continues every prompt by `num_tokens` tokens, at a cost per token that does not grow.
+
+        A prompt's text depends on `seed`, the model and its place in the list, not on the other prompts.
+
+        Args:
+            prompts: Token ids, at least one for each prompt.
+            num_tokens: Tokens to add.
+            temperature: Divides the logits before sampling; 0 takes the likeliest token.
+            top_k: Sample among the k likeliest tokens only. None: among all.
+            seed: Prompt i draws from a generator seeded with `seed + i`.
+
+        Returns:
+            The new tokens of each prompt, without the prompt.
+
+        Raises:
+            InputError: No prompt or an empty one, or an option out of its range.
+        """
+        if not prompts or not all(prompts):
+            raise InputError("prompts: at least one, each of at least one token, is needed")
+        for name, ok, rule in (
+            ("num_tokens", num_tokens >= 0, "0 or more"),
+            ("temperature", temperature >= 0, "0 or more"),
+            ("top_k", top_k is None or top_k >= 1, "1 or more"),
+        ):
+            if not ok:
+                raise InputError(f"{name}={locals()[name]}: must be {rule}")
+        was_training = self.training
+        self.eval()
+        device = self.embedding.weight.device
+        generators = [torch.Generator(device).manual_seed(seed + i) for i in range(len(prompts))]
+        texts = [list(prompt) for prompt in prompts]
+        ends = [len(prompt) + num_tokens for prompt in prompts]
+        # The lanes move in step: all read what every prompt has, then each reads on or samples as it can.
+        common = min(len(prompt) for prompt in prompts)
+        inputs = torch.tensor([text[:common] for text in texts], device=device)
+        state = self.initial_state(len(prompts))
+        for place in range(common, max(ends)):
+            outputs, state = self.run_core(inputs, state)
+            logits = self.head(outputs[:, -1])
+            for text, end, lane_logits, generator in zip(texts, ends, logits, generators, strict=True):
+                if len(text) == place:
+                    text.append(_sample(lane_logits, temperature, top_k, generator) if place < end else text[-1])
+            inputs = torch.tensor([[text[place]] for text in texts], device=device)
+        self.train(was_training)
+        return [text[len(prompt) : end] for text, prompt, end in zip(texts, prompts, ends, strict=True)]
+
+
+def _sample(
+    logits: Float[Tensor, "vocabulary"], temperature: float, top_k: int | None, generator: torch.Generator
+) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    if top_k is not None and top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+    return int(torch.multinomial(torch.softmax(logits.double() / temperature, -1), 1, generator=generator))

@@ -1,0 +1,98 @@
+"""How far back a gradient reaches, and what of it a truncation cuts."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lit_tbptt.tbptt.carry import Carry
+from lit_tbptt.tbptt.state import like, reset_lanes
+from lit_tbptt.tbptt.truncation import Task
+
+SMALLEST = 1e-6
+"""Norms below this share of the largest say no more about how fast a gradient vanishes."""
+
+
+class Horizon(NamedTuple):
+    """What a curve of gradient norms says.
+
+    Attributes:
+        fitted: `[num_fitted]` norms of the line through the measured ones' logarithms, by least squares, up to where
+            they first fall below `SMALLEST`, are cut by a reset, or overflow.
+        ratio_per_token: The factor that the fitted norm changes by per token back: below 1 it vanishes, above 1 it
+            explodes. None: there is nothing to fit.
+        tokens_to_1_percent: The first place where the norm is at most 1 % of the first. None: it is nowhere.
+        share_beyond_k2: The share of the curve's sum that belongs to states which the gradient of the last token does
+            not reach under the horizon. It depends on how long the curve is where the norm does not vanish. None: the
+            norm overflows.
+    """
+
+    fitted: list[float]
+    ratio_per_token: float | None
+    tokens_to_1_percent: int | None
+    share_beyond_k2: float | None
+
+
+def gradient_norms(task: Task, carry: Carry, tokens_back: int) -> Tensor:
+    """Returns the norms of d(loss at the last token) / d(state before it), by one backward pass.
+
+    Entry j is over the state that j whole tokens lie between and the last one: entry 0 is over the state that the last
+    token's step starts from. All leaves of a lane's state count together; lanes are averaged. Gradients that are stored
+    anywhere stay as they are.
+
+    Args:
+        task: What is trained.
+        carry: A state, and at least `tokens_back + 1` tokens after it.
+        tokens_back: The last entry.
+
+    Returns:
+        `[tokens_back + 1]`, zero where a reset cuts; all zero where no lane's last token is scored.
+    """
+    steps = [step for piece in carry.context for step in piece.pieces(1)]
+    before = len(steps) - tokens_back - 1
+    initial = tree_map(Tensor.detach, task.initial_state(steps[0].num_lanes))
+    # What was computed under autocast has another dtype, which an initial state and modules without autocast have not.
+    state, given = like(carry.state, initial), []
+    for number, step in enumerate(steps):
+        with torch.set_grad_enabled(number >= before):
+            if number >= before:
+                state = tree_map(_with_gradient, state)
+                given.append([leaf for leaf in tree_leaves(state) if leaf.requires_grad])
+            state = state if step.reset is None else reset_lanes(step.reset, initial, state)
+            if number < len(steps) - 1:
+                state = task.advance(step, state)
+            else:
+                loss, _, _ = task.window_loss(step, state)
+    wanted = [leaf for leaves in given for leaf in leaves]
+    if not wanted or not loss.requires_grad:
+        return torch.zeros(tokens_back + 1, dtype=torch.float64, device=loss.device)
+    gradients = iter(torch.autograd.grad(loss, wanted, materialize_grads=True))
+    squares = [[next(gradients).abs().double().flatten(1).square().sum(1) for _ in leaves] for leaves in given]
+    norms = torch.stack([torch.stack(leaves).sum(0) for leaves in squares]).sqrt()
+    scored = steps[-1].mask_or_ones()[:, 0]
+    return torch.where(scored, norms, 0.0).sum(1).flip(0) / scored.sum().clamp(min=1)
+
+
+def _with_gradient(leaf: Tensor) -> Tensor:
+    differentiable = leaf.is_floating_point() or leaf.is_complex()
+    return leaf.detach().requires_grad_() if differentiable and not leaf.requires_grad else leaf
+
+
+def measure(norms: Tensor, k2: int) -> Horizon:
+    """Measures a curve that `gradient_norms` returned, of a task that is trained with the horizon `k2`."""
+    curve = norms.double().cpu().numpy()
+    finite = np.isfinite(curve)
+    ends = np.flatnonzero(~finite | (curve <= SMALLEST * curve[finite].max(initial=0.0)))
+    num_fitted = int(ends[0]) if len(ends) else len(curve)
+    fitted, ratio = np.zeros(0), None
+    if num_fitted > 1:
+        tokens = np.arange(num_fitted)
+        slope, start = np.polyfit(tokens, np.log(curve[:num_fitted]), 1)
+        fitted, ratio = np.exp(start + slope * tokens), float(np.exp(slope))
+    # Zero is where a reset cuts, which says nothing of vanishing.
+    fallen = np.flatnonzero((curve > 0) & (curve <= 0.01 * curve[0]))
+    # k2 tokens back from the end, the last one included, is the far edge: the state there has no gradient any more.
+    beyond = float(curve[k2 - 1 :].sum() / curve.sum()) if finite.all() else None
+    return Horizon(fitted.tolist(), ratio, int(fallen[0]) if len(fallen) else None, beyond)

@@ -1,0 +1,103 @@
+"""Activation checkpointing through time: long horizons in little memory.
+
+    segments     |----------|----------|----------|------|   of `every` steps
+    kept         s          s          s          s          the state at each one's start
+    backward                                      <------    a segment is run again, and its steps' activations
+                                       <----------           live only while its gradient is computed
+
+What is kept falls from the activations of k2 steps to k2 / every states, the activations of one segment and what torch
+notes of every operation, for one more forward pass (Gruslys et al. 2016, "Memory-efficient backpropagation through
+time"; Chen et al. 2016, "Training deep nets with sublinear memory cost").
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import dropout
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from lit_tbptt.random_state import host_random_state, set_host_random_state
+from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt.window import Window
+
+Run = Callable[[Window, State], tuple[Tensor | int, Tensor | int, State]]
+"""Runs over a window from a state: the summed loss, the number of targets, the state after it."""
+
+
+def run_in_segments(run: Run, window: Window, state: State, every: int) -> tuple[Tensor | int, Tensor | int, State]:
+    """Does what `run(window, state)` does, and keeps only the states between segments for the backward pass.
+
+    Dropout of `[lane, time, feature]` tensors has the very masks that one call over the whole window would have. What
+    else is random is drawn by each segment for itself. In the backward pass everything is drawn again alike, from
+    Python's, NumPy's and torch's global generators; but cuDNN keeps a generator of its own for the `dropout` argument
+    of `nn.LSTM` and its like, so use several layers and `nn.Dropout` instead, as the cores of this package do.
+
+    Args:
+        run: What to run; it is called once more for each segment in the backward pass, and must then do the same.
+        window: The steps to run over.
+        state: The state before them.
+        every: Steps per segment.
+    """
+    loss: Tensor | int = 0
+    num_targets: Tensor | int = 0
+    segments, start = _Segments(window.num_steps), 0
+    for segment in window.pieces(every):
+        segment_loss, segment_targets, state = checkpoint(
+            segments.run, start, run, segment, state, use_reentrant=False, preserve_rng_state=True
+        )
+        loss, num_targets = loss + segment_loss, num_targets + segment_targets
+        start += segment.num_steps
+    return loss, num_targets, state
+
+
+class _Segments(TorchFunctionMode):
+    """Runs segments, and gives them their parts of dropout masks that are drawn for the whole window at once.
+
+    Masks drawn segment by segment would be good ones too, but others: a run with `checkpoint_every` could not be
+    compared with one without. They are kept, in one byte an element, by the place of the call in its segment. The first
+    segment tells which calls are over time; where a later one makes another call at that place, it draws for itself.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.masks: dict[int, Tensor] = {}
+        self.random: dict[int, Any] = {}  # of Python and NumPy before each segment; `checkpoint` does it for torch
+        self.part = slice(0)
+        self.num_calls = 0
+
+    def run(self, start: int, run: Run, segment: Window, state: State) -> Any:
+        self.part, self.num_calls = slice(start, start + segment.num_steps), 0
+        now = host_random_state()
+        again = start in self.random
+        set_host_random_state(self.random.setdefault(start, now))
+        try:
+            with self:
+                return run(segment, state)
+        finally:
+            if again:
+                set_host_random_state(now)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (self._dropout if func is dropout else func)(*args, **kwargs or {})
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        place, steps = self.num_calls, self.part.stop - self.part.start
+        self.num_calls += 1
+        over_time = training and 0 < p < 1 and input.ndim > 2 and input.shape[1] == steps
+        if over_time and self.part.start == 0:
+            # Again in the backward pass, where the generator stands as it did: so it ends as it did, too.
+            self.masks[place] = dropout(_ones_like(input, self.num_steps), p) != 0
+        mask = self.masks[place][:, self.part] if over_time and place in self.masks else None
+        if mask is None or mask.shape != input.shape:
+            return dropout(input, p, training, inplace)
+        return input.mul_(mask).div_(1 - p) if inplace else input * mask / (1 - p)
+
+
+def _ones_like(input: Tensor, num_steps: int) -> Tensor:
+    """Returns ones with another number of steps, in the same order in memory, which masks are drawn in."""
+    order = sorted(range(input.ndim), key=input.stride, reverse=True)
+    shape = [num_steps if axis == 1 else input.shape[axis] for axis in order]
+    return input.new_ones(shape).permute([order.index(axis) for axis in range(input.ndim)])

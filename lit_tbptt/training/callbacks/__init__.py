@@ -1,0 +1,8 @@
+"""Callbacks for runs of `LitTBPTT`."""
+
+from lit_tbptt.training.callbacks.checkpoint import RunCheckpoint, SafeCheckpointIO
+from lit_tbptt.training.callbacks.gradient_horizon import GradientHorizon
+from lit_tbptt.training.callbacks.progress import StepProgressBar
+from lit_tbptt.training.callbacks.signals import SignalHandling
+
+__all__ = ["GradientHorizon", "RunCheckpoint", "SafeCheckpointIO", "SignalHandling", "StepProgressBar"]

@@ -1,0 +1,182 @@
+"""When a run is saved, and where."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_tbptt.errors import InputError
+from lit_tbptt.files.checkpoint import read_checkpoint, write_checkpoint
+from lit_tbptt.tbptt.window import Window
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Sends everything that Lightning saves or loads through the one writer and the one reader."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        write_checkpoint(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(path, map_location)
+
+
+class RunCheckpoint(Checkpoint):
+    """Saves a run at window boundaries, also inside a batch, into `checkpoints/` of the run's folder.
+
+    `last.ckpt` is written every so many steps, a window after so many minutes, after every validation and at every
+    stop; the one before it stays as `previous.ckpt`. `best.ckpt`, `best-2.ckpt`, ... are the best by validation. So a
+    run keeps `2 + save_top_k` files, each of about three times the size of the weights with Adam, and the carried
+    state. Process 0 writes them, for all.
+
+    Where a file cannot be written, the run goes on and says so; the files before it stay good.
+
+    Args:
+        every_n_steps: Optimizer steps between two. Left out: steps do not matter.
+        every_n_minutes: Minutes between two. null: time does not matter.
+        monitor: The validation metric that tells which is best.
+        mode: Whether the lowest (`min`) or the highest (`max`) is best.
+        save_top_k: How many of the best are kept.
+
+    Raises:
+        InputError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = 10.0,
+        monitor: str = "val/nats_per_token",
+        mode: Literal["min", "max"] = "min",
+        save_top_k: int = 1,
+    ) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise InputError(f"checkpoint.every_n_steps={every_n_steps}: must be 1 or more, or left out")
+        if every_n_minutes is not None and not every_n_minutes > 0:
+            raise InputError(f"checkpoint.every_n_minutes={every_n_minutes}: must be above 0, or left out")
+        if save_top_k < 0:
+            raise InputError(f"checkpoint.save_top_k={save_top_k}: must be 0 or more")
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self.monitor = monitor
+        self.sign = 1 if mode == "min" else -1
+        self.save_top_k = save_top_k
+        self.scores: list[float] = []  # of best.ckpt, best-2.ckpt, ...
+        self.settings: dict[str, Any] | None = None
+        self.folder = Path()
+        self._saved_at = time.monotonic()
+
+    @property
+    def last_model_path(self) -> str:
+        path = self.folder / "last.ckpt"
+        return str(path) if path.exists() else ""
+
+    @property
+    def best_model_path(self) -> str:
+        path = self.folder / "best.ckpt"
+        return str(path) if self.scores and path.exists() else ""
+
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        """Does nothing: it is where the strategies that fork bring what a process has found."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        self._saved_at = time.monotonic()
+
+    def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
+        """Saves where steps or minutes say so."""
+        if "save" in pl_module.agreement.granted or (
+            self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        ):
+            self.save_last(trainer)
+        elif self.every_n_minutes and (time.monotonic() - self._saved_at) / 60 >= self.every_n_minutes:
+            pl_module.agreement.wish("save")  # clocks differ: the processes save at the next boundary, together
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Only where the data says so: see LitTBPTT.on_validation_epoch_end.
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.position.closed:
+            return
+        score = trainer.callback_metrics.get(self.monitor)
+        # Process 0 decides, for a metric of the user's own may differ.
+        score, self.scores = trainer.strategy.broadcast((None if score is None else float(score), self.scores))
+        if score is None and self.save_top_k:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            rank_zero_warn(
+                f"checkpoint.monitor={self.monitor!r} is not known, so no best.ckpt is kept; there is {known}"
+            )
+        elif score is not None and math.isfinite(score):
+            self._rank(trainer, self.sign * score)
+        self.save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save_last(trainer)
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt`, and keeps the one before it as `previous.ckpt`."""
+
+        def place() -> None:
+            last = self.folder / "last.ckpt"
+            if last.exists():
+                last.replace(self.folder / "previous.ckpt")
+            (self.folder / "next.ckpt").replace(last)
+
+        self._save(trainer, self.folder / "next.ckpt", place)
+
+    def _rank(self, trainer: Trainer, score: float) -> None:
+        place = sum(known <= score for known in self.scores)
+        if place >= self.save_top_k:
+            return
+        before = list(self.scores)
+        self.scores = [*before[:place], score, *before[place:]][: self.save_top_k]
+
+        def insert() -> None:
+            for index in range(len(self.scores) - 1, place, -1):
+                self._best(index - 1).replace(self._best(index))
+            (self.folder / "new-best.ckpt").replace(self._best(place))
+
+        # First the new file, under a name that nothing looks for; then the worse ones move down.
+        if not self._save(trainer, self.folder / "new-best.ckpt", insert):
+            self.scores = before
+
+    def _best(self, index: int) -> Path:
+        return self.folder / ("best.ckpt" if index == 0 else f"best-{index + 1}.ckpt")
+
+    def _save(self, trainer: Trainer, path: Path, place: Callable[[], None]) -> bool:
+        """Writes a file and puts it in its place, which process 0 does; all return whether it did."""
+        if trainer.fast_dev_run:
+            return False
+        self._saved_at = time.monotonic()
+        failure = ""
+        try:
+            # Not trainer.save_checkpoint, in which the other processes would wait for one that cannot write.
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(False), path)
+            if trainer.is_global_zero:
+                place()
+        except OSError as error:
+            failure = str(error) or type(error).__name__
+        failure = trainer.strategy.broadcast(failure)
+        if failure:
+            good = self.last_model_path or "none"
+            rank_zero_warn(
+                f"{path.name} could not be written ({failure}); the run goes on; last good checkpoint: {good}"
+            )
+        return not failure
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.settings is not None:
+            checkpoint["settings"] = self.settings
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scores": self.scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # In a folder of its own a resumed run has no best yet.
+        present = [score for index, score in enumerate(state_dict["scores"]) if self._best(index).exists()]
+        self.scores = present

@@ -1,0 +1,135 @@
+"""Signals only set a flag; what they ask for is done at the next window boundary."""
+
+import math
+import signal
+import sys
+import threading
+from collections.abc import Set
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_tbptt.data.lanes.base import Lanes
+from lit_tbptt.errors import DivergenceError, InputError
+from lit_tbptt.ranks import Agreement
+from lit_tbptt.tbptt.window import Window
+from lit_tbptt.training.callbacks.checkpoint import RunCheckpoint
+
+_WISHES = {"SIGTERM": "SIGTERM", "SIGINT": "SIGINT", "SIGUSR1": "save"}
+
+
+class SignalHandling(Callback):
+    """Saves and stops on SIGTERM and SIGINT, saves and goes on on SIGUSR1.
+
+    A signal to one process is one to all: they save together, once, and end. The exit status of a stopped run is 128
+    and the signal's number, 143 or 130, as schedulers expect. A second SIGINT stops at once, without saving.
+    """
+
+    def __init__(self) -> None:
+        self._agreement: Agreement | None = None
+        self._interrupted = False
+        self._batches_left = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self._interrupted and name == "SIGINT":
+            raise KeyboardInterrupt
+        self._interrupted = self._interrupted or name == "SIGINT"
+        assert self._agreement is not None
+        self._agreement.wish(_WISHES[name])
+
+    def _begin(self, pl_module: LightningModule) -> None:
+        self._agreement = pl_module.agreement
+        if self._before or threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may
+        self._interrupted = False
+        for name in _WISHES:
+            if hasattr(signal, name):  # Windows has no SIGUSR1
+                number = signal.Signals[name]
+                self._before[number] = signal.signal(number, self._handle)
+
+    # Not earlier: Lightning puts its own handlers in place just before. They would talk to the other processes from
+    # inside the handler, and hang.
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(pl_module)
+
+    def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
+        """Stops where it was asked for; RunCheckpoint saves where only that was."""
+        self._act(trainer, pl_module.agreement.granted - {"save"})
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        # A validation stands between two windows and may be long; the run continued makes it anew.
+        self._batches_left -= 1
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._batches_left >= 0:
+            pl_module.agreement.settle()
+            self._act(trainer, pl_module.agreement.granted)
+            _exchange(pl_module)
+
+    def _act(self, trainer: Trainer, granted: Set[str]) -> None:
+        if not granted:
+            return
+        saving = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)]
+        for callback in saving:
+            callback.save_last(trainer)
+        if granted != {"save"}:
+            where = f"saved {saving[0].last_model_path}" if saving else "nothing was saved: there is no RunCheckpoint"
+            self._stop(trainer, granted, f"after optimizer step {trainer.global_step}; {where}")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _end_at_once(trainer)
+        if trainer.state.fn != "fit":
+            return
+        # A user's own loaders need not have as many batches in every process, and may not know how many; Lanes have.
+        loaders = trainer.val_dataloaders
+        lanes = all(isinstance(one, Lanes) for one in (loaders if isinstance(loaders, list) else [loaders]))
+        known = sum(trainer.num_val_batches)
+        number = int(known) if math.isfinite(known) else sys.maxsize if lanes else 0
+        self._batches_left = min(count for (count,) in pl_module.ranks.everyone([number]))
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _end_at_once(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # It may have come after the last window; RunCheckpoint has saved since.
+        _exchange(pl_module)
+        pl_module.agreement.settle()
+        self._restore(trainer)
+        if pl_module.agreement.granted - {"save"}:
+            self._stop(trainer, pl_module.agreement.granted, "at the end of the run")
+
+    def _stop(self, trainer: Trainer, granted: Set[str], where: str) -> None:
+        name = min(granted - {"save"})
+        rank_zero_info(f"stopped by {name} {where}")
+        raise SystemExit(128 + signal.Signals[name])
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore(trainer)
+        if isinstance(exception, SystemExit | DivergenceError | InputError):
+            # They end all processes. Lightning, who sees those that it started end with an error, would kill this one
+            # before it has said why.
+            getattr(trainer.strategy.launcher, "procs", []).clear()
+
+    def _restore(self, trainer: Trainer) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._before and trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and not Lightning's handler, see above
+        self._before.clear()
+
+
+def _exchange(pl_module: LightningModule) -> None:
+    pl_module.agreement.exchange(torch.zeros((), device=pl_module.device), 0)
+
+
+def _end_at_once(trainer: Trainer) -> None:
+    # An evaluation outside of a fit has nothing to save, and Lightning's handler, see above, may hang.
+    if trainer.state.fn != "fit" and trainer.world_size > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

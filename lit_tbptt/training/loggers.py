@@ -1,0 +1,99 @@
+"""Loggers that a resumed run continues, without a gap or an overlap."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from lit_tbptt.files.checkpoint import replacing
+
+
+class RunCSVLogger(Logger):
+    """Writes `metrics.csv`, a row at a time.
+
+    Lightning's own deletes the file of the run that it continues.
+
+    Args:
+        folder: The run's folder.
+        resume_step: Rows of this step and later ones are dropped; the resumed run writes them again. None: all are.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        super().__init__()
+        self.folder = folder
+        self._file = folder / "metrics.csv"
+        self._rows: list[dict[str, Any]] = []
+        self._columns = ["step", "tokens"]
+        self._begun = False
+        if resume_step is not None and self._file.exists():
+            with open(self._file, newline="") as stream:
+                rows = list(csv.DictReader(stream))
+            # The last line may be torn where the process was killed.
+            self._rows = [row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < resume_step]
+            self._columns = list(rows[0]) if rows else self._columns
+
+    @property
+    def name(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def version(self) -> str:
+        return self.folder.name
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the run's folder has its config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        row["step"] = step
+        new = sorted(row.keys() - set(self._columns))
+        self._rows.append(row)
+        self._columns += new
+        if new or not self._begun:
+            self._begun = True
+            with replacing(self._file) as beside, open(beside, "w", newline="") as stream:
+                writer = csv.DictWriter(stream, self._columns)
+                writer.writeheader()
+                writer.writerows(self._rows)
+        else:
+            with open(self._file, "a", newline="") as stream:
+                csv.DictWriter(stream, self._columns).writerow(row)
+
+
+class TokensTensorBoardLogger(TensorBoardLogger):
+    """Writes curves over tokens where its parent writes them over optimizer steps."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        tokens = metrics.get("tokens")
+        super().log_metrics(dict(metrics), step if tokens is None else int(tokens))
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the other curves have them."""
+
+
+def run_loggers(folder: Path, resume_step: int | None = None, resume_tokens: int | None = None) -> list[Logger]:
+    """Returns the loggers of a run: metrics.csv, and TensorBoard curves over steps and over tokens.
+
+    Args:
+        folder: The run's folder.
+        resume_step: The optimizer step that the run is resumed at; what stands at and after it is dropped.
+        resume_tokens: The number of tokens trained on then.
+    """
+    root = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
+    return [
+        RunCSVLogger(folder, resume_step),
+        TensorBoardLogger(**root, sub_dir="by_step", purge_step=resume_step),
+        TokensTensorBoardLogger(**root, sub_dir="by_tokens", purge_step=resume_tokens),
+    ]

@@ -1,0 +1,149 @@
+"""Clipping and schedules under manual optimization, which Lightning leaves to the module."""
+
+from collections.abc import Mapping
+from functools import wraps
+from typing import Any, NamedTuple
+
+from lightning.pytorch import LightningModule
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from lit_tbptt.errors import InputError
+
+
+class Schedule(NamedTuple):
+    """A schedule and when it steps, in the words of Lightning's `lr_scheduler` dictionary.
+
+    Attributes:
+        scheduler: Any scheduler of torch.
+        interval: `step` or `epoch`.
+        frequency: It steps at every so many of them.
+        monitor: The metric that a `ReduceLROnPlateau` looks at.
+        strict: Whether a metric that is not there is an error.
+    """
+
+    scheduler: LRScheduler
+    interval: str = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+    strict: bool = True
+
+
+def take_schedules(configured: Any) -> tuple[Any, list[Schedule]]:
+    """Takes what `configure_optimizers` returns apart.
+
+    Under manual optimization Lightning keeps the schedulers, to save them, but drops when they step.
+
+    Returns:
+        The same for Lightning, without what it would drop; and the schedules.
+
+    Raises:
+        InputError: There is not exactly one optimizer.
+    """
+    schedulers: Any = []
+    optimizers = configured
+    if isinstance(configured, dict):
+        optimizers = configured["optimizer"]
+        schedulers = [configured["lr_scheduler"]] if configured.get("lr_scheduler") is not None else []
+    elif isinstance(configured, tuple) and len(configured) == 2 and isinstance(configured[0], (list, tuple)):
+        optimizers, schedulers = configured
+    optimizers = list(optimizers) if isinstance(optimizers, (list, tuple)) else [optimizers]
+    if len(optimizers) != 1 or not isinstance(optimizers[0], Optimizer):
+        raise InputError(f"configure_optimizers must give one optimizer, and gave {optimizers}")
+    schedules = [Schedule(**entry) if isinstance(entry, dict) else Schedule(entry) for entry in schedulers]
+    return (optimizers, [schedule.scheduler for schedule in schedules]), schedules
+
+
+class ManualOptimization(LightningModule):
+    """A LightningModule that makes its own optimizer steps.
+
+    Args:
+        clip_norm: Largest norm of the gradient of all parameters together. None: it is not clipped.
+
+    Raises:
+        InputError: `clip_norm` is not above 0.
+    """
+
+    def __init__(self, clip_norm: float | None = None) -> None:
+        super().__init__()
+        if clip_norm is not None and not clip_norm > 0:
+            raise InputError(f"model.clip_norm={clip_norm}: must be above 0; leave it out for no clipping")
+        self.automatic_optimization = False
+        self.clip_norm = clip_norm
+        self._schedules: list[Schedule] = []
+        self.changed_optimizer: dict[str, Any] = {}
+        self.changed_schedule: dict[str, Any] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keeps when a subclass's schedules step, which Lightning drops under manual optimization."""
+        super().__init_subclass__(**kwargs)
+        if "configure_optimizers" in cls.__dict__:
+            configure = cls.configure_optimizers
+
+            @wraps(configure)
+            def configure_optimizers(self: ManualOptimization) -> Any:
+                configured, self._schedules = take_schedules(configure(self))
+                return configured
+
+            cls.configure_optimizers = configure_optimizers
+
+    def on_fit_start(self) -> None:
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        fused = any(optimizer.defaults.get("fused") for optimizer in self.trainer.optimizers)
+        if self.clip_norm and scaled and fused:
+            raise InputError(
+                f"model.clip_norm={self.clip_norm} with a fused optimizer and trainer.precision=16-mixed: such an "
+                "optimizer unscales the gradients itself, after they would be clipped; set optimizer.fused=false, or "
+                "trainer.precision=bf16-mixed"
+            )
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Here, and not before the step: only here are the gradients unscaled under fp16.
+        if self.clip_norm is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
+
+    def change_optimizer(self) -> None:
+        """Sets the options in `changed_optimizer` and `changed_schedule`, over what a checkpoint has restored.
+
+        A learning rate is changed by the ratio of the new one to the old, wherever its schedule stands.
+        """
+        for group in self.trainer.optimizers[0].param_groups:
+            for name, value in self.changed_optimizer.items():
+                if name == "lr":
+                    group["lr"] *= value / group.get("initial_lr", group["lr"])
+                    group["initial_lr"] = value
+                else:
+                    group[name] = tuple(value) if isinstance(value, list) else value
+        for schedule in self._schedules:
+            if "lr" in self.changed_optimizer and hasattr(schedule.scheduler, "base_lrs"):
+                schedule.scheduler.base_lrs = [group["initial_lr"] for group in self.trainer.optimizers[0].param_groups]
+            for name, value in self.changed_schedule.items():
+                setattr(schedule.scheduler, name, value)
+
+    def step_schedules(self, interval: str, count: int, metrics: Mapping[str, Any]) -> None:
+        """Steps the schedules of an interval.
+
+        Args:
+            interval: `step` or `epoch`.
+            count: How many of them are done.
+            metrics: The values that a `ReduceLROnPlateau` may monitor, beside the trainer's.
+
+        Raises:
+            InputError: A metric that is monitored does not exist.
+        """
+        for schedule in self._schedules:
+            if schedule.interval != interval or count % schedule.frequency:
+                continue
+            metric = None
+            if isinstance(schedule.scheduler, ReduceLROnPlateau):
+                known = {**metrics, **self.trainer.callback_metrics}
+                value = known.get(str(schedule.monitor))
+                # Process 0 decides, for a metric of the user's own may differ.
+                metric = self.trainer.strategy.broadcast(None if value is None else float(value))
+                if metric is None and schedule.strict and interval == "epoch":
+                    raise InputError(
+                        f"lr_scheduler.monitor={schedule.monitor!r}: no such metric; there are {', '.join(known)}"
+                    )
+                if metric is None:
+                    continue
+            self.lr_scheduler_step(schedule.scheduler, metric)

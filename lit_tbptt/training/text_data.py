@@ -1,0 +1,288 @@
+"""The data side for Lightning: a Hugging Face corpus as windows of contiguous lanes."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import datasets
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_tbptt.data.lanes.base import Lanes
+from lit_tbptt.data.lanes.streamed import StreamedLanes
+from lit_tbptt.data.lanes.strided import StridedLanes
+from lit_tbptt.data.summary import run_summary
+from lit_tbptt.data.text.corpus import open_corpus
+from lit_tbptt.data.text.documents import Source as Loaded
+from lit_tbptt.data.text.documents import load_documents
+from lit_tbptt.data.text.stream import DocumentStream
+from lit_tbptt.data.text.token_file import TokenFile
+from lit_tbptt.data.text.tokenizers import Tokenizer, from_description
+from lit_tbptt.errors import InputError
+from lit_tbptt.ranks import Ranks
+from lit_tbptt.training.ddp import ranks_of
+
+if TYPE_CHECKING:
+    Source: TypeAlias = str | Loaded
+    TokenizerChoice: TypeAlias = str | Tokenizer
+else:
+    # On the command line both are plain strings; for a class, jsonargparse would read a file of that name as settings.
+    Source = TokenizerChoice = str
+
+# What a resumed run cannot change: the windows would be others.
+_FOREVER = (
+    "num_lanes",
+    "windows_per_batch",
+    "streaming",
+    "num_readers",
+    "document_reset",
+    "shuffle",
+    "rotate_lanes",
+    "repeat",
+    "seed",
+)
+
+
+class TextLanesDataModule(LightningDataModule):
+    """Lays a text corpus into parallel contiguous lanes and cuts them into windows.
+
+    Of several processes each gets its share of the lanes, in order and as evenly as it goes.
+
+    Args:
+        path: A name on the Hugging Face Hub; a folder with train/valid/test files; a file: text, parquet, JSON lines,
+            CSV; a folder that `save_to_disk` wrote; from Python also a dataset of any kind. Left out: the source code
+            of Python's standard library.
+        name: The dataset's configuration, where it has several.
+        text_column: The column that holds the text.
+        val_fraction: Share of the training split that becomes the validation split where the dataset has none: the
+            last of its documents, or of its characters where it is one document.
+        split_salt: Decides which files of the default corpus are held out.
+        load_options: Further arguments of `datasets.load_dataset`, such as `encoding_errors: replace`,
+            `sample_by: line` or `data_files`.
+        tokenizer: `byte`, `char`, `word`; a `tokenizer.json` file, a folder with one, or its name on the Hugging Face
+            Hub; from Python also a `Tokenizer`.
+        vocabulary_limit: Largest vocabulary of the word tokenizer. Left out: every word of the training split.
+        num_lanes: Parallel sequences in training.
+        k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
+        windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
+            Lightning counts in batches; a resumed run keeps it.
+        eval_num_lanes: Parallel sequences in validation and test.
+        streaming: Whether the corpus is read as it is needed and never stored, for one that does not fit on the disk
+            or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
+        num_readers: Groups that training lanes are divided into when streaming, each with its own part of the shards
+            (files, or row groups of parquet files); must divide num_lanes. Each process reads for the groups its lanes
+            are in: choose a multiple of the number of processes.
+        document_reset: Whether each document begins at a window's start, from the initial state, with the window
+            before it padded. If not, the state runs on from one document to the next.
+        shuffle: Whether the training documents come in another order in every epoch; when streaming, the shards.
+        rotate_lanes: Whether every epoch after the first begins at another token of the training split and goes round,
+            so that lanes are cut elsewhere. Not when streaming.
+        repeat: Whether training starts the stream again at its end within the same epoch, which then never ends, so
+            that no lane runs dry. Only when streaming.
+        seed: Decides what shuffle and rotate_lanes do.
+        cache_dir: Where datasets and token files are kept. Left out: the Hugging Face cache.
+
+    Attributes:
+        splits: What the splits are read from, known after `setup`.
+        documents: The datasets they come from.
+        tokenizer: Makes ids of texts.
+
+    Raises:
+        InputError: A number is below 1, or settings do not go together.
+    """
+
+    def __init__(
+        self,
+        path: Source | None = None,
+        name: str | None = None,
+        text_column: str = "text",
+        val_fraction: float = 0.05,
+        split_salt: str = "lit_tbptt",
+        load_options: dict[str, Any] | None = None,
+        tokenizer: TokenizerChoice = "byte",
+        vocabulary_limit: int | None = None,
+        num_lanes: int = 16,
+        k1: int = 64,
+        windows_per_batch: int = 8,
+        eval_num_lanes: int = 16,
+        streaming: bool = False,
+        num_readers: int = 1,
+        document_reset: bool = False,
+        shuffle: bool = False,
+        rotate_lanes: bool = False,
+        repeat: bool = False,
+        seed: int = 1,
+        cache_dir: str | None = None,
+    ) -> None:
+        for key in ("num_lanes", "k1", "windows_per_batch", "eval_num_lanes", "num_readers"):
+            if locals()[key] < 1:
+                raise InputError(f"data.{key}={locals()[key]}: must be 1 or more")
+        if seed < 0:
+            raise InputError(f"data.seed={seed}: must be 0 or more")
+        if streaming and rotate_lanes:
+            raise InputError(
+                "data.rotate_lanes=True with data.streaming=True: only stored lanes can begin elsewhere; leave it out"
+            )
+        if not streaming and (repeat or num_readers > 1):
+            raise InputError(
+                f"data.num_readers={num_readers}, data.repeat={repeat} with data.streaming=False: they are for "
+                "streams, leave them out"
+            )
+        super().__init__()
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key")}
+        # Objects stay out of the checkpoint, which holds plain values only.
+        self.save_hyperparameters(
+            {key: f"<{type(value).__name__}>" if _is_object(value) else value for key, value in given.items()},
+            logger=False,
+        )
+        # All that a stream is prepared by is its vocabulary, which is one for all machines.
+        self.prepare_data_per_node = not streaming
+        self.path = path
+        self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
+        self.splits: dict[str, TokenFile | DocumentStream] = {}
+        self.documents: dict[str, Any] = {}
+
+    @property
+    def _settings(self) -> Any:
+        return self.hparams
+
+    @property
+    def _ranks(self) -> Ranks:
+        return Ranks() if self.trainer is None else ranks_of(self.trainer)
+
+    @property
+    def cache(self) -> Path:
+        root = self._settings.cache_dir
+        return (Path(root) if root else Path(datasets.config.HF_CACHE_HOME)) / "lit_tbptt"
+
+    def prepare_data(self) -> None:
+        """Loads, tokenizes and stores the corpus, in one process of each machine only."""
+        self._open()
+
+    def setup(self, stage: str) -> None:
+        """Opens what `prepare_data` stored; `tokenizer`, `splits` and `documents` are known from here on."""
+        if self._settings.streaming and self._ranks.num_ranks > 1:
+            # A vocabulary that took a pass over the stream is not counted again by every process.
+            described = self.trainer.strategy.broadcast(self.tokenizer and self.tokenizer.describe())
+            self.tokenizer = self.tokenizer or from_description(described)
+        self._open()
+        needed = {"fit": "train", "validate": "validation", "test": "test"}.get(stage, "train")
+        if needed not in self.splits:
+            raise InputError(
+                f"data.path={self._settings.path!r}: has no {needed} split, only {', '.join(self.splits)}"
+                + ("; set data.val_fraction above 0 to hold one out" if needed == "validation" else "")
+            )
+        # Too few tokens or shards for the lanes is found out here, before anything is trained.
+        if needed == "train":
+            assert self.tokenizer is not None
+            lanes = self.train_dataloader()
+            if self._ranks.rank == 0:
+                rank_zero_info(run_summary(self.splits, self.tokenizer, lanes, self._ranks))
+        if needed != "test":
+            self.val_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run must find again, by the name of the setting that decides it."""
+        settings, train = self._settings, self.splits["train"]
+        size, content = (
+            (f"{train.num_tokens} tokens", train.content)
+            if isinstance(train, TokenFile)
+            else (f"{train.num_shards} shards", train.head)
+        )
+        return {
+            "model.k1": settings.k1,
+            **{f"data.{name}": settings[name] for name in _FOREVER},
+            "data.path": f"{settings.path or 'the default corpus'}, {size}, {content[:16]}",
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Makes sure that a resumed run reads the same windows.
+
+        Raises:
+            InputError: It would not.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        for name, ours in self.state_dict().items():
+            # The same tokens may have been moved.
+            if str(ours).split(", ")[-2:] != str(state_dict.get(name, ours)).split(", ")[-2:]:
+                raise InputError(
+                    f"{name}: {ours}, where the run to be resumed has {state_dict[name]}: a resumed run cannot change "
+                    "it; keep it, or start a new run from these weights with --init_from"
+                )
+
+    def train_dataloader(self) -> Lanes:
+        settings, num_ranks = self._settings, self._ranks.num_ranks
+        if settings.num_lanes < num_ranks:
+            raise InputError(
+                f"data.num_lanes={settings.num_lanes} with {num_ranks} processes: each needs a lane to train on; use "
+                f"at least {num_ranks} lanes, or fewer devices"
+            )
+        shuffle_seed = settings.seed if settings.shuffle else None
+        if settings.streaming:
+            order = {"num_readers": settings.num_readers, "repeat": settings.repeat, "shuffle_seed": shuffle_seed}
+        else:
+            order = {"shuffle_seed": shuffle_seed, "rotation_seed": settings.seed if settings.rotate_lanes else None}
+        return self._lanes("train", "num_lanes", settings.k1, settings.windows_per_batch, **order)
+
+    def val_dataloader(self) -> Lanes | list[Lanes]:
+        if "validation" in self.splits:
+            return self._evaluation_lanes("validation")
+        # Lightning takes an empty list for "nothing to validate on", and wonders at its length.
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+        return []
+
+    def test_dataloader(self) -> Lanes:
+        return self._evaluation_lanes("test")
+
+    def _evaluation_lanes(self, split: str) -> Lanes:
+        k1, windows_per_batch = self._settings.k1, self._settings.windows_per_batch
+        if not self._settings.document_reset:
+            # Nothing is cut in evaluation, so a batch is one long window.
+            k1, windows_per_batch = k1 * windows_per_batch, 1
+        return self._lanes(split, "eval_num_lanes", k1, windows_per_batch)
+
+    def _lanes(self, split: str, argument: str, k1: int, windows_per_batch: int, **order: Any) -> Lanes:
+        source, num_lanes = self.splits[split], self._settings[argument]
+        order |= {"document_reset": self._settings.document_reset, "local_lanes": self._ranks.share(num_lanes)}
+        assert self.tokenizer is not None
+        if isinstance(source, DocumentStream):
+            try:
+                order["everyone"] = self._ranks.everyone
+                return StreamedLanes(source, self.tokenizer, num_lanes, k1, windows_per_batch, **order)
+            except InputError as error:
+                raise InputError(f"data.{error}") from None
+        if source.num_tokens < num_lanes:
+            raise InputError(
+                f"data.{argument}={num_lanes}: the {split} split has {source.num_tokens} tokens, and every lane needs "
+                f"one; set data.{argument} to {source.num_tokens} or fewer"
+            )
+        return StridedLanes(
+            source.ids,
+            self.tokenizer.eos,
+            num_lanes,
+            k1,
+            windows_per_batch,
+            source.bytes_per_token,
+            document_ends=source.document_ends,
+            **order,
+        )
+
+    def _open(self) -> None:
+        if self.splits:
+            return
+        settings = self._settings
+        options = (settings.load_options or {}) | ({"cache_dir": settings.cache_dir} if settings.cache_dir else {})
+        split = (settings.text_column, settings.val_fraction, settings.split_salt)
+        self.documents = load_documents(self.path, settings.name, *split, options, settings.streaming)
+        self.tokenizer, self.splits = open_corpus(
+            self.documents,
+            self.tokenizer or settings.tokenizer,
+            settings.vocabulary_limit,
+            self.cache,
+            settings.streaming,
+        )
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Loaded | Tokenizer)
