@@ -15,6 +15,10 @@ install_import_hook([f"lit_tbptt.{name}" for name in ("cores", "models", "tbptt.
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+pytest.register_assert_rewrite("command_line", "resuming")  # they assert for the tests
+
+from command_line import FIRST_RUN  # noqa: E402
+
 torch.set_num_threads(1)
 
 
@@ -34,3 +38,15 @@ def words_folder(tmp_path):
         lines.insert(3, "")
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    """The test's own folder is the current one."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def first_run(words_folder, in_tmp_path):
+    """The arguments of a first run of 20 steps, in a folder of its own."""
+    return ["fit", f"--data.path={words_folder}", *FIRST_RUN]

@@ -1,23 +1,9 @@
-"""Small tasks, data and loops that several tests share."""
+"""Small tasks, one with exact gradients and one to learn, a core, and the windows they are trained on."""
 
-import numpy as np
 import torch
-from datasets import Dataset
 from torch import nn
 
-from lit_tbptt import Batch, LitTBPTT, StreamedLanes, StridedLanes, Tokenizer, Window
-from lit_tbptt.data import document_stream
-
-# A run from the command line on the words_folder of conftest.py, of some seconds.
-SMALL_RUN = [
-    "--model.core.hidden_size=9",
-    "--model.k1=5",
-    "--data.num_lanes=3",
-    "--data.windows_per_batch=2",
-    "--data.eval_num_lanes=2",
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_model_summary=false",
-]
+from lit_tbptt import Batch, LitTBPTT, RecurrentCore, Window
 
 
 class Recurrence(nn.Module):
@@ -39,6 +25,70 @@ class Recurrence(nn.Module):
             h = self.w * h + x[:, None]
             total = total + h.sum()
         return total, window.inputs.numel(), {"h": h}
+
+
+# dL/dw by (k1, k2) of h_t = w h_{t-1} + 1, loss h_t, w = 1/2, T = 12, weights frozen.
+EXACT_GRADIENTS = {
+    (1, 1): "20481/1024",
+    (1, 2): "14849/512",
+    (1, 3): "33795/1024",
+    (2, 2): "6315/256",
+    (2, 4): "17367/512",
+    (3, 3): "28381/1024",
+    (3, 6): "1133/32",
+    (4, 4): "15267/512",
+    (4, 6): "4473/128",
+    (4, 8): "18357/512",
+    (6, 6): "4161/128",
+    (5, 10): "36801/1024",
+    (1, 12): "36879/1024",
+    (6, 12): "36879/1024",
+    (12, 12): "36879/1024",
+}
+
+
+class Regression(LitTBPTT):
+    """A GRU that predicts one number per step from another."""
+
+    def __init__(self, lr=0.01, hidden=6, schedule=None, **options):
+        super().__init__(**options)
+        self.core = nn.GRU(1, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, 1)
+        self.lr = lr
+        self.schedule = schedule
+
+    def initial_state(self, num_lanes):
+        return self.head.weight.new_zeros(num_lanes, self.core.hidden_size)
+
+    def window_loss(self, window, state):
+        outputs, state = self.core(window.inputs.unsqueeze(-1), state.unsqueeze(0).contiguous())
+        errors = (self.head(outputs).squeeze(-1) - window.targets) ** 2
+        return errors.sum(), errors.numel(), state.squeeze(0)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), self.lr)
+        if self.schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)}
+
+
+class Leaky(RecurrentCore):
+    """A user's own core, with a nested state."""
+
+    def __init__(self, input_size=7, rate=0.3):
+        super().__init__()
+        self.input_size = self.output_size = input_size
+        self.rate = rate
+
+    def initial_state(self, num_lanes):
+        return {"slow": [torch.zeros(num_lanes, self.input_size)], "seen": torch.zeros(num_lanes, dtype=torch.long)}
+
+    def forward(self, inputs, state):
+        slow, outputs = state["slow"][0], []
+        for x in inputs.unbind(1):
+            slow = slow.lerp(x, self.rate)
+            outputs.append(slow)
+        return torch.stack(outputs, 1), {"slow": [slow], "seen": state["seen"] + inputs.shape[1]}
 
 
 def windows_of(inputs, targets, k1, resets=()):
@@ -67,81 +117,3 @@ class Batches:
 
     def __iter__(self):
         return iter(self.batches)
-
-
-class Regression(LitTBPTT):
-    """A GRU that predicts one number per step from another."""
-
-    def __init__(self, lr=0.01, hidden=6, schedule=None, **options):
-        super().__init__(**options)
-        self.core = nn.GRU(1, hidden, batch_first=True)
-        self.head = nn.Linear(hidden, 1)
-        self.lr = lr
-        self.schedule = schedule
-
-    def initial_state(self, num_lanes):
-        return self.head.weight.new_zeros(num_lanes, self.core.hidden_size)
-
-    def window_loss(self, window, state):
-        outputs, state = self.core(window.inputs.unsqueeze(-1), state.unsqueeze(0).contiguous())
-        errors = (self.head(outputs).squeeze(-1) - window.targets) ** 2
-        return errors.sum(), errors.numel(), state.squeeze(0)
-
-    def configure_optimizers(self):
-        optimizer = torch.optim.SGD(self.parameters(), self.lr)
-        if self.schedule is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)}
-
-
-class Letters(Tokenizer):
-    """The letters from a on are 1, 2, 3 ..., however many there are; `<eos>` is 0."""
-
-    name, vocabulary_size, eos = "letters", 1000, 0
-
-    def encode(self, texts):
-        return [np.array([ord(letter) - 96 for letter in text], np.int64) for text in texts]
-
-    def decode(self, ids):
-        return "".join(chr(96 + i) if i else "\n" for i in ids)
-
-    def describe(self):
-        return {"name": self.name}
-
-
-def stream_of(texts, num_shards=1):
-    """A stream of texts in shards of neighbours."""
-    return document_stream(Dataset.from_dict({"text": texts}).to_iterable_dataset(num_shards), "train")
-
-
-def streamed(texts, num_lanes, k1, windows_per_batch=1, num_shards=1, **options):
-    """The streamed lanes of some texts."""
-    return StreamedLanes(stream_of(texts, num_shards), Letters(), num_lanes, k1, windows_per_batch, **options)
-
-
-def strided(texts, num_lanes, k1, windows_per_batch=1, **options):
-    """The strided lanes of some texts."""
-    documents = [ids for ids in Letters().encode_documents(texts) if len(ids)]
-    ends = np.cumsum([len(ids) for ids in documents])
-    return StridedLanes(np.concatenate(documents), 0, num_lanes, k1, windows_per_batch, document_ends=ends, **options)
-
-
-def as_lists(batches):
-    """Every window as (inputs, targets, reset, mask) in plain lists, by batch."""
-    return [
-        [tuple(None if part is None else part.int().tolist() for part in window) for window in batch.windows]
-        for batch in batches
-    ]
-
-
-def drawn(lanes):
-    """Every lane as text: its targets in windows, `$` for `<eos>`, `.` where nothing is scored, `|` before a reset."""
-    rows = [""] * len(lanes.local_lanes)
-    for batch in lanes:
-        for window in batch.windows:
-            mask, reset = window.mask_or_ones(), window.reset
-            for lane, targets in enumerate(window.targets):
-                letters = Letters().decode(targets.tolist()).replace("\n", "$")
-                scored = "".join(a if m else "." for a, m in zip(letters, mask[lane].tolist(), strict=True))
-                rows[lane] += ("|" if reset is not None and reset[lane] else " ") + scored
-    return rows

@@ -5,17 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tasks import SMALL_RUN
+from command_line import SMALL_RUN
 
 from lit_tbptt import LitLanguageModel
 from lit_tbptt.cli import LitCLI, main
 
 ROOT = Path(__file__).parent.parent
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 @pytest.fixture

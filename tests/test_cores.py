@@ -1,29 +1,10 @@
 import pytest
 import torch
+from tasks import Leaky
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lit_tbptt import GRU, LSTM, RNN, InputError, RecurrentCore
-
-
-class Leaky(RecurrentCore):
-    """A user's own core, with a nested state."""
-
-    def __init__(self, input_size=7, rate=0.3):
-        super().__init__()
-        self.input_size = self.output_size = input_size
-        self.rate = rate
-
-    def initial_state(self, num_lanes):
-        return {"slow": [torch.zeros(num_lanes, self.input_size)], "seen": torch.zeros(num_lanes, dtype=torch.long)}
-
-    def forward(self, inputs, state):
-        slow, outputs = state["slow"][0], []
-        for x in inputs.unbind(1):
-            slow = slow.lerp(x, self.rate)
-            outputs.append(slow)
-        return torch.stack(outputs, 1), {"slow": [slow], "seen": state["seen"] + inputs.shape[1]}
-
+from lit_tbptt import GRU, LSTM, RNN, InputError
 
 CORES = {
     "rnn": lambda: RNN(5, input_size=7),

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from letters import strided
 from lightning.pytorch import Callback, Trainer, seed_everything
 from processes import together
-from tasks import strided
 from torch.testing import assert_close
 
 from lit_tbptt import GRU, LSTM, RNN, LitLanguageModel

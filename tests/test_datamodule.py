@@ -4,7 +4,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
+from letters import corpus
 from lightning.pytorch import Trainer
 
 from lit_tbptt import LSTM, InputError, LitLanguageModel, TextLanesDataModule
@@ -12,10 +13,6 @@ from lit_tbptt.data.text import token_file as module
 from lit_tbptt.data.text.documents import load_documents
 from lit_tbptt.data.text.token_file import token_file
 from lit_tbptt.data.text.tokenizers import ByteTokenizer, make_tokenizer
-
-
-def corpus(*texts):
-    return Dataset.from_dict({"text": list(texts)})
 
 
 def test_a_token_file_holds_every_document_and_its_end(tmp_path):

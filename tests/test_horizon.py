@@ -5,13 +5,12 @@ import csv
 
 import pytest
 import torch
+from command_line import curve
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from tasks import Batches, Recurrence, Regression
-from test_cores import Leaky
-from test_lit_module import LANES, fit
-from test_resume import curve, everything, per_step, same
-from test_resume import fit as fit_text
+from loops import LANES, fit
+from resuming import everything, fit_text, per_step, same
+from tasks import Batches, Leaky, Recurrence, Regression
 from torch import nn
 from torch.testing import assert_close
 

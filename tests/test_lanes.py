@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tasks import drawn, strided
+from letters import drawn, strided
 
 from lit_tbptt import InputError, StridedLanes
 

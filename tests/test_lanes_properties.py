@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tasks import Letters, as_lists, stream_of, streamed, strided
-from test_streamed_lanes import SideBySide, joined
+from letters import Letters, as_lists, stream_of, streamed, strided
+from side_by_side import SideBySide, joined
 
 from lit_tbptt import LSTM, Ranks, RecurrentLM, StreamedLanes, StridedLanes, Truncation
 from lit_tbptt.models.metrics import summed_nats

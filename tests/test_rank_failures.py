@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import SMALL_RUN
+from letters import strided
 from lightning.pytorch import Callback, Trainer
 from processes import together
-from tasks import SMALL_RUN, Batches, Regression, strided, windows_of
+from tasks import Batches, Regression, windows_of
 
 from lit_tbptt import GRU, DivergenceError, InputError, LitLanguageModel, TextLanesDataModule
 from lit_tbptt.cli import main

@@ -1,6 +1,5 @@
 """Runs from the command line: where they live, how they are continued, and what they refuse."""
 
-import csv
 import math
 import os
 import pickle
@@ -12,82 +11,27 @@ import subprocess
 import sys
 import time
 import zipfile
-from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tasks import SMALL_RUN
+from command_line import FIRST_RUN, RUN, curve, equal, last, refused, trained
 
 from lit_tbptt import InputError, LitLanguageModel, RecurrentCore
 from lit_tbptt.cli import LitCLI, main
 from lit_tbptt.files.checkpoint import read_checkpoint, write_checkpoint
 
-SMALL = [
-    *SMALL_RUN,
-    "--model.core=GRU",
-    "--model.core.hidden_size=9",
-    "--model.output_dropout=0.2",
-    "--data.tokenizer=word",
-    "--trainer.log_every_n_steps=3",
-    "--trainer.max_steps=20",
-    "--trainer.val_check_interval=4",
-    "--lr_scheduler.num_steps=40",
-]
-RUN = Path("runs/default/version_0")
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def first(words_folder):
-    """The arguments of a first run of 20 steps."""
-    return ["fit", f"--data.path={words_folder}", *SMALL]
-
-
-def refused(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return str(stopped.value)
-
-
-def curve(run=RUN):
-    rows = csv.DictReader((run / "metrics.csv").read_text().splitlines())
-    return [
-        {k: v for k, v in row.items() if v and k != "train/tokens_per_second"}
-        for row in rows
-        if not any(v for k, v in row.items() if k.startswith("test/"))
-    ]
-
-
-def trained(rows):
-    return [row for row in rows if "train/lr" in row]
-
-
-def last():
-    return read_checkpoint(RUN / "checkpoints" / "last.ckpt")
-
-
-def equal(found, expected):
-    assert found["tbptt"]["position"] == expected["tbptt"]["position"]
-    for name, value in expected["state_dict"].items():
-        assert torch.equal(found["state_dict"][name], value)
-    states = ([process["carry"]["state"] for process in run["tbptt"]["processes"]] for run in (found, expected))
-    for mine, other in zip(*map(chain.from_iterable, states), strict=True):
-        assert torch.equal(mine, other)
-
-
-def test_a_run_is_continued_in_its_own_folder_with_the_settings_it_had(first, tmp_path, monkeypatch, capfd):
+def test_a_run_is_continued_in_its_own_folder_with_the_settings_it_had(first_run, tmp_path, monkeypatch, capfd):
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
-    main([*first, "--trainer.max_steps=31"])
+    main([*first_run, "--trainer.max_steps=31"])
     whole, whole_curve = last(), curve()
     monkeypatch.chdir(tmp_path)
-    main(first)
+    main(first_run)
     capfd.readouterr()
     main(["fit", "--ckpt_path=last", "--trainer.max_steps=31"])
     assert "trainer.max_steps: 20 in the checkpoint, 31 now" in capfd.readouterr().out
@@ -98,8 +42,8 @@ def test_a_run_is_continued_in_its_own_folder_with_the_settings_it_had(first, tm
     assert yaml.safe_load((RUN / "config_from_step_20.yaml").read_text())["trainer"]["max_steps"] == 31
 
 
-def test_a_schedule_that_ends_with_the_run_ends_with_the_longer_run(first, capfd):
-    main([*first, "--lr_scheduler.num_steps=null"])
+def test_a_schedule_that_ends_with_the_run_ends_with_the_longer_run(first_run, capfd):
+    main([*first_run, "--lr_scheduler.num_steps=null"])
     capfd.readouterr()
     main(["fit", "--ckpt_path=last", "--trainer.max_steps=30"])
     assert "the learning rates to come change as well" in capfd.readouterr().out
@@ -108,10 +52,10 @@ def test_a_schedule_that_ends_with_the_run_ends_with_the_longer_run(first, capfd
     assert len(rates) == 10
 
 
-def test_the_curves_have_no_gap_and_no_overlap(first):
+def test_the_curves_have_no_gap_and_no_overlap(first_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    main(first)
+    main(first_run)
     main(["fit", "--ckpt_path=last", "--trainer.max_steps=31"])
     for folder, axis in (("by_step", "step"), ("by_tokens", "tokens")):
         events = EventAccumulator(str(RUN / folder))
@@ -121,10 +65,10 @@ def test_the_curves_have_no_gap_and_no_overlap(first):
         assert len(set(places)) == len(places)
 
 
-def test_last_is_of_the_newest_run_unless_one_is_named(first):
-    main([*first, "--run_name=one"])
-    main([*first, "--run_name=two", "--trainer.max_steps=4", "--trainer.val_check_interval=1"])
-    assert "has checkpoints" in refused(*first, "--run_name=one")
+def test_last_is_of_the_newest_run_unless_one_is_named(first_run):
+    main([*first_run, "--run_name=one"])
+    main([*first_run, "--run_name=two", "--trainer.max_steps=4", "--trainer.val_check_interval=1"])
+    assert "has checkpoints" in refused(*first_run, "--run_name=one")
     cli = LitCLI(["fit", "--ckpt_path=last", "--run_name=one", "--trainer.max_steps=22"])
     assert (Path(cli.trainer.log_dir).name, cli.trainer.global_step) == ("one", 22)
     cli = LitCLI(["validate", "--ckpt_path=best", "--run_name=two"])
@@ -133,8 +77,8 @@ def test_last_is_of_the_newest_run_unless_one_is_named(first):
     assert cli._checkpoint["global_step"] == 22  # of `one`, which was written to last
 
 
-def test_there_is_no_best_before_a_validation_and_nothing_to_train_after_the_end(first, capfd):
-    main([*first, "--trainer.max_steps=2"])
+def test_there_is_no_best_before_a_validation_and_nothing_to_train_after_the_end(first_run, capfd):
+    main([*first_run, "--trainer.max_steps=2"])
     assert "was not validated yet" in refused("generate", "--ckpt_path=best")
     capfd.readouterr()
     main(["fit", "--ckpt_path=last", "--trainer.max_steps=1"])
@@ -142,8 +86,8 @@ def test_there_is_no_best_before_a_validation_and_nothing_to_train_after_the_end
     assert last()["global_step"] == 2
 
 
-def test_optimizer_options_can_change_on_a_resume_and_its_class_cannot(first):
-    main([*first, "--lr_scheduler=null"])
+def test_optimizer_options_can_change_on_a_resume_and_its_class_cannot(first_run):
+    main([*first_run, "--lr_scheduler=null"])
     main(["fit", "--ckpt_path=last", "--trainer.max_steps=24", "--optimizer.lr=1e-5", "--optimizer.weight_decay=0.5"])
     group = last()["optimizer_states"][0]["param_groups"][0]
     assert (group["lr"], group["weight_decay"]) == (pytest.approx(1e-5), 0.5)
@@ -152,8 +96,8 @@ def test_optimizer_options_can_change_on_a_resume_and_its_class_cannot(first):
     assert re.search(r"optimizer=torch.optim.SGD, where .* has torch.optim.AdamW", message)
 
 
-def test_a_learning_rate_changes_under_its_schedule(first):
-    main([*first, "--lr_scheduler.warmup_steps=0"])
+def test_a_learning_rate_changes_under_its_schedule(first_run):
+    main([*first_run, "--lr_scheduler.warmup_steps=0"])
     main(["fit", "--ckpt_path=last", "--trainer.max_steps=31", "--optimizer.lr=0.008"])
     rates = {int(row["step"]): float(row["train/lr"]) for row in trained(curve())}
     # Half a cosine over 40 steps; the logged rate is that of the step to come.
@@ -161,9 +105,9 @@ def test_a_learning_rate_changes_under_its_schedule(first):
         assert rates[step] == pytest.approx(peak * 0.5 * (1 + math.cos(math.pi * step / 40)))
 
 
-def test_a_run_from_weights_is_continued_with_their_tokenizer(first, words_folder):
-    main([*first, "--run_name=a"])
-    small = [option for option in SMALL if not option.startswith(("--data.tokenizer", "--lr_scheduler"))]
+def test_a_run_from_weights_is_continued_with_their_tokenizer(first_run, words_folder):
+    main([*first_run, "--run_name=a"])
+    small = [option for option in FIRST_RUN if not option.startswith(("--data.tokenizer", "--lr_scheduler"))]
     main(
         [
             "fit",
@@ -178,8 +122,8 @@ def test_a_run_from_weights_is_continued_with_their_tokenizer(first, words_folde
     assert read_checkpoint("runs/default/b/checkpoints/last.ckpt")["tokenizer"]["name"] == "word"
 
 
-def test_the_same_command_on_a_finished_run_changes_nothing(first):
-    main(first)
+def test_the_same_command_on_a_finished_run_changes_nothing(first_run):
+    main(first_run)
     before = (RUN / "metrics.csv").read_text()
     settings = (RUN / "config.yaml").read_text()
     main(["fit", "--ckpt_path=last"])
@@ -195,36 +139,36 @@ def test_somebody_elses_checkpoint_is_no_model_of_ours(tmp_path):
         LitLanguageModel.load_from_checkpoint(tmp_path / "other.ckpt")
 
 
-def test_a_checkpoint_in_a_config_file_is_not_passed_over(first):
+def test_a_checkpoint_in_a_config_file_is_not_passed_over(first_run):
     Path("mine.yaml").write_text("ckpt_path: last\n")
-    assert "give it on the command line" in refused(*first, "--config=mine.yaml")
+    assert "give it on the command line" in refused(*first_run, "--config=mine.yaml")
 
 
-def test_only_the_checkpoints_own_argument_is_replaced(first, capfd):
-    main(first)
+def test_only_the_checkpoints_own_argument_is_replaced(first_run, capfd):
+    main(first_run)
     capfd.readouterr()
     main(["generate", "--ckpt_path", "last", "--num_tokens=3", "--prompt", "last"])
     assert capfd.readouterr().out.split()[0] == "last"
 
 
-def test_the_progress_bar_can_be_switched_off(first, capfd):
-    main([*first, "--trainer.enable_progress_bar=false", "--trainer.max_steps=3"])
+def test_the_progress_bar_can_be_switched_off(first_run, capfd):
+    main([*first_run, "--trainer.enable_progress_bar=false", "--trainer.max_steps=3"])
     assert "step/s" not in capfd.readouterr().err
 
 
-def test_an_optimizer_that_is_chosen_has_its_own_defaults(first):
-    cli = LitCLI([*first, "--optimizer=AdamW", "--optimizer.lr=0.01", "--trainer.max_steps=1"])
+def test_an_optimizer_that_is_chosen_has_its_own_defaults(first_run):
+    cli = LitCLI([*first_run, "--optimizer=AdamW", "--optimizer.lr=0.01", "--trainer.max_steps=1"])
     group = cli.trainer.optimizers[0].param_groups[0]
     assert (group["lr"] > 0, group["betas"], bool(group["fused"])) == (True, (0.9, 0.999), False)
-    cli = LitCLI([*first, "--optimizer.lr=0.01", "--trainer.max_steps=1"])
+    cli = LitCLI([*first_run, "--optimizer.lr=0.01", "--trainer.max_steps=1"])
     assert tuple(cli.trainer.optimizers[0].param_groups[0]["betas"]) == (0.9, 0.99)
 
 
-def test_no_checkpoint_is_an_error_that_says_where_it_looked(first):
+def test_no_checkpoint_is_an_error_that_says_where_it_looked(first_run):
     assert re.search(
         r"ckpt_path='last': no checkpoint in runs/default/\*/checkpoints", refused("fit", "--ckpt_path=last")
     )
-    main(first)
+    main(first_run)
     assert "runs/wikitext2/*/checkpoints" in refused("fit", "--config=wikitext2.yaml", "--ckpt_path=last")
     assert "runs/default/other/checkpoints" in refused("test", "--ckpt_path=best", "--run_name=other")
 
@@ -240,20 +184,20 @@ def test_no_checkpoint_is_an_error_that_says_where_it_looked(first):
         ("--model.tie_weights=true", "model.tie_weights=True .* trained with False"),
     ],
 )
-def test_what_a_resume_cannot_keep_is_an_error_that_names_both(first, change, message):
-    main(first)
+def test_what_a_resume_cannot_keep_is_an_error_that_names_both(first_run, change, message):
+    main(first_run)
     assert re.search(message, refused("fit", "--ckpt_path=last", change, "--trainer.max_steps=22"))
 
 
-def test_other_data_cannot_be_resumed_on(first, words_folder):
-    main([*first, "--data.tokenizer=byte"])
+def test_other_data_cannot_be_resumed_on(first_run, words_folder):
+    main([*first_run, "--data.tokenizer=byte"])
     (words_folder / "train.txt").write_text((words_folder / "train.txt").read_text().replace("w7", "w4", 1))
     message = refused("fit", "--ckpt_path=last", "--trainer.max_steps=22")
     assert re.search("data.path: .*, 266 tokens, .* where .* has .*, 266 tokens", message)
 
 
-def test_a_new_run_from_weights_alone(first, words_folder):
-    main(first)
+def test_a_new_run_from_weights_alone(first_run, words_folder):
+    main(first_run)
     cli = LitCLI(
         [
             "fit",
@@ -272,13 +216,13 @@ def test_a_new_run_from_weights_alone(first, words_folder):
     for name, value in last()["state_dict"].items():
         assert torch.equal(cli.model.state_dict()[name], value)
     source = f"--init_from={RUN}/checkpoints/last.ckpt"
-    assert "model.core=" in refused(*first, source, "--model.core.hidden_size=10")
+    assert "model.core=" in refused(*first_run, source, "--model.core.hidden_size=10")
     assert "vocabulary of" in refused("fit", f"--data.path={words_folder}", "--data.tokenizer=char", source)
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "char", "word"])
-def test_a_checkpoint_alone_is_enough(first, tokenizer, words_folder, tmp_path, monkeypatch, capfd):
-    main([*first, f"--data.tokenizer={tokenizer}"])
+def test_a_checkpoint_alone_is_enough(first_run, tokenizer, words_folder, tmp_path, monkeypatch, capfd):
+    main([*first_run, f"--data.tokenizer={tokenizer}"])
     (tmp_path / "alone").mkdir()
     (tmp_path / RUN / "checkpoints" / "last.ckpt").rename(tmp_path / "alone" / "model.ckpt")
     monkeypatch.chdir(tmp_path / "alone")
@@ -292,8 +236,8 @@ def test_a_checkpoint_alone_is_enough(first, tokenizer, words_folder, tmp_path, 
     assert capfd.readouterr().out.startswith("w1 w2")
 
 
-def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(first):
-    main([*first, "--checkpoint.every_n_steps=3"])
+def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(first_run):
+    main([*first_run, "--checkpoint.every_n_steps=3"])
     file = RUN / "checkpoints" / "last.ckpt"
     file.write_bytes(file.read_bytes()[:-500])
     with pytest.warns(UserWarning, match=r"last\.ckpt.*(previous|best)\.ckpt is taken instead"):
@@ -306,7 +250,7 @@ def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(first):
     assert "last.ckpt" in message
 
 
-def test_a_full_disk_does_not_stop_a_run(first, monkeypatch):
+def test_a_full_disk_does_not_stop_a_run(first_run, monkeypatch):
     saved = []
 
     def limited(checkpoint, path):
@@ -322,15 +266,15 @@ def test_a_full_disk_does_not_stop_a_run(first, monkeypatch):
     save = torch.save
     monkeypatch.setattr(torch, "save", limited)
     with pytest.warns(UserWarning, match=r"could not be written \(.*last good checkpoint: .*last\.ckpt"):
-        main([*first, "--checkpoint.every_n_steps=2"])
+        main([*first_run, "--checkpoint.every_n_steps=2"])
     assert max(saved) == last()["global_step"] == 20
     assert not list((RUN / "checkpoints").glob("*.part"))
 
 
-def test_the_number_of_checkpoints_is_bounded(first):
+def test_the_number_of_checkpoints_is_bounded(first_run):
     main(
         [
-            *first,
+            *first_run,
             "--trainer.val_check_interval=1",
             "--checkpoint.save_top_k=3",
             "--checkpoint.every_n_steps=1",
@@ -353,8 +297,8 @@ def test_the_number_of_checkpoints_is_bounded(first):
     assert best[0] == max(float(row["val/accuracy"]) for row in curve() if "val/accuracy" in row)
 
 
-def test_no_flipped_bit_and_no_cut_goes_unseen(first):
-    main(first)
+def test_no_flipped_bit_and_no_cut_goes_unseen(first_run):
+    main(first_run)
     file = RUN / "checkpoints" / "last.ckpt"
     content, whole = file.read_bytes(), last()
     generator = torch.Generator().manual_seed(3)
@@ -391,8 +335,8 @@ class Explosive:
         return os.mkdir, ("exploded",)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(first):
-    main(first)
+def test_a_checkpoint_that_would_run_code_is_refused(first_run):
+    main(first_run)
     file = RUN / "checkpoints" / "last.ckpt"
     torch.save(read_checkpoint(file) | {"extra": Explosive()}, file)
     for arguments in (
@@ -409,10 +353,10 @@ def test_a_checkpoint_that_would_run_code_is_refused(first):
 
 
 @pytest.mark.parametrize("planted", ["core", "optimizer", "callable", "text", "accelerator"])
-def test_a_checkpoint_that_names_a_foreign_class_imports_nothing(first, planted, tmp_path, monkeypatch):
+def test_a_checkpoint_that_names_a_foreign_class_imports_nothing(first_run, planted, tmp_path, monkeypatch):
     (tmp_path / "foreign.py").write_text("import os\nos.mkdir('exploded')\nclass Core: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    main(first)
+    main(first_run)
     file = RUN / "checkpoints" / "last.ckpt"
     checkpoint = read_checkpoint(file)
     entry = {"class_path": "foreign.Core", "init_args": {}}
@@ -485,8 +429,8 @@ def test_a_users_own_core_is_passed_in(words_folder, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
-def test_signals_save_and_stop_or_go_on(first, number, status):
-    arguments = [*first, "--trainer.max_steps=400", "--lr_scheduler.num_steps=400"]
+def test_signals_save_and_stop_or_go_on(first_run, number, status):
+    arguments = [*first_run, "--trainer.max_steps=400", "--lr_scheduler.num_steps=400"]
     script = f"import sys; sys.argv = ['train.py', *{arguments!r}]; from lit_tbptt.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", script], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -506,8 +450,8 @@ def test_signals_save_and_stop_or_go_on(first, number, status):
     assert last()["global_step"] == 400
 
 
-def test_a_changed_tensor_is_named_by_its_checksum(first):
-    main(first)
+def test_a_changed_tensor_is_named_by_its_checksum(first_run):
+    main(first_run)
     file = RUN / "checkpoints" / "last.ckpt"
     with zipfile.ZipFile(file) as archive:
         entry = max(archive.infolist(), key=lambda info: info.file_size)

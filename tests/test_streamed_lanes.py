@@ -3,18 +3,17 @@
 import subprocess
 import sys
 import threading
-from itertools import chain
 
 import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset, interleave_datasets
-from tasks import Letters, as_lists, drawn, stream_of, streamed
+from datasets import Dataset, IterableDataset
+from letters import UNEVEN, Letters, as_lists, drawn, stream_of, streamed
+from side_by_side import SideBySide, joined
+from sources import SOURCES, a_mixture, files
 
 from lit_tbptt import InputError, Ranks, StreamedLanes
 from lit_tbptt.data import document_stream, load_documents
 from lit_tbptt.data.text.tokenizers import ByteTokenizer
-
-UNEVEN = ["ab", "cdefghijklmnop", "", "q", "rs", "ttttttttt", "uvw", "xyz"]
 
 
 def test_a_lane_that_has_run_dry_takes_the_next_document():
@@ -100,53 +99,6 @@ def test_every_pass_of_a_repeated_stream_has_its_own_order():
     assert all(sorted(found) == sorted(passes[0]) for found in passes)
 
 
-class SideBySide:
-    """Lets the lanes of several ranks run side by side, as processes would."""
-
-    def __init__(self, num_ranks):
-        self.values, self.barrier = [None] * num_ranks, threading.Barrier(num_ranks, timeout=20)
-
-    def everyone(self, rank):
-        def everyone(numbers):
-            self.values[rank] = list(numbers)
-            self.barrier.wait()
-            found = list(self.values)
-            self.barrier.wait()
-            return found
-
-        return everyone
-
-    def run(self, make):
-        """Returns what every rank read, the lanes put together again."""
-        found = [None] * len(self.values)
-
-        def one(rank):
-            found[rank] = as_lists(make(rank, self.everyone(rank)))
-
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(found))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return found
-
-
-def joined(per_rank, lanes_per_rank):
-    """Puts the lanes of all ranks below each other."""
-    together = []
-    for windows in zip(*(chain.from_iterable(batches) for batches in per_rank), strict=True):
-        parts = []
-        for part, missing in ((0, None), (1, None), (2, 0), (3, 1)):
-            rows = []
-            for window, lanes in zip(windows, lanes_per_rank, strict=True):
-                given = window[part]
-                shape = [missing] * len(window[0][0]) if part == 3 and window[0] else missing
-                rows += [shape] * len(lanes) if given is None else given
-            parts.append(rows)
-        together.append(tuple(parts))
-    return together
-
-
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_readers", [1, 2, 3, 6])
 @pytest.mark.parametrize("document_reset", [False, True])
@@ -172,48 +124,6 @@ def test_ranks_together_make_the_same_batches(num_ranks, num_readers, document_r
         )
     assert [len(batches) for batches in found] == [len(alone)] * num_ranks
     assert joined(found, shares) == joined([alone], [range(6)])
-
-
-def shards(names):
-    for name in names:
-        for number in range(5):
-            yield {"text": name * (number * 3 % 7), "number": number}
-
-
-def a_generator():
-    return IterableDataset.from_generator(shards, gen_kwargs={"names": list("abcdefg")})
-
-
-def a_mixture():
-    stored = Dataset.from_dict({"text": [letter * 4 for letter in "hijklmnop"]}).to_iterable_dataset(3)
-    mapped = a_generator().map(lambda row: {"text": row["text"] + "z"}, remove_columns=["number"])
-    return interleave_datasets([mapped, stored], probabilities=[0.6, 0.4], seed=7)
-
-
-def files(kind):
-    def write(folder):
-        texts = [chr(97 + i % 26) * (i * i % 19) for i in range(60)]
-        for number in range(4):
-            rows = Dataset.from_dict({"text": texts[number * 15 : (number + 1) * 15]})
-            if kind == "parquet":
-                rows.to_parquet(folder / f"{number}.parquet", batch_size=4)
-            elif kind == "json":
-                rows.to_json(folder / f"{number}.jsonl")
-            else:
-                (folder / f"{number}.txt").write_text("\n".join(rows["text"]) + "\n")
-        return load_documents(str(folder), streaming=True, load_options={"sample_by": "line"} if kind == "text" else {})
-
-    return write
-
-
-SOURCES = {
-    "generator": lambda folder: {"train": a_generator()},
-    "mixture": lambda folder: {"train": a_mixture()},
-    "repeated": lambda folder: {"train": a_generator().repeat(2)},
-    "parquet": files("parquet"),
-    "json": files("json"),
-    "text": files("text"),
-}
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from tasks import SMALL_RUN
+from command_line import SMALL_RUN
 
 from lit_tbptt.cli import LitCLI
 

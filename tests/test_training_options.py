@@ -5,9 +5,8 @@ from fractions import Fraction
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from tasks import Batches, Regression, windows_of
-from test_lit_module import LANES, STEPS, batches, by_hand, fit, pair, same_weights, sequence
-from test_tbptt import TABLE
+from loops import LANES, STEPS, batches, by_hand, fit, pair, same_weights, sequence
+from tasks import EXACT_GRADIENTS, Batches, Regression, windows_of
 from torch import nn
 from torch.testing import assert_close
 
@@ -61,13 +60,13 @@ class Sums(LitTBPTT):
         return torch.optim.SGD(self.parameters(), 0.0)
 
 
-@pytest.mark.parametrize(("k1", "k2"), TABLE)
+@pytest.mark.parametrize(("k1", "k2"), EXACT_GRADIENTS)
 @pytest.mark.parametrize("checkpoint_every", [None, 2])
 def test_the_exact_table_with_a_core_of_ones_own(k1, k2, checkpoint_every):
     kept, ones = Kept(), torch.ones(1, 12, 1, dtype=torch.float64)
     module = Sums(Leaky(), k1=k1, k2=k2, checkpoint_every=checkpoint_every)
     fit(module, Batches(windows_of(ones, ones, k1), 5), max_epochs=1, callbacks=[kept])
-    assert Fraction(kept.gradient.item()) == Fraction(TABLE[k1, k2])
+    assert Fraction(kept.gradient.item()) == Fraction(EXACT_GRADIENTS[k1, k2])
 
 
 def test_the_sum_is_the_mean_times_the_targets():
