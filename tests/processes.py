@@ -1,5 +1,6 @@
 """Runs functions of the tests in several real processes that talk to each other through gloo."""
 
+import inspect
 import os
 import pickle
 import socket
@@ -12,13 +13,13 @@ PROGRAM = """
 import pickle, sys, warnings
 warnings.simplefilter("error", UserWarning)
 warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:3]
 import conftest
 import importlib
-with open(sys.argv[2], "rb") as file:
+with open(sys.argv[3], "rb") as file:
     module, name, args, options = pickle.load(file)
 found = getattr(importlib.import_module(module), name)(*args, **options)
-with open(sys.argv[3], "wb") as file:
+with open(sys.argv[4], "wb") as file:
     pickle.dump(found, file)
 """
 
@@ -39,10 +40,11 @@ def environment(rank, num_ranks, port):
 def together(folder, num_ranks, function, *args, **options):
     """Calls a function of a test module in so many processes, and returns what each returned."""
     port, processes = free_port(), []
+    place = Path(inspect.getfile(function)).parent
     call = folder / "call"
     call.write_bytes(pickle.dumps((function.__module__, function.__name__, args, options)))
     for rank in range(num_ranks):
-        command = [sys.executable, "-c", PROGRAM, TESTS, call, folder / f"found-{rank}"]
+        command = [sys.executable, "-c", PROGRAM, TESTS, place, call, folder / f"found-{rank}"]
         with open(folder / f"log-{rank}", "w") as log:
             processes.append(
                 subprocess.Popen(command, stdout=log, stderr=log, env=environment(rank, num_ranks, port), cwd=folder)

@@ -1,4 +1,4 @@
-"""The floors of the house, and a twin of the guard that shows it can fail."""
+"""The layers of the package, and a twin of the check that shows it can fail."""
 
 import shutil
 import subprocess

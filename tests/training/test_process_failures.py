@@ -13,7 +13,7 @@ import torch
 from command_line import SMALL_RUN
 from letters import strided
 from lightning.pytorch import Callback, Trainer
-from processes import together
+from processes import TESTS, together
 from tasks import Batches, Regression, windows_of
 
 from lit_tbptt import GRU, DivergenceError, InputError, LitLanguageModel, TextLanesDataModule
@@ -21,7 +21,7 @@ from lit_tbptt.cli import main
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.training.callbacks import RunCheckpoint, SignalHandling
 
-TRAIN = Path(__file__).parent.parent / "train.py"
+TRAIN = TESTS.parent / "train.py"
 CHECKPOINTS = Path("runs/default/version_0/checkpoints")
 STEPS = 2000
 
@@ -202,7 +202,7 @@ def test_processes_that_do_not_meet_the_same_stay_together(tmp_path):
 def test_processes_that_are_forked_bring_the_weights_back(tmp_path):
     program = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(TESTS)!r})
 import torch
 from lightning.pytorch import Trainer
 from tasks import Batches, Regression, windows_of

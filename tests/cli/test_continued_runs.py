@@ -424,7 +424,7 @@ def test_a_users_own_core_is_passed_in(words_folder, tmp_path):
     trainer.save_checkpoint("own.ckpt", weights_only=False)
     again = LitLanguageModel.load_from_checkpoint("own.ckpt", core=Doubling(7))
     assert again.generate(["w1"], 9, seed=4) == model.generate(["w1"], 9, seed=4)
-    with pytest.raises(InputError, match=r"its core is a test_runs.Doubling.* pass it as core="):
+    with pytest.raises(InputError, match=r"its core is a test_continued_runs.Doubling.* pass it as core="):
         LitLanguageModel.load_from_checkpoint("own.ckpt")
 
 

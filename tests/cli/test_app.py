@@ -10,7 +10,7 @@ from command_line import SMALL_RUN
 from lit_tbptt import LitLanguageModel
 from lit_tbptt.cli import LitCLI, main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
