@@ -1,3 +1,5 @@
+"""The subcommands, their options, and what they refuse."""
+
 import csv
 import re
 from pathlib import Path
@@ -120,6 +122,19 @@ def test_the_optimizer_and_the_schedule_are_what_is_asked_for(words_folder):
     assert type(cli.model.language_model.core).__name__ == "GRU"
     assert cli.model.language_model.core.num_layers == 2
     assert cli.model.clip_norm == 0.25
+
+
+def test_an_optimizer_that_is_chosen_has_its_own_defaults(first_run):
+    cli = LitCLI([*first_run, "--optimizer=AdamW", "--optimizer.lr=0.01", "--trainer.max_steps=1"])
+    group = cli.trainer.optimizers[0].param_groups[0]
+    assert (group["lr"] > 0, group["betas"], bool(group["fused"])) == (True, (0.9, 0.999), False)
+    cli = LitCLI([*first_run, "--optimizer.lr=0.01", "--trainer.max_steps=1"])
+    assert tuple(cli.trainer.optimizers[0].param_groups[0]["betas"]) == (0.9, 0.99)
+
+
+def test_the_progress_bar_can_be_switched_off(first_run, capfd):
+    main([*first_run, "--trainer.enable_progress_bar=false", "--trainer.max_steps=3"])
+    assert "step/s" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

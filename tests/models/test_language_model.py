@@ -1,12 +1,10 @@
-import math
+"""The recurrent language model: how it generates, and what its options do."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from lit_tbptt import GRU, LSTM, InputError, RecurrentLM
-from lit_tbptt.models.metrics import TokenMetrics, rates, summed_nats
-from lit_tbptt.optim import WarmupCosineLR
 
 
 @pytest.fixture
@@ -77,48 +75,3 @@ def test_dropout_acts_in_training_only():
     assert_close(model(tokens, model.initial_state(3)), model(tokens, model.initial_state(3)))
     with pytest.raises(InputError, match=r"model\.output_dropout=1"):
         RecurrentLM(11, GRU(6), output_dropout=1.0)
-
-
-def test_nats_are_summed_over_scored_targets_and_never_infinite():
-    logits = torch.zeros(2, 3, 4, dtype=torch.float64)
-    logits[0, 0, 1] = 1e4
-    targets = torch.tensor([[1, 0, 0], [0, 0, 0]])
-    assert summed_nats(logits, targets)[0].item() == pytest.approx(5 * math.log(4))
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    nats, count = summed_nats(logits, targets, mask)
-    assert (nats.item(), count.item()) == (pytest.approx(2 * math.log(4)), 3)
-    assert summed_nats(logits, torch.zeros_like(targets))[0].item() == pytest.approx(1e4 + 5 * math.log(4))
-
-
-def test_metrics_do_not_depend_on_how_the_targets_are_cut():
-    logits, targets = torch.randn(3, 13, 11, dtype=torch.float64), torch.randint(11, (3, 13))
-    mask = torch.rand(3, 13) < 0.7
-    whole, parts = TokenMetrics(), TokenMetrics()
-    whole.update(logits, targets, mask)
-    for start in range(0, 13, 4):
-        some = slice(start, start + 4)
-        parts.update(logits[:, some], targets[:, some], mask[:, some])
-    for name, value in whole.compute().items():
-        assert_close(parts.compute()[name], value, rtol=0, atol=1e-12)
-    assert whole.compute()["accuracy"] == (logits.argmax(-1) == targets)[mask].float().mean()
-
-
-def test_rates_in_the_units_people_quote():
-    assert rates(math.log(8), 2.0) == pytest.approx(
-        {"nats_per_token": math.log(8), "perplexity": 8.0, "bits_per_byte": 1.5}
-    )
-    assert "bits_per_byte" not in rates(1.0)
-
-
-def test_warmup_then_cosine():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = WarmupCosineLR(optimizer, warmup_steps=3, num_steps=11, final_ratio=0.1)
-    found = []
-    for _ in range(13):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    expected = [0.5, 1.0, 1.5] + [
-        2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(step, 8) / 8))) for step in range(10)
-    ]
-    assert found == pytest.approx(expected)

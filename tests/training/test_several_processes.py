@@ -3,7 +3,6 @@
 import json
 from itertools import chain
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -12,11 +11,8 @@ from processes import together
 from tasks import Batches, Regression, windows_of
 from torch.optim import SGD
 
-from lit_tbptt import GRU, Carry, InputError, LitLanguageModel, Ranks, TextLanesDataModule, Window
-from lit_tbptt.data.summary import reading_cost
-from lit_tbptt.ranks import Agreement
+from lit_tbptt import GRU, InputError, LitLanguageModel, TextLanesDataModule
 from lit_tbptt.training.callbacks import GradientHorizon, RunCheckpoint
-from lit_tbptt.training.position import Position
 
 LANES, K1, STEPS = 6, 5, 50
 TEXTS = ["".join(chr(97 + (i * j) % 23) for j in range(i * i % 41)) for i in range(60)]
@@ -217,98 +213,6 @@ def with_too_few_lanes(folder, corpus):
 
 def test_a_process_without_a_lane_is_refused(tmp_path):
     assert together(tmp_path, 2, with_too_few_lanes, tmp_path, write_corpus(tmp_path)) == [True, True]
-
-
-@pytest.mark.parametrize(
-    ("num_lanes", "num_ranks", "expected"),
-    [
-        (6, 1, [(0, 6)]),
-        (6, 3, [(0, 2), (2, 4), (4, 6)]),
-        (8, 3, [(0, 3), (3, 6), (6, 8)]),
-        (7, 4, [(0, 2), (2, 4), (4, 6), (6, 7)]),
-        (2, 3, [(0, 1), (1, 2), (2, 2)]),
-    ],
-)
-def test_the_lanes_of_a_process(num_lanes, num_ranks, expected):
-    shares = [Ranks(rank, num_ranks).share(num_lanes) for rank in range(num_ranks)]
-    assert shares == [range(*ends) for ends in expected]
-
-
-def context_of(lanes, resets):
-    """A context of 7 tokens, lane i holding 10 i, 10 i + 1, ..., cut where a lane starts afresh."""
-    whole = Window(*[torch.stack([torch.arange(10 * lane, 10 * lane + 7) for lane in lanes])] * 2)
-    pieces, done = [], 0
-    for at, fresh in resets:
-        piece, whole = whole.split(at - done)
-        pieces.append(piece)
-        whole, done = whole.with_reset(torch.tensor([lane in fresh for lane in lanes])), at
-    return (*pieces, whole)
-
-
-def test_a_carry_is_put_together_by_lane():
-    def initial_state(num_lanes):
-        return {"h": torch.zeros(num_lanes, 3), "c": torch.zeros(num_lanes, 2, 5)}
-
-    def carry(lanes, resets):
-        state = {
-            "h": torch.stack([torch.full((3,), float(lane)) for lane in lanes]),
-            "c": torch.stack([torch.full((2, 5), -float(lane)) for lane in lanes]),
-        }
-        return Carry(state, context_of(lanes, resets))
-
-    # Two lanes, one, and three; in the first and the last process a lane starts afresh inside the context.
-    shares = [range(2), range(2, 3), range(3, 6)]
-    parts = [carry(shares[0], [(4, {1})]), carry(shares[1], []), carry(shares[2], [(1, {3, 5}), (4, {4})])]
-    described = [part.describe() for part in parts]
-
-    def picked(lanes):
-        return Carry.from_descriptions(described, lambda num_lanes: lanes, initial_state, torch.device("cpu"))
-
-    def plain(carry):
-        context = [tuple(None if part is None else part.tolist() for part in window) for window in carry.context]
-        return {name: leaf.tolist() for name, leaf in carry.state.items()}, context
-
-    for share, part in zip(shares, parts, strict=True):
-        assert plain(picked(share)) == plain(part)
-    assert plain(picked(range(6))) == plain(carry(range(6), [(1, {3, 5}), (4, {1, 4})]))
-    assert plain(picked(range(1, 4))) == plain(carry(range(1, 4), [(1, {3}), (4, {1})]))
-    # A part of what one process had keeps the cuts of all of its lanes.
-    assert plain(picked(range(4, 6))) == plain(carry(range(4, 6), [(1, {5}), (4, {4})]))
-
-
-def test_a_position_is_united_key_by_key():
-    parts = [
-        {"window": 3, "groups": {0: {"reader": [7], "rests": {0: np.arange(2), 1: np.arange(3)}}}},
-        {"window": 3, "groups": {0: {"reader": [7], "rests": {2: np.arange(4)}}, 1: {"reader": [9], "rests": {}}}},
-    ]
-    found = Position(step=5).of_all(parts).data
-    assert found["window"] == 3
-    assert {lane: rest.tolist() for lane, rest in found["groups"][0]["rests"].items()} == {
-        0: [0, 1],
-        1: [0, 1, 2],
-        2: [0, 1, 2, 3],
-    }
-    assert found["groups"][1] == {"reader": [9], "rests": {}}
-    assert Position().of_all([None, None]).data is None
-
-
-@pytest.mark.parametrize(
-    ("num_readers", "num_ranks", "times"), [(1, 1, None), (2, 2, None), (6, 2, None), (1, 3, "3.0"), (2, 3, "2.0")]
-)
-def test_the_cost_of_readers_that_processes_share_is_told(num_readers, num_ranks, times):
-    cost = reading_cost(num_readers, [Ranks(rank, num_ranks).share(6) for rank in range(num_ranks)])
-    assert cost == [] if times is None else f"read the stream {times} times" in cost[0]
-
-
-def test_a_wish_is_granted_at_the_next_boundary_and_once():
-    agreement = Agreement(Ranks())
-    agreement.wish("save")
-    assert agreement.exchange(torch.tensor(2.0), 7) == (2.0, 7)
-    agreement.wish("SIGTERM")
-    agreement.settle()
-    assert agreement.granted == {"save", "SIGTERM"}
-    agreement.settle()
-    assert not agreement.granted
 
 
 class NeverOfNothing(Regression):

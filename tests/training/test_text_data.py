@@ -1,7 +1,8 @@
+"""The data module: the lanes that its settings make of a corpus, and the settings that it refuses."""
+
 import json
 import re
 
-import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
@@ -9,54 +10,7 @@ from letters import corpus
 from lightning.pytorch import Trainer
 
 from lit_tbptt import LSTM, InputError, LitLanguageModel, TextLanesDataModule
-from lit_tbptt.data.text import token_file as module
-from lit_tbptt.data.text.documents import load_documents
-from lit_tbptt.data.text.token_file import token_file
-from lit_tbptt.data.text.tokenizers import ByteTokenizer, make_tokenizer
-
-
-def test_a_token_file_holds_every_document_and_its_end(tmp_path):
-    file = token_file(corpus("ab", "", "é"), ByteTokenizer(), tmp_path, "train")
-    assert file.ids.tolist() == [97, 98, 256, 195, 169, 256]
-    assert file.document_ends.tolist() == [3, 6]
-    assert (file.num_documents, file.num_empty, file.num_tokens, file.num_bytes) == (2, 1, 6, 4)
-    assert (file.dtype, file.bytes_per_token) == ("uint16", 4 / 6)
-
-
-def test_it_is_built_once_and_again_when_data_or_tokenizer_change(tmp_path, monkeypatch):
-    built = []
-    write = module._write
-    monkeypatch.setattr(module, "_write", lambda *args: built.append(args) or write(*args))
-    first = token_file(corpus("abc"), ByteTokenizer(), tmp_path, "train")
-    assert token_file(corpus("abc"), ByteTokenizer(), tmp_path, "train") == first
-    assert len(built) == 1
-    assert token_file(corpus("abd"), ByteTokenizer(), tmp_path, "train").content != first.content
-    token_file(corpus("abc"), make_tokenizer("char", ["abc"]), tmp_path, "train")
-    assert len(built) == 3
-
-
-def test_a_changed_text_file_is_read_again(tmp_path):
-    book = tmp_path / "book.txt"
-    contents = []
-    for text in ("first", "second"):
-        book.write_text(text)
-        documents = load_documents(str(book), val_fraction=0)["train"]
-        contents.append(token_file(documents, ByteTokenizer(), tmp_path / "cache", "train").num_tokens)
-    assert contents == [6, 7]
-
-
-def test_a_build_that_is_cut_off_is_never_found(tmp_path, monkeypatch):
-    class Dying(ByteTokenizer):
-        def encode(self, texts):
-            if "b" in texts:
-                raise KeyboardInterrupt
-            return super().encode(texts)
-
-    documents = corpus("a" * 5_000_000, "b")
-    with pytest.raises(KeyboardInterrupt):
-        token_file(documents, Dying(), tmp_path, "train")
-    assert not list(tmp_path.iterdir())
-    assert token_file(documents, ByteTokenizer(), tmp_path, "train").num_tokens == 5_000_003
+from lit_tbptt.data.text.tokenizers import ByteTokenizer
 
 
 def test_the_datamodule_gives_windows_of_every_split(words_folder, tmp_path):
@@ -117,10 +71,6 @@ def test_an_empty_corpus_and_too_few_tokens_are_refused(tmp_path):
         TextLanesDataModule(few, num_lanes=8).setup("fit")
     with pytest.raises(InputError, match=r"data\.eval_num_lanes=16: the validation split has 3 tokens"):
         TextLanesDataModule(few, num_lanes=7).setup("fit")
-
-
-def test_ids_are_mapped_and_not_read(tmp_path):
-    assert isinstance(token_file(corpus("abc"), ByteTokenizer(), tmp_path, "train").ids, np.memmap)
 
 
 def small(**options):

@@ -1,19 +1,13 @@
-"""Streamed lanes: what lies where, at the ends, with resets, over ranks, and after a resume."""
-
-import subprocess
-import sys
-import threading
+"""Streamed lanes: what lies where, at the ends, with resets, and over ranks."""
 
 import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset
 from letters import UNEVEN, Letters, as_lists, drawn, stream_of, streamed
 from side_by_side import SideBySide, joined
-from sources import SOURCES, a_mixture, files
 
 from lit_tbptt import InputError, Ranks, StreamedLanes
 from lit_tbptt.data import document_stream, load_documents
-from lit_tbptt.data.text.tokenizers import ByteTokenizer
 
 
 def test_a_lane_that_has_run_dry_takes_the_next_document():
@@ -126,40 +120,6 @@ def test_ranks_together_make_the_same_batches(num_ranks, num_readers, document_r
     assert joined(found, shares) == joined([alone], [range(6)])
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("options", [{}, {"document_reset": True, "shuffle_seed": 5}, {"repeat": True}])
-def test_lanes_begin_at_any_batch(source, options, tmp_path):
-    documents = SOURCES[source](tmp_path)["train"].select_columns(["text"])
-    stream = document_stream(documents, "train")
-    num_readers = 1 if source == "mixture" else 2
-
-    def lanes():
-        made = StreamedLanes(stream, ByteTokenizer(), 2, 5, 2, num_readers=num_readers, **options)
-        made.set_epoch(2)
-        return made
-
-    def some(made):
-        return [batch for batch, _ in zip(made, range(20), strict=False)]
-
-    whole = some(lanes())
-    assert len(whole) > 4
-    for number, batch in enumerate(whole):
-        for skip in (0, 1):
-            again = lanes()
-            again.load_state_dict({"position": batch.position, "skip": skip, "epoch": 2})
-            expected = as_lists(whole[number + skip :])
-            assert as_lists(some(again))[: len(expected)] == expected, (number, skip)
-
-
-def test_row_counts_go_on_after_a_resume():
-    lanes = streamed(UNEVEN * 3, 2, 4)
-    whole = [(batch.position, lanes.num_documents, lanes.num_empty, lanes.bytes_per_token) for batch in lanes]
-    again = streamed(UNEVEN * 3, 2, 4)
-    again.load_state_dict({"position": whole[3][0], "skip": 0, "epoch": 0})
-    next(iter(again))
-    assert (again.num_documents, again.num_empty, again.bytes_per_token) == whole[3][1:]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -194,55 +154,3 @@ class Silent(Letters):
 def test_a_stream_without_tokens_is_not_repeated_for_ever():
     with pytest.raises(InputError, match="the train split has no text"):
         list(StreamedLanes(stream_of(["a", "b"]), Silent(), 2, 3, repeat=True))
-
-
-def test_a_text_that_is_no_utf8_is_named():
-    rows = IterableDataset.from_generator(lambda: iter([{"text": "abc"}, {"text": "a\ud800"}]))
-    with pytest.raises(InputError, match=r"one of the 2 rows after row 0 of reader 0 of the train split: .*surrogates"):
-        list(StreamedLanes(document_stream(rows, "train"), ByteTokenizer(), 2, 3))
-
-
-def test_a_process_ends_while_its_stream_is_read(tmp_path):
-    """A thread that is stopped inside of a library would abort the process."""
-    files("parquet")(tmp_path)
-    program = f"""
-from lit_tbptt import StreamedLanes
-from lit_tbptt.data import document_stream, load_documents
-from lit_tbptt.data.text.tokenizers import ByteTokenizer
-stream = document_stream(load_documents({str(tmp_path)!r}, streaming=True)["train"], "train")
-batches = iter(StreamedLanes(stream, ByteTokenizer(), 4, 8, 4, repeat=True, num_readers=2))
-print(len([next(batches) for _ in range(7)]))
-"""
-    for _ in range(3):
-        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        assert (ended.returncode, ended.stdout) == (0, "7\n"), ended.stderr
-
-
-def test_a_shuffle_buffer_is_refused():
-    with pytest.raises(InputError, match=r"IterableDataset\.shuffle, whose buffer is lost when a run is resumed"):
-        document_stream(a_mixture().shuffle(seed=1, buffer_size=10).select_columns(["text"]), "train")
-
-
-@pytest.mark.parametrize("value", [None, 7])
-def test_a_row_without_text_is_named(value):
-    def rows():
-        for number in range(1100):  # in two reads
-            yield {"body": value if number == 1066 else "abc"}
-
-    stream = document_stream(IterableDataset.from_generator(rows).select_columns(["body"]), "train")
-    with pytest.raises(InputError, match=rf"row 1066 of reader 0 of the train split: its column 'body' holds {value}"):
-        list(StreamedLanes(stream, Letters(), 2, 3))
-
-
-def test_a_reader_ends_with_its_iterator():
-    def running():
-        return [thread for thread in threading.enumerate() if thread.name == "lit_tbptt reader"]
-
-    before = running()
-    batches = iter(streamed(UNEVEN, 2, 3, repeat=True))
-    next(batches)
-    assert len(running()) == len(before) + 1
-    batches.close()
-    for thread in running():
-        thread.join(5)
-    assert running() == before
