@@ -1,3 +1,5 @@
+"""What every core promises, those of the package and a user's own."""
+
 import pytest
 import torch
 from tasks import Leaky

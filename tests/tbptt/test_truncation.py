@@ -1,3 +1,5 @@
+"""Truncated gradients as exact fractions, where lanes start afresh, and what truncations are refused."""
+
 from fractions import Fraction
 from itertools import pairwise
 

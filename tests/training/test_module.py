@@ -1,3 +1,5 @@
+"""Training through the Trainer equals a loop written out: steps, schedules, validation, precision, checkpoints."""
+
 import math
 
 import pytest

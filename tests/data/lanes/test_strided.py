@@ -1,3 +1,5 @@
+"""Strided lanes: what lies where, at the ends, with documents, and from any batch on."""
+
 from itertools import pairwise
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Documents from everywhere: what is read, how it is divided, and what is refused."""
+
 import pytest
 from datasets import Dataset, DatasetDict
 

@@ -1,3 +1,5 @@
+"""Tokenizers: ids there and back, descriptions, and what is refused."""
+
 import json
 
 import pytest
