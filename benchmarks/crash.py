@@ -23,7 +23,9 @@ from pathlib import Path
 
 import torch
 
+from lit_tbptt import RunFolder
 from lit_tbptt.files.checkpoint import read_checkpoint
+from lit_tbptt.files.schema import run_state
 
 STEPS = 160
 RUN = Path("runs/default/version_0")
@@ -90,14 +92,15 @@ def equal(a, b) -> bool:
 
 
 def end_of(folder: Path) -> list:
-    found = read_checkpoint(folder / RUN / "checkpoints" / "last.ckpt")
-    for row in found["tbptt"]["log"]["rows"]:
+    found = read_checkpoint(RunFolder(folder / RUN).last)
+    saved = {key: value for key, value in run_state(found).items() if key != "settings"}
+    for row in saved["log"]["rows"]:
         row.pop("train/tokens_per_second", None)
-    with open(folder / RUN / "metrics.csv", newline="") as file:
+    with open(RunFolder(folder / RUN).metrics, newline="") as file:
         # What is not a function of the data: the clock, and the test at the run's end.
         rows = [{k: v for k, v in row.items() if v and k != "train/tokens_per_second"} for row in csv.DictReader(file)]
     rows = [row for row in rows if int(row["step"]) < STEPS]
-    return [found["state_dict"], found["optimizer_states"], found["lr_schedulers"], found["tbptt"], rows]
+    return [found["state_dict"], found["optimizer_states"], found["lr_schedulers"], saved, rows]
 
 
 def run(folder: Path, command: list[str]) -> None:

@@ -30,7 +30,7 @@ def status(key: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
-def step_memory(k1: int, k2: int, checkpoint_every: int | None, num_lanes: int) -> float:
+def step_memory(k1: int, k2: int, recompute_every: int | None, num_lanes: int) -> float:
     """Trains three full windows, after those that fill the context, and returns their peak."""
     from horizon_time import Training
 
@@ -40,13 +40,14 @@ def step_memory(k1: int, k2: int, checkpoint_every: int | None, num_lanes: int) 
         return (Window(*torch.randint(256, (2, num_lanes, num_steps))) for _ in range(number))
 
     torch.set_flush_denormal(True)
-    training = Training(k1, k2, checkpoint_every)
+    training = Training(k1, k2, recompute_every)
     training.seconds(windows(1, 8))  # the optimizer's state is there now
     training.carry, before = None, status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     with torch.no_grad():
         for window in windows((k2 - k1) // k1, k1):
-            _, _, training.carry = training.truncation(training.task, window, training.carry)
+            cost = training.truncation(training.task, window, training.carry)
+            training.carry = cost.carry.detach()
     training.seconds(windows(3, k1))
     return status("VmHWM") - before
 
@@ -103,7 +104,7 @@ def measured(function: str, *arguments: object) -> float:
 
 def main(plot: Path | None = None) -> None:
     """Measures everything, prints the tables and draws the plot."""
-    print("| k2 | all kept: MB | checkpoint_every 64: MB |\n|---|---|---|")
+    print("| k2 | all kept: MB | recompute_every 64: MB |\n|---|---|---|")
     kept, recomputed = [], []
     for k2 in HORIZONS:
         kept.append(measured("step_memory", 64, k2, None, 16))
@@ -111,7 +112,7 @@ def main(plot: Path | None = None) -> None:
         print(f"| {k2} | {kept[-1]:.0f} | {recomputed[-1]:.0f} |", flush=True)
     print("\n| full BPTT, 100,000 steps | MB |\n|---|---|")
     print(f"| all kept | {measured('step_memory', 100_000, 100_000, None, 4):.0f} |", flush=True)
-    print(f"| checkpoint_every 316 | {measured('step_memory', 100_000, 100_000, 316, 4):.0f} |", flush=True)
+    print(f"| recompute_every 316 | {measured('step_memory', 100_000, 100_000, 316, 4):.0f} |", flush=True)
     print("\n| corpus MB | tokenizing: MB | training: MB |\n|---|---|---|")
     corpora = []
     for megabytes in CORPORA:
@@ -129,7 +130,7 @@ def draw(path: Path, kept: list, recomputed: list, corpora: list) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.loglog(HORIZONS, kept, "o-", label="all kept")
-    left.loglog(HORIZONS, recomputed, "s-", label="checkpoint_every=64")
+    left.loglog(HORIZONS, recomputed, "s-", label="recompute_every=64")
     left.set(xlabel="horizon k2 (k1 = 64)", ylabel="peak MB of a step", title="against the horizon")
     left.legend()
     for stage, mark in enumerate(("o-", "s-")):

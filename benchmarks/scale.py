@@ -25,9 +25,8 @@ import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 
-from lit_tbptt import LSTM, LitLanguageModel, StridedLanes, TextLanesDataModule
+from lit_tbptt import LSTM, LitLanguageModel, RunCheckpoint, StridedLanes, TextLanesDataModule
 from lit_tbptt.data import make_tokenizer
-from lit_tbptt.training.callbacks import RunCheckpoint
 
 LANES, K1, WINDOWS = 16, 64, 8
 
@@ -76,7 +75,7 @@ def train(data: LightningDataModule, folder: str, max_steps: int, ckpt_path: str
         default_root_dir=folder,
         callbacks=[first, RunCheckpoint(save_top_k=0)],
     )
-    model = LitLanguageModel(LSTM(256), K1)
+    model = LitLanguageModel(LSTM(256), k1=K1)
     start = time.perf_counter()
     trainer.fit(model, data, ckpt_path=ckpt_path)
     return trainer, {"seconds": first.at - start, "resident": first.resident}
@@ -124,7 +123,7 @@ def worker(corpus: str, folder: str, num_readers: int) -> None:
         for _ in range(200):
             start = time.perf_counter()
             agreement.exchange(torch.zeros(()), 1)
-            agreement.settle()
+            agreement.sync()
             times.append(time.perf_counter() - start)
         before = proc("io", "rchar")
         for _ in data.train_dataloader():

@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 
 from lit_tbptt import LSTM, Batch, LitTBPTT, Window
-from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt import State
 
 LOWEST, KEYS = 21, 88
 

@@ -1,4 +1,4 @@
-"""The exceptions this package raises for what a user can mend."""
+"""The exceptions this package raises for what a user can correct."""
 
 
 class InputError(ValueError):

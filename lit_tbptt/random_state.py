@@ -26,7 +26,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"][0].cpu())
 
 
-def part_random_states(rank: int) -> None:
+def separate_generators(rank: int) -> None:
     """Gives each process but the first generators of its own, which follow from where they all stand.
 
     Lightning seeds all processes alike, so that every one would draw the dropout masks of the first.

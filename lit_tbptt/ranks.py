@@ -1,4 +1,4 @@
-"""The processes of a run: which lanes each has, and what they tell each other. Plain torch.distributed."""
+"""The ranks of a run: which lanes each process has, and what they agree on once a window. Plain torch.distributed."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -6,45 +6,46 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
 
-WISHES = ("save", "SIGTERM", "SIGINT")
-"""What a process may wish for at a window boundary."""
+REQUESTS = ("save", "SIGTERM", "SIGINT")
+"""What a process may ask for at a step boundary."""
 
 
-class Ranks(NamedTuple):
-    """One process among those of a run. What it does together with the others, all must do, in the same order.
+class Rank(NamedTuple):
+    """One process among those of a run. Its methods are collective: all ranks call them, in the same order.
 
     Attributes:
-        rank: Its number, from 0.
+        number: Its number, from 0.
         num_ranks: How many there are.
     """
 
-    rank: int = 0
+    number: int = 0
     num_ranks: int = 1
 
     def share(self, num_lanes: int) -> range:
-        """Returns the lanes of this process: neighbours, in order, and as evenly as it goes."""
+        """Returns the lanes of this rank: neighbours, in order, and as evenly as possible."""
         least, more = divmod(num_lanes, self.num_ranks)
-        start = self.rank * least + min(self.rank, more)
-        return range(start, start + least + (self.rank < more))
+        start = self.number * least + min(self.number, more)
+        return range(start, start + least + (self.number < more))
 
     def gather(self, value: Any) -> list[Any]:
-        """Brings what every process gives, tensors and plain values, to process 0; the others get their own alone."""
+        """Gathers values, tensors and plain ones, on rank 0; the other ranks get only their own."""
         if self.num_ranks == 1:
             return [value]
-        found = [None] * self.num_ranks if self.rank == 0 else None
-        dist.gather_object(value, found, group=_on_cpu(dist.group.WORLD))
-        return [value] if found is None else found
+        values = [None] * self.num_ranks if self.number == 0 else None
+        dist.gather_object(value, values, group=_on_cpu(dist.group.WORLD))
+        return [value] if values is None else values
 
-    def everyone(self, numbers: Sequence[int]) -> list[list[int]]:
-        """Returns the numbers that every process gives, in the order of the processes."""
+    def all_gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Returns the numbers of every rank, in the order of the ranks."""
         if self.num_ranks == 1:
             return [list(numbers)]
-        given = torch.tensor(numbers)
-        found = [torch.empty_like(given) for _ in range(self.num_ranks)]
-        dist.all_gather(found, given, group=_on_cpu(dist.group.WORLD))
-        return [row.tolist() for row in found]
+        ours = torch.tensor(numbers)
+        rows = [torch.empty_like(ours) for _ in range(self.num_ranks)]
+        dist.all_gather(rows, ours, group=_on_cpu(dist.group.WORLD))
+        return [row.tolist() for row in rows]
 
 
 @lru_cache(maxsize=1)
@@ -54,52 +55,52 @@ def _on_cpu(world: Any) -> Any:
 
 
 class Agreement:
-    """What the processes tell each other once a window, in one all-reduce of five numbers.
+    """What the ranks tell each other once a window, in one all-reduce of five numbers.
 
-    That is the window's loss, its targets, and what each process wishes to be done at a window boundary. A wish of any
-    of them is granted to all at the same boundary, so that they save, stop and go on together.
+    These are the window's loss, its targets, and what each rank requests for the next step boundary. A request of any
+    rank is agreed on by all at the same boundary, so that they save, stop and go on together.
 
     Args:
-        ranks: The processes.
+        num_ranks: How many ranks there are.
 
     Attributes:
-        granted: The wishes that are granted at the present boundary.
+        agreed: The requests that are carried out at the present boundary.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.num_ranks = ranks.num_ranks
-        self.granted: frozenset[str] = frozenset()
-        self._wishes: set[str] = set()
-        self._told: Tensor | None = None
+    def __init__(self, num_ranks: int = 1) -> None:
+        self.num_ranks = num_ranks
+        self.agreed: frozenset[str] = frozenset()
+        self._requests: set[str] = set()
+        self._sums: Tensor | None = None
         self._event: Any = None
 
-    def wish(self, name: str) -> None:
-        """Asks for one of WISHES. A signal handler may call it."""
-        self._wishes.add(name)
+    def request(self, name: str) -> None:
+        """Asks for one of REQUESTS. A signal handler may call it."""
+        self._requests.add(name)
 
-    def exchange(self, loss: Tensor, num_targets: Tensor | int) -> tuple[Tensor, Tensor | int]:
-        """Returns the summed loss and the number of targets of all processes together."""
+    def exchange(self, loss: Float[Tensor, ""], num_targets: Tensor | int) -> tuple[Float[Tensor, ""], Tensor | int]:
+        """Returns the summed loss and the number of targets of all ranks together."""
         loss = loss.detach()
         if self.num_ranks == 1:
             return loss, num_targets
-        wishes = torch.tensor([name in self._wishes for name in WISHES], dtype=torch.float64, device=loss.device)
-        told = torch.cat([loss.double()[None], torch.as_tensor(num_targets).to(wishes)[None], wishes])
-        dist.all_reduce(told)
+        votes = torch.tensor([name in self._requests for name in REQUESTS], dtype=torch.float64, device=loss.device)
+        sums = torch.cat([loss.double()[None], torch.as_tensor(num_targets).to(votes)[None], votes])
+        dist.all_reduce(sums)
         # Read at the boundary, when a GPU has long done this and is busy with the backward pass.
-        self._told = told.to("cpu", non_blocking=True)
-        if told.is_cuda:
+        self._sums = sums.to("cpu", non_blocking=True)
+        if sums.is_cuda:
             self._event = torch.cuda.Event()
             self._event.record()
-        return told[0], told[1]
+        return sums[0], sums[1]
 
-    def settle(self) -> None:
-        """Grants what was wished for before the last exchange. To be called once a boundary."""
-        granted = set(self._wishes)
+    def sync(self) -> None:
+        """Agrees on what was requested before the last exchange. To be called once a boundary."""
+        agreed = set(self._requests)
         if self.num_ranks > 1:
             if self._event is not None:
                 self._event.synchronize()
-            votes = [0.0] * len(WISHES) if self._told is None else self._told[2:].tolist()
-            granted = {name for name, vote in zip(WISHES, votes, strict=True) if vote}
-            self._told = None
-        self._wishes -= granted
-        self.granted = frozenset(granted)
+            votes = [0.0] * len(REQUESTS) if self._sums is None else self._sums[2:].tolist()
+            agreed = {name for name, vote in zip(REQUESTS, votes, strict=True) if vote}
+            self._sums = None
+        self._requests -= agreed
+        self.agreed = frozenset(agreed)

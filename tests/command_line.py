@@ -59,9 +59,9 @@ def last():
 
 
 def equal(found, expected):
-    assert found["tbptt"]["position"] == expected["tbptt"]["position"]
+    assert found["lit_tbptt"]["position"] == expected["lit_tbptt"]["position"]
     for name, value in expected["state_dict"].items():
         assert torch.equal(found["state_dict"][name], value)
-    states = ([process["carry"]["state"] for process in run["tbptt"]["processes"]] for run in (found, expected))
+    states = ([process["carry"]["state"] for process in run["lit_tbptt"]["ranks"]] for run in (found, expected))
     for mine, other in zip(*map(chain.from_iterable, states), strict=True):
         assert torch.equal(mine, other)

@@ -1,4 +1,6 @@
 import os
+import random
+import sys
 import tempfile
 
 # Before anything imports datasets: no test reaches the Hub, none touches the user's caches.
@@ -7,10 +9,18 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="lit_tbptt_tests_")
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # as the command line does
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
-from jaxtyping import install_import_hook
+# beartype takes random.getrandbits when it is imported, to choose the items of containers that it looks at. The state
+# of Python's global generator is what tests compare, so beartype gets a generator of its own.
+assert "beartype" not in sys.modules
+of_python, random.getrandbits = random.getrandbits, random.Random(1).getrandbits
+from beartype import beartype  # noqa: E402
 
-# The modules whose arguments are tensors: their shapes are checked in every test.
-install_import_hook([f"lit_tbptt.{name}" for name in ("cores", "models", "tbptt.state")], "beartype.beartype")
+random.getrandbits = of_python
+
+from jaxtyping import install_import_hook, jaxtyped  # noqa: E402
+
+# The modules whose arguments are tensors: their types and shapes are checked in every test.
+install_import_hook([f"lit_tbptt.{name}" for name in ("cores", "models", "tbptt", "ranks")], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -19,7 +29,14 @@ pytest.register_assert_rewrite("command_line", "resuming")  # they assert for th
 
 from command_line import FIRST_RUN  # noqa: E402
 
+from lit_tbptt import Batch, Carry, TruncatedLoss, Window, WindowLoss  # noqa: E402
+from lit_tbptt.tbptt.update import RunLoss, Updated  # noqa: E402
+
 torch.set_num_threads(1)
+
+# The hook passes over named tuples, whose constructors are made by typing.
+for checked in (Batch, Carry, RunLoss, TruncatedLoss, Updated, Window, WindowLoss):
+    checked.__new__ = jaxtyped(typechecker=beartype)(checked.__new__)
 
 
 @pytest.fixture(autouse=True)

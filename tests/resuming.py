@@ -6,10 +6,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lit_tbptt import GRU, LitLanguageModel, StridedLanes, WarmupCosineLR
+from lit_tbptt import GRU, LitLanguageModel, RunCheckpoint, RunFolder, StridedLanes, WarmupCosineLR, run_loggers
 from lit_tbptt.data.text.tokenizers import CharTokenizer
-from lit_tbptt.training.callbacks import RunCheckpoint
-from lit_tbptt.training.loggers import run_loggers
 
 LANES, K1, TOKENS, EPOCHS = 3, 4, 3 * 25, 2
 WINDOWS = 7  # of 4, 4, 4, 4, 4, 4 and 1 tokens
@@ -38,15 +36,15 @@ class Steps(Callback):
     def __init__(self):
         self.run, self.validated = [], []
 
-    def on_window_end(self, trainer, module, window):
+    def on_step_end(self, trainer, module):
         self.run.append(trainer.global_step)
 
 
 def build(schedule, k2, **training):
     module = LitLanguageModel(
         GRU(6, 2, dropout=0.3, learned_initial_state=True),
-        K1,
-        k2,
+        k1=K1,
+        k2=k2,
         clip_norm=0.5,
         output_dropout=0.2,
         lr_scheduler=schedule,
@@ -73,7 +71,7 @@ def fit_text(
         seed_everything(1, verbose=False)
     else:
         seed_everything(random.randrange(99), verbose=False)
-    saved = None if resume is None else torch.load(resume, weights_only=True)["tbptt"]
+    saved = None if resume is None else torch.load(resume, weights_only=True)["lit_tbptt"]
     steps, (train, validation), module = Steps(), data(windows_per_batch), build(schedule, k2, **training)
     trainer = Trainer(
         max_epochs=EPOCHS,
@@ -85,7 +83,7 @@ def fit_text(
         log_every_n_steps=3,
         val_check_interval=val or 1.0,
         check_val_every_n_epoch=None if isinstance(val, int) and val else 1,
-        logger=run_loggers(folder, *((saved["position"]["step"], saved["log"]["tokens"]) if saved else ())),
+        logger=run_loggers(RunFolder(folder), *((saved["position"]["step"], saved["log"]["tokens"]) if saved else ())),
         callbacks=[steps, RunCheckpoint(), *callbacks],
     )
     trainer.fit(module, train, validation if val else None, ckpt_path=resume)

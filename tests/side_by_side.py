@@ -12,22 +12,22 @@ class SideBySide:
     def __init__(self, num_ranks):
         self.values, self.barrier = [None] * num_ranks, threading.Barrier(num_ranks, timeout=20)
 
-    def everyone(self, rank):
-        def everyone(numbers):
+    def all_gather(self, rank):
+        def all_gather(numbers):
             self.values[rank] = list(numbers)
             self.barrier.wait()
             found = list(self.values)
             self.barrier.wait()
             return found
 
-        return everyone
+        return all_gather
 
     def run(self, make):
         """Returns what every rank read, the lanes put together again."""
         found = [None] * len(self.values)
 
         def one(rank):
-            found[rank] = as_lists(make(rank, self.everyone(rank)))
+            found[rank] = as_lists(make(rank, self.all_gather(rank)))
 
         threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(found))]
         for thread in threads:

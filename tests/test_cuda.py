@@ -9,9 +9,8 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from processes import together
 from torch.testing import assert_close
 
-from lit_tbptt import GRU, LSTM, RNN, LitLanguageModel
+from lit_tbptt import GRU, LSTM, RNN, LitLanguageModel, RunCheckpoint
 from lit_tbptt.data.text.tokenizers import CharTokenizer
-from lit_tbptt.training.callbacks import RunCheckpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -24,13 +23,13 @@ class Norms(Callback):
     def __init__(self):
         self.norms = []
 
-    def on_window_end(self, trainer, module, window):
+    def on_step_end(self, trainer, module):
         self.norms.append(torch.stack([part.grad.norm() for part in module.parameters()]).norm().item())
 
 
 def fit(folder, precision="32-true", max_steps=20, resume=None, devices=1):
     seed_everything(1, verbose=False)
-    model = LitLanguageModel(LSTM(16, 2, dropout=0.3), 4, 7, clip_norm=0.05)
+    model = LitLanguageModel(LSTM(16, 2, dropout=0.3), k1=4, k2=7, clip_norm=0.05)
     model._build(CharTokenizer("abcdefghijk"))
     norms = Norms()
     trainer = Trainer(

@@ -1,5 +1,6 @@
 """The layers of the package, and a twin of the check that shows it can fail."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,26 +9,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# What is appended to which file, and the contract that it breaks.
 PLANTED = {
-    "none": None,
-    "upwards": ("tbptt/state.py", "from lit_tbptt import models"),
-    "between siblings": ("models/metrics.py", "from lit_tbptt import data"),
-    "lightning below": ("tbptt/truncation.py", "import lightning"),
-    "a file on no floor": ("helpers.py", ""),
+    "nothing": ("errors.py", "", None),
+    "upwards": ("tbptt/state.py", "from lit_tbptt import models", "Layers"),
+    "between siblings": ("models/metrics.py", "from lit_tbptt import data", "Layers"),
+    "a file in no layer": ("helpers.py", "", "Layers"),
+    "training, upwards": ("training/position.py", "from lit_tbptt.training import module", "Inside training"),
+    "training, siblings": ("training/language_model.py", "from lit_tbptt.training import callbacks", "Inside training"),
+    "training, a file in no layer": ("training/helpers.py", "", "Inside training"),
+    "lightning below": ("tbptt/truncation.py", "import lightning", "Only training and cli know Lightning"),
 }
 
 
 @pytest.mark.parametrize("violation", PLANTED)
-def test_a_file_imports_only_from_floors_below(violation, tmp_path):
+def test_a_folder_imports_only_from_folders_below(violation, tmp_path):
     shutil.copytree(ROOT / "lit_tbptt", tmp_path / "lit_tbptt", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    if PLANTED[violation]:
-        name, line = PLANTED[violation]
-        with open(tmp_path / "lit_tbptt" / name, "a") as file:
-            file.write(line + "\n")
+    name, line, contract = PLANTED[violation]
+    with open(tmp_path / "lit_tbptt" / name, "a") as file:
+        file.write(line + "\n")
     code = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; sys.exit(lint_imports())"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (result.returncode == 0) == (violation == "none"), result.stdout + result.stderr
+    broken = re.findall(r"^(.+?)(?:: .*)? BROKEN$", result.stdout, re.MULTILINE)
+    assert broken == ([] if contract is None else [contract]), result.stdout + result.stderr
+    assert (result.returncode == 0) == (contract is None)
 
 
 def test_every_file_is_short_enough_to_be_read():

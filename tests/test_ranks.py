@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_tbptt import Ranks
+from lit_tbptt import Rank
 from lit_tbptt.ranks import Agreement
 
 
@@ -18,16 +18,16 @@ from lit_tbptt.ranks import Agreement
     ],
 )
 def test_the_lanes_of_a_process(num_lanes, num_ranks, expected):
-    shares = [Ranks(rank, num_ranks).share(num_lanes) for rank in range(num_ranks)]
+    shares = [Rank(rank, num_ranks).share(num_lanes) for rank in range(num_ranks)]
     assert shares == [range(*ends) for ends in expected]
 
 
-def test_a_wish_is_granted_at_the_next_boundary_and_once():
-    agreement = Agreement(Ranks())
-    agreement.wish("save")
+def test_a_request_is_agreed_on_at_the_next_boundary_and_once():
+    agreement = Agreement()
+    agreement.request("save")
     assert agreement.exchange(torch.tensor(2.0), 7) == (2.0, 7)
-    agreement.wish("SIGTERM")
-    agreement.settle()
-    assert agreement.granted == {"save", "SIGTERM"}
-    agreement.settle()
-    assert not agreement.granted
+    agreement.request("SIGTERM")
+    agreement.sync()
+    assert agreement.agreed == {"save", "SIGTERM"}
+    agreement.sync()
+    assert not agreement.agreed

@@ -37,6 +37,10 @@ def after_a_run(tmp_path_factory):
 def test_the_commands_are_understood(command, after_a_run, monkeypatch, capfd):
     monkeypatch.chdir(after_a_run)
     arguments = shlex.split(command)
+    if arguments[0] == "generate":  # which is no subcommand of a parser, and takes no time
+        main(arguments)
+        assert capfd.readouterr().out
+        return
     if not any("help" in argument for argument in arguments):
         arguments.append("--print_config")
     with pytest.raises(SystemExit) as stopped:

@@ -23,11 +23,13 @@ class RecurrentCore(nn.Module, ABC):
         input_size: Features per step that `forward` takes.
         output_size: Features per step that `forward` returns.
         init_args: The arguments this core was built with, by name.
+        noise: What `begin_window` returned for the window that is run; a core in eval mode does not look at it.
     """
 
     input_size: int
     output_size: int
     init_args: dict[str, Any]
+    noise: Any = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "RecurrentCore":
         core = super().__new__(cls)
@@ -44,4 +46,12 @@ class RecurrentCore(nn.Module, ABC):
 
     @abstractmethod
     def initial_state(self, num_lanes: int) -> State:
-        """Returns the state of `num_lanes` lanes that start afresh, lane axis first in every leaf."""
+        """Returns the state of `num_lanes` lanes that are reset, lane axis first in every leaf."""
+
+    def begin_window(self, num_lanes: int) -> Any:
+        """Draws the noise that stays the same over a window and its context, such as the masks of a weight drop.
+
+        It is called once a window in training and should draw nothing in eval mode; see `Task.begin_window`. None:
+        there is no such noise.
+        """
+        return None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_tbptt.cores.base import RecurrentCore
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt.state import State, like
+from lit_tbptt.tbptt.state import State, cast_like
 
 
 class _TorchCore(RecurrentCore):
@@ -69,7 +69,7 @@ class _TorchCore(RecurrentCore):
             outputs, last = module(self.dropout(outputs) if after else outputs, moved if len(moved) > 1 else moved[0])
             after.append(last if len(moved) > 1 else (last,))
         merged = [torch.cat(parts).transpose(0, 1) for parts in zip(*after, strict=True)]
-        return outputs, like(dict(zip(self.state_names, merged, strict=True)), state)
+        return outputs, cast_like(dict(zip(self.state_names, merged, strict=True)), state)
 
 
 class RNN(_TorchCore):

@@ -9,19 +9,19 @@ from lit_tbptt.data.text.stream import DocumentStream
 from lit_tbptt.data.text.token_file import TokenFile
 from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
-from lit_tbptt.ranks import Ranks
+from lit_tbptt.ranks import Rank
 
 _MOST_CHARACTERS = 60
 
 
 def run_summary(
-    splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer, lanes: Lanes, ranks: Ranks
+    splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer, lanes: Lanes, ranks: Rank
 ) -> str:
     """Describes the corpus and the first windows of this process's lanes, which it reads without the others."""
     parts = [corpus_table(splits, tokenizer)]
     if isinstance(lanes, StreamedLanes):
-        lanes.everyone = Ranks().everyone
-        shares = [Ranks(rank, ranks.num_ranks).share(lanes.num_lanes) for rank in range(ranks.num_ranks)]
+        lanes.all_gather = Rank().all_gather
+        shares = [Rank(rank, ranks.num_ranks).share(lanes.num_lanes) for rank in range(ranks.num_ranks)]
         parts += reading_cost(lanes.num_readers, shares)
     try:
         parts.append(first_windows(lanes, tokenizer))
@@ -79,7 +79,7 @@ def first_windows(lanes: Lanes, tokenizer: Tokenizer) -> str:
     empty = int((~windows[0].mask_or_ones().any(1)).sum())
     if empty:
         lines.append(
-            f"{empty:,} of {len(lanes.local_lanes):,} lanes have nothing from the start, for want of documents: use "
-            "fewer lanes, or shorter documents (text files are one each, unless data.load_options.sample_by is line)"
+            f"{empty:,} of {len(lanes.local_lanes):,} lanes get no document at the start: use fewer "
+            "lanes, or shorter documents (text files are one each, unless data.load_options.sample_by is line)"
         )
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Files: atomic writing, checkpoints and what they hold, the run folder."""

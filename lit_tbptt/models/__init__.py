@@ -1,0 +1,1 @@
+"""Models over cores, in plain torch."""

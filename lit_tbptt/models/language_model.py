@@ -1,28 +1,36 @@
 """A recurrent language model: embedding, core, output layer; and text generation from it."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.errors import InputError
+from lit_tbptt.models.metrics import summed_nats
+from lit_tbptt.tbptt import Task, Window
 from lit_tbptt.tbptt.state import State
 
 
-class RecurrentLM(nn.Module):
+class RecurrentLM(Task, nn.Module):
     """Predicts the next token from the tokens so far, which the state of the core sums up.
+
+    It is a task: `Truncation` trains it as it is, on windows of token ids, by the summed negative log-likelihood.
 
     Args:
         vocabulary_size: Number of different tokens.
         core: The recurrent part. Its `input_size` is the width of the embedding.
         embedding_dropout: Probability of dropping a feature of the embedded input, in training.
         output_dropout: Probability of dropping a feature of the core's output, in training.
+        dropout_over_time: Whether the two dropouts draw a mask for every time step (`free`), or one for all time
+            steps of a window and its context (`shared`; Gal & Ghahramani 2016, Merity et al. 2018's locked dropout).
         tie_weights: Whether the output layer uses the embedding's matrix (Press & Wolf 2017).
 
     Raises:
-        InputError: A dropout outside [0, 1), or tied weights over a core whose two sizes differ.
+        InputError: A setting out of its range, or tied weights over a core whose two sizes differ.
     """
 
     def __init__(
@@ -31,16 +39,20 @@ class RecurrentLM(nn.Module):
         core: RecurrentCore,
         embedding_dropout: float = 0.0,
         output_dropout: float = 0.0,
+        dropout_over_time: Literal["free", "shared"] = "free",
         tie_weights: bool = False,
     ) -> None:
         super().__init__()
+        if dropout_over_time not in ("free", "shared"):
+            raise InputError(f"dropout_over_time={dropout_over_time!r}: must be free or shared")
         for name, value in (("embedding_dropout", embedding_dropout), ("output_dropout", output_dropout)):
             if not 0 <= value < 1:
-                raise InputError(f"model.{name}={value}: must be at least 0 and below 1")
+                raise InputError(f"{name}={value}: must be at least 0 and below 1")
         self.embedding = nn.Embedding(vocabulary_size, core.input_size)
-        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.embedding_dropout = embedding_dropout
         self.core = core
-        self.output_dropout = nn.Dropout(output_dropout)
+        self.output_dropout = output_dropout
+        self.dropout_over_time = dropout_over_time
         self.head = nn.Linear(core.output_size, vocabulary_size)
         if tie_weights:
             if core.input_size != core.output_size:
@@ -52,22 +64,61 @@ class RecurrentLM(nn.Module):
             # The embedding's unit-variance start is far too loud for an output layer.
             nn.init.normal_(self.head.weight, std=core.output_size**-0.5)
 
+    # The task
+
     def initial_state(self, num_lanes: int) -> State:
-        """Returns the core's state of lanes that start afresh."""
         return self.core.initial_state(num_lanes)
+
+    def begin_window(self, num_lanes: int) -> dict[str, Any]:
+        """Draws the core's noise, and the masks of shared dropouts, `[lane, 1, feature]`, scaled to keep the mean."""
+        noise = {"core": self.core.begin_window(num_lanes)}
+        if self.dropout_over_time == "shared" and self.training:
+            ones = self.embedding.weight.new_ones
+            noise["embedding"] = dropout(ones(num_lanes, 1, self.core.input_size), self.embedding_dropout)
+            noise["output"] = dropout(ones(num_lanes, 1, self.core.output_size), self.output_dropout)
+        return noise
+
+    def predict_window(self, window: Window, state: State) -> tuple[Float[Tensor, "lane time vocabulary"], State]:
+        """Returns the logits of the token after each of the inputs, and the state after the last."""
+        return self(window.inputs, state)
+
+    def outputs_loss(
+        self, outputs: Float[Tensor, "lane time vocabulary"], window: Window
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
+        """Returns the summed negative log-likelihood in nats, and the number of scored targets."""
+        return summed_nats(outputs, window.targets, window.mask)
+
+    def advance(self, window: Window, state: State) -> State:
+        """Returns the state after the inputs; the output layer is left out."""
+        return self.run_core(window.inputs, state)[1]
+
+    # The network
 
     def run_core(
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         """Runs embedding and core, without the output layer."""
-        return self.core(self.embedding_dropout(self.embedding(tokens)), state)
+        self.core.noise = None if self.noise is None else self.noise["core"]
+        return self.core(self._drop(self.embedding(tokens), "embedding", self.embedding_dropout), state)
 
     def forward(
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time vocabulary"], State]:
         """Returns the logits of the token after each of `tokens`, and the state after the last."""
         outputs, state = self.run_core(tokens, state)
-        return self.head(self.output_dropout(outputs)), state
+        return self.head(self._drop(outputs, "output", self.output_dropout)), state
+
+    def _drop(
+        self, features: Float[Tensor, "lane time feature"], place: str, probability: float
+    ) -> Float[Tensor, "lane time feature"]:
+        if self.dropout_over_time == "free" or not self.training:
+            return dropout(features, probability, self.training)
+        if self.noise is None:
+            raise InputError(
+                "dropout_over_time='shared': the masks of a window are drawn by begin_window(num_lanes); set `noise` "
+                "to what it returns, as Truncation does, or call eval()"
+            )
+        return features * self.noise[place].to(features.dtype)
 
     @torch.inference_mode()
     def generate(

@@ -1,4 +1,4 @@
-"""Evaluation as sums over targets: nats, targets, right guesses."""
+"""Losses and metrics of tokens, as sums over scored targets."""
 
 import math
 
@@ -37,17 +37,15 @@ def rates(nats_per_token: float, bytes_per_token: float | None = None) -> dict[s
     return values
 
 
-class TokenMetrics(Metric):
-    """Sums nats, targets and right guesses over windows and ranks; means are taken once, in `compute`."""
+class TokenAccuracy(Metric):
+    """Counts the targets that were the likeliest token, over windows and ranks; the share is taken in `compute`."""
 
     full_state_update = False
-    nats: Tensor
     num_targets: Tensor
     num_right: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num_targets", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("num_right", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
@@ -58,16 +56,10 @@ class TokenMetrics(Metric):
         mask: Bool[Tensor, "lane time"] | None = None,
     ) -> None:
         """Adds one window."""
-        nats, num_targets = summed_nats(logits, targets, mask)
         right = logits.argmax(-1) == targets
-        self.nats += nats
-        self.num_targets += num_targets
         self.num_right += (right if mask is None else right & mask).sum()
+        self.num_targets += targets.numel() if mask is None else mask.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `nats_per_token`, `accuracy` and `num_targets`."""
-        return {
-            "nats_per_token": self.nats / self.num_targets,
-            "accuracy": self.num_right / self.num_targets,
-            "num_targets": self.num_targets,
-        }
+        """Returns `accuracy` and `num_targets`."""
+        return {"accuracy": self.num_right / self.num_targets, "num_targets": self.num_targets}

@@ -8,7 +8,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt.state import State, detach
 from lit_tbptt.tbptt.window import Window
 
 
@@ -16,20 +16,22 @@ class Carry(NamedTuple):
     """What one window hands to the next.
 
     Attributes:
-        state: The detached state at the next window's far edge.
-        context: The tokens between the far edge and the next window, cut where a lane starts afresh.
+        state: The state at the next window's far edge.
+        context: The windows between the far edge and the next window, cut where a lane is reset.
     """
 
     state: State
     context: tuple[Window, ...] = ()
 
+    def detach(self) -> "Carry":
+        """Returns the same carry, cut from the graph that computed its state."""
+        return self._replace(state=detach(self.state))
+
     def describe(self) -> dict[str, Any]:
         """Returns tensors and plain values; a state of any structure becomes the list of its leaves."""
         return {
             "state": [leaf.to("cpu", copy=True) for leaf in tree_leaves(self.state)],
-            "context": [
-                [None if part is None else part.to("cpu", copy=True) for part in window] for window in self.context
-            ],
+            "context": [list(window.map(lambda part: part.to("cpu", copy=True))) for window in self.context],
         }
 
     @classmethod
@@ -44,34 +46,32 @@ class Carry(NamedTuple):
 
         Args:
             descriptions: What `describe` returned in each process, in the order of their lanes.
-            share: Tells which lanes are wanted of so many.
+            share: Returns the lanes of this rank among a number of them.
             initial_state: The task's; it gives the state its structure.
             device: Where the tensors go.
 
         Raises:
             InputError: The task's state is not made of the same tensors.
         """
-        parts = [cls(part["state"], tuple(map(Window._make, part["context"]))) for part in descriptions]
+        parts = [cls(part["state"], tuple(Window(*window) for window in part["context"])) for part in descriptions]
         starts = list(accumulate((_num_lanes(part) for part in parts), initial=0))
-        wanted, found = share(starts[-1]), []
+        wanted, shares = share(starts[-1]), []
         for part, start, end in zip(parts, starts, starts[1:], strict=False):
             first, last = max(wanted.start, start), min(wanted.stop, end)
             if first < last:
-                found.append(_some_lanes(part, slice(first - start, last - start)))
+                shares.append(_take_lanes(part, slice(first - start, last - start)))
         # Where a process gets the lanes that it had, its context stays cut as it was, and so all its sums are the same.
-        carry = found[0] if len(found) == 1 else _below_each_other(found or parts)
+        carry = shares[0] if len(shares) == 1 else _stack(shares or parts)
         leaves = [leaf.to(device) for leaf in carry.state]
-        structure_of, structure = tree_flatten(initial_state(len(leaves[0]) if leaves else 0))
-        if [leaf.shape for leaf in structure_of] != [leaf.shape for leaf in leaves]:
+        expected, structure = tree_flatten(initial_state(len(leaves[0]) if leaves else 0))
+        if [leaf.shape for leaf in expected] != [leaf.shape for leaf in leaves]:
             raise InputError(
                 f"the carried state of the checkpoint has tensors of {[tuple(leaf.shape) for leaf in leaves]}, this "
-                f"model's of {[tuple(leaf.shape) for leaf in structure_of]}: a run resumes with the core it was "
+                f"model's of {[tuple(leaf.shape) for leaf in expected]}: a run resumes with the core it was "
                 "trained with"
             )
-        context = [
-            Window._make(None if part is None else part.to(device) for part in window) for window in carry.context
-        ]
-        return cls(tree_unflatten(leaves, structure), tuple(context))
+        context = tuple(window.map(lambda part: part.to(device)) for window in carry.context)
+        return cls(tree_unflatten(leaves, structure), context)
 
 
 def _num_lanes(described: Carry) -> int:
@@ -79,28 +79,30 @@ def _num_lanes(described: Carry) -> int:
     return len(tensors[0]) if tensors else 0
 
 
-def _some_lanes(described: Carry, lanes: slice) -> Carry:
-    context = (Window._make(None if part is None else part[lanes] for part in window) for window in described.context)
-    return Carry([leaf[lanes] for leaf in described.state], tuple(context))
+def _take_lanes(described: Carry, lanes: slice) -> Carry:
+    context = tuple(window.map(lambda part: part[lanes]) for window in described.context)
+    return Carry([leaf[lanes] for leaf in described.state], context)
 
 
-def _below_each_other(described: Sequence[Carry]) -> Carry:
-    edges = sorted({edge for part in described for edge in accumulate(window.num_steps for window in part.context)})
+def _stack(described: Sequence[Carry]) -> Carry:
+    edges = sorted(
+        {edge for part in described for edge in accumulate(window.num_time_steps for window in part.context)}
+    )
     contexts = [_cut(part.context, edges) for part in described]
     state = [torch.cat(leaves) for leaves in zip(*(part.state for part in described), strict=True)]
     return Carry(state, tuple(Window.stack(windows) for windows in zip(*contexts, strict=True)))
 
 
 def _cut(context: Iterable[Window], edges: Sequence[int]) -> list[Window]:
-    """Cuts a context, whose pieces end where a lane of its own starts afresh, at more places."""
+    """Cuts a context, whose pieces end where one of its lanes is reset, at more places."""
     pieces, done = [], 0
     for window in context:
         rest = window
         for edge in edges:
-            if done < edge < done + rest.num_steps:
+            if done < edge < done + rest.num_time_steps:
                 piece, rest = rest.split(edge - done)
                 pieces.append(piece)
                 done = edge
         pieces.append(rest)
-        done += rest.num_steps
+        done += rest.num_time_steps
     return pieces

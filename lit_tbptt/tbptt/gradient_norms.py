@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lit_tbptt.tbptt.carry import Carry
-from lit_tbptt.tbptt.state import like, reset_lanes
-from lit_tbptt.tbptt.truncation import Task
+from lit_tbptt.tbptt.state import cast_like, reset_lanes
+from lit_tbptt.tbptt.task import Task, WindowLoss
 
 SMALLEST = 1e-6
 """Norms below this share of the largest say no more about how fast a gradient vanishes."""
@@ -54,7 +54,7 @@ def gradient_norms(task: Task, carry: Carry, tokens_back: int) -> Tensor:
     before = len(steps) - tokens_back - 1
     initial = tree_map(Tensor.detach, task.initial_state(steps[0].num_lanes))
     # What was computed under autocast has another dtype, which an initial state and modules without autocast have not.
-    state, given = like(carry.state, initial), []
+    state, given = cast_like(carry.state, initial), []
     for number, step in enumerate(steps):
         with torch.set_grad_enabled(number >= before):
             if number >= before:
@@ -64,7 +64,7 @@ def gradient_norms(task: Task, carry: Carry, tokens_back: int) -> Tensor:
             if number < len(steps) - 1:
                 state = task.advance(step, state)
             else:
-                loss, _, _ = task.window_loss(step, state)
+                loss = torch.as_tensor(WindowLoss(*task.window_loss(step, state)).loss)
     wanted = [leaf for leaves in given for leaf in leaves]
     if not wanted or not loss.requires_grad:
         return torch.zeros(tokens_back + 1, dtype=torch.float64, device=loss.device)

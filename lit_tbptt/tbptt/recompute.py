@@ -20,13 +20,14 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_tbptt.random_state import host_random_state, set_host_random_state
 from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt.task import WindowLoss
 from lit_tbptt.tbptt.window import Window
 
-Run = Callable[[Window, State], tuple[Tensor | int, Tensor | int, State]]
-"""Runs over a window from a state: the summed loss, the number of targets, the state after it."""
+Run = Callable[[Window, State], WindowLoss]
+"""Runs over a part of a window from a state."""
 
 
-def run_in_segments(run: Run, window: Window, state: State, every: int) -> tuple[Tensor | int, Tensor | int, State]:
+def run_in_segments(run: Run, window: Window, state: State, every: int) -> WindowLoss:
     """Does what `run(window, state)` does, and keeps only the states between segments for the backward pass.
 
     Dropout of `[lane, time, feature]` tensors has the very masks that one call over the whole window would have. What
@@ -36,40 +37,38 @@ def run_in_segments(run: Run, window: Window, state: State, every: int) -> tuple
 
     Args:
         run: What to run; it is called once more for each segment in the backward pass, and must then do the same.
-        window: The steps to run over.
+        window: The time steps to run over.
         state: The state before them.
-        every: Steps per segment.
+        every: Time steps per segment.
     """
-    loss: Tensor | int = 0
-    num_targets: Tensor | int = 0
-    segments, start = _Segments(window.num_steps), 0
+    segments, start = _Segments(window.num_time_steps), 0
+    total: WindowLoss | None = None
     for segment in window.pieces(every):
-        segment_loss, segment_targets, state = checkpoint(
-            segments.run, start, run, segment, state, use_reentrant=False, preserve_rng_state=True
-        )
-        loss, num_targets = loss + segment_loss, num_targets + segment_targets
-        start += segment.num_steps
-    return loss, num_targets, state
+        cost = checkpoint(segments.run, start, run, segment, state, use_reentrant=False, preserve_rng_state=True)
+        total, state = cost if total is None else total.followed_by(cost), cost.state
+        start += segment.num_time_steps
+    assert total is not None
+    return total
 
 
 class _Segments(TorchFunctionMode):
     """Runs segments, and gives them their parts of dropout masks that are drawn for the whole window at once.
 
-    Masks drawn segment by segment would be good ones too, but others: a run with `checkpoint_every` could not be
+    Masks drawn segment by segment would be good ones too, but others: a run with `recompute_every` could not be
     compared with one without. They are kept, in one byte an element, by the place of the call in its segment. The first
     segment tells which calls are over time; where a later one makes another call at that place, it draws for itself.
     """
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_time_steps: int) -> None:
         super().__init__()
-        self.num_steps = num_steps
+        self.num_time_steps = num_time_steps
         self.masks: dict[int, Tensor] = {}
         self.random: dict[int, Any] = {}  # of Python and NumPy before each segment; `checkpoint` does it for torch
         self.part = slice(0)
         self.num_calls = 0
 
-    def run(self, start: int, run: Run, segment: Window, state: State) -> Any:
-        self.part, self.num_calls = slice(start, start + segment.num_steps), 0
+    def run(self, start: int, run: Run, segment: Window, state: State) -> WindowLoss:
+        self.part, self.num_calls = slice(start, start + segment.num_time_steps), 0
         now = host_random_state()
         again = start in self.random
         set_host_random_state(self.random.setdefault(start, now))
@@ -89,15 +88,15 @@ class _Segments(TorchFunctionMode):
         over_time = training and 0 < p < 1 and input.ndim > 2 and input.shape[1] == steps
         if over_time and self.part.start == 0:
             # Again in the backward pass, where the generator stands as it did: so it ends as it did, too.
-            self.masks[place] = dropout(_ones_like(input, self.num_steps), p) != 0
+            self.masks[place] = dropout(_ones_like(input, self.num_time_steps), p) != 0
         mask = self.masks[place][:, self.part] if over_time and place in self.masks else None
         if mask is None or mask.shape != input.shape:
             return dropout(input, p, training, inplace)
         return input.mul_(mask).div_(1 - p) if inplace else input * mask / (1 - p)
 
 
-def _ones_like(input: Tensor, num_steps: int) -> Tensor:
+def _ones_like(input: Tensor, num_time_steps: int) -> Tensor:
     """Returns ones with another number of steps, in the same order in memory, which masks are drawn in."""
     order = sorted(range(input.ndim), key=input.stride, reverse=True)
-    shape = [num_steps if axis == 1 else input.shape[axis] for axis in order]
+    shape = [num_time_steps if axis == 1 else input.shape[axis] for axis in order]
     return input.new_ones(shape).permute([order.index(axis) for axis in range(input.ndim)])

@@ -32,7 +32,7 @@ def num_lanes(state: State) -> int | None:
     return sizes.pop() if sizes else None
 
 
-def like(state: State, given: State) -> State:
+def cast_like(state: State, given: State) -> State:
     """Casts every leaf to the dtype of the same leaf of `given`; under autocast a core may return another one."""
     return tree_map(lambda leaf, reference: leaf.to(reference.dtype), state, given)
 

@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time: when to step, how far back a gradient may go, what to detach.
+"""Truncated backpropagation through time: how far back a gradient may go.
 
 This is Williams & Peng's BPTT(h; h') (1990, "An efficient gradient-based algorithm for on-line training of recurrent
 network trajectories") with h = k2 and h' = k1. Sutskever's thesis (2013, section 2.8.6) gave k1 and k2 their names.
@@ -12,89 +12,100 @@ One call handles one window:
                    |   k2 - k1    |     k1      |
     no gradient <--|  gradient    |  losses     |
 
-The run starts from the detached state at the far edge, passes through the context again with today's weights, and then
+The run starts from the carried state at the far edge, passes through the context again with today's weights, and then
 through the window, whose losses are the only ones that count. The state that this run computes at the next window's
 far edge is what is carried on. With k1 = k2 the context is empty and the far edge is the window's start.
+
+The carried state is returned with its graph. An Update (`update.py`) cuts it there, at the latest when the weights
+change.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.recompute import Run, run_in_segments
 from lit_tbptt.tbptt.state import State, detach, num_lanes, requires_grad, reset_lanes
+from lit_tbptt.tbptt.task import Task, WindowLoss
 from lit_tbptt.tbptt.window import Window
 
 
-class Task(Protocol):
-    """What is trained: where a lane's state begins, how it moves on, and what a window costs."""
+class TruncatedLoss(NamedTuple):
+    """The outcome of one window.
 
-    def initial_state(self, num_lanes: int) -> State:
-        """Returns the state of lanes that start afresh, lane axis first in every leaf."""
+    Attributes:
+        loss: The loss summed over the window's scored targets.
+        num_targets: Their number.
+        carry: What is handed to the next window, still attached to the graph.
+        penalty: The task's penalty over the window's own time steps. None: it has none.
+    """
 
-    def advance(self, window: Window, state: State) -> State:
-        """Returns the state after the window's inputs; nothing is scored."""
-
-    def window_loss(self, window: Window, state: State) -> tuple[Tensor, Tensor | int, State]:
-        """Returns the summed loss of the window, the number of targets scored in it, and the state after it."""
-
-
-class WindowLoss(NamedTuple):
-    """The outcome of one window: its summed loss, the number of targets in it, and the carry for the next one."""
-
-    loss: Tensor
+    loss: Float[Tensor, ""]
     num_targets: Tensor | int
     carry: Carry
+    penalty: Float[Tensor, ""] | None = None
 
 
 class Truncation:
-    """Runs a task over one window after another and cuts the gradient `k2` tokens back from each window's end.
+    """Runs a task over one window after another, each with a graph that begins `k2` time steps before its end.
 
-    A loss reaches back at least `k2 - k1 + 1` tokens, its own included, and at most `k2`.
+    A loss reaches back at least `k2 - k1 + 1` time steps, its own included, and at most `k2`.
 
     Args:
-        k1: Tokens per lane between two optimizer steps: the longest window that is accepted.
-        k2: The horizon. None: the same as `k1`.
-        checkpoint_every: Keep only every N-th state for the backward pass and run the steps between again there: less
-            memory for more time, the same gradients; see `recompute.py`. None: everything is kept.
+        k1: Time steps per lane and window: the longest window that is accepted.
+        k2: The horizon. None: the same as `k1`. It may be changed between steps: a longer horizon fills up as context
+            accumulates, a shorter one holds from the next window on.
+        recompute_every: Keep only every N-th state for the backward pass and run the time steps between again there:
+            less memory for more time, the same gradients; see `recompute.py`. None: everything is kept.
 
     Raises:
-        InputError: `k1` is below 1, `k2` below `k1`, or `checkpoint_every` below 2.
+        InputError: `k1` is below 1, `k2` below `k1`, or `recompute_every` below 2.
     """
 
-    def __init__(self, k1: int, k2: int | None = None, checkpoint_every: int | None = None) -> None:
+    def __init__(self, k1: int, k2: int | None = None, recompute_every: int | None = None) -> None:
         if k1 < 1:
-            raise InputError(f"k1={k1}: a window holds at least one token; set k1 to 1 or more")
-        if k2 is not None and k2 < k1:
-            raise InputError(
-                f"k2={k2} with k1={k1}: the horizon must cover the window, or some losses would have no gradient at "
-                "all; set k2 >= k1, or leave it out for k2 = k1"
-            )
-        if checkpoint_every is not None and checkpoint_every < 2:
-            raise InputError(f"checkpoint_every={checkpoint_every}: must be 2 or more; leave it out to keep all steps")
+            raise InputError(f"k1={k1}: a window holds at least one time step; set k1 to 1 or more")
+        if recompute_every is not None and recompute_every < 2:
+            raise InputError(f"recompute_every={recompute_every}: must be 2 or more; leave it out to keep everything")
         self.k1 = k1
         self.k2 = k1 if k2 is None else k2
-        self.checkpoint_every = checkpoint_every
+        self.recompute_every = recompute_every
 
-    def __call__(self, task: Task, window: Window, carry: Carry | None = None) -> WindowLoss:
+    @property
+    def k2(self) -> int:
+        """The horizon in time steps."""
+        return self._k2
+
+    @k2.setter
+    def k2(self, k2: int) -> None:
+        if k2 < self.k1:
+            raise InputError(
+                f"k2={k2} with k1={self.k1}: the horizon must cover the window, or some losses would have no gradient "
+                "at all; set k2 >= k1, or leave it out for k2 = k1"
+            )
+        self._k2 = k2
+
+    def __call__(self, task: Task, window: Window, carry: Carry | None = None) -> TruncatedLoss:
         """Computes the loss of one window, ready for `backward`.
 
         Args:
             task: What to run.
-            window: The next window, of at most `k1` steps.
-            carry: What the window before it returned. None: every lane starts afresh.
+            window: The next window, of at most `k1` time steps.
+            carry: What the window before it returned, detached unless its graph is wanted. None: every lane is reset.
 
         Raises:
             InputError: The window is longer than `k1`, or has another number of lanes than the carry.
         """
-        if window.num_steps > self.k1:
+        if window.num_time_steps > self.k1:
             raise InputError(
-                f"a window of {window.num_steps} steps with k1={self.k1}: the data must be cut into windows of at most "
-                "k1 steps; give both the same k1"
+                f"a window of {window.num_time_steps} time steps with k1={self.k1}: the data must be cut into windows "
+                "of at most k1; give both the same k1"
             )
         initial = task.initial_state(window.num_lanes)
         if carry is None:
@@ -106,31 +117,38 @@ class Truncation:
                 "must stay the same while the state is carried"
             )
 
-        pieces = [*carry.context, window]
-        far_edge = max(0, sum(piece.num_steps for piece in pieces) - (self.k2 - self.k1))
+        noise = task.begin_window(window.num_lanes)
+        score, advance = partial(_score, task, noise), partial(_advance, task, noise)
+        behind = sum(piece.num_time_steps for piece in carry.context)
+        # A horizon that was shortened leaves a surplus of context, which is run for nothing but the state after it.
+        surplus = max(0, behind - (self.k2 - self.k1))
+        far_edge = max(0, behind + window.num_time_steps - (self.k2 - self.k1))
         state = far_edge_state = carry.state
         context: list[Window] = []
-        loss: Tensor | int = 0
-        num_targets: Tensor | int = 0
+        total: WindowLoss | None = None
         done = 0
-        for piece in pieces:
-            run = task.window_loss if piece is window else partial(_advance, task)
-            state = self._reset(piece, initial, state)
-            for part in _cut(piece, far_edge - done):
-                part_loss, part_targets, state = self._run(run, part, state)
-                loss, num_targets = loss + part_loss, num_targets + part_targets
-                done += part.num_steps
+        for piece in (*carry.context, window):
+            run, piece_begins = score if piece is window else advance, True
+            for part in _cut(piece, (surplus - done, far_edge - done)):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and done >= surplus):
+                    if piece_begins:
+                        state = self._reset(piece, initial, state)
+                    cost = self._run(run, part, state)
+                piece_begins, state = False, cost.state
+                total = cost if total is None else total.followed_by(cost)
+                done += part.num_time_steps
                 if done > far_edge:
                     _append(context, part)
                 elif done == far_edge:
-                    far_edge_state = detach(state)
-        assert isinstance(loss, Tensor)
-        return WindowLoss(loss, num_targets, Carry(far_edge_state, tuple(context)))
+                    far_edge_state = state
+        assert total is not None
+        assert isinstance(total.loss, Tensor)
+        return TruncatedLoss(total.loss, total.num_targets, Carry(far_edge_state, tuple(context)), total.penalty)
 
-    def _run(self, run: Run, part: Window, state: State) -> tuple[Tensor | int, Tensor | int, State]:
-        if self.checkpoint_every is None:
+    def _run(self, run: Run, part: Window, state: State) -> WindowLoss:
+        if self.recompute_every is None:
             return run(part, state)
-        return run_in_segments(run, part, state, self.checkpoint_every)
+        return run_in_segments(run, part, state, self.recompute_every)
 
     @staticmethod
     def _reset(piece: Window, initial: State, carried: State) -> State:
@@ -143,12 +161,28 @@ class Truncation:
         return carried
 
 
-def _advance(task: Task, part: Window, state: State) -> tuple[int, int, State]:
-    return 0, 0, task.advance(part, state)
+# The noise is set before each run and not once a window: a run may be repeated when a later window has begun.
 
 
-def _cut(piece: Window, step: int) -> tuple[Window, ...]:
-    return piece.split(step) if 0 < step < piece.num_steps else (piece,)
+def _score(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
+    task.noise = noise
+    return WindowLoss(*task.window_loss(part, state))
+
+
+def _advance(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
+    task.noise = noise
+    return WindowLoss(0, 0, task.advance(part, state))
+
+
+def _cut(piece: Window, places: Iterable[int]) -> Iterator[Window]:
+    """Yields the parts of a window between time steps; those outside of it do not matter."""
+    done = 0
+    for place in sorted(set(places)):
+        if done < place < done + piece.num_time_steps:
+            part, piece = piece.split(place - done)
+            done = place
+            yield part
+    yield piece
 
 
 def _append(context: list[Window], part: Window) -> None:

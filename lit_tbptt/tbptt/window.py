@@ -1,58 +1,63 @@
 """What travels from the data to the training loop: windows, and batches of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 
 class Window(NamedTuple):
-    """The tokens of every lane between two optimizer steps.
+    """The next time steps of every lane, which the model runs over at once.
 
     Attributes:
         inputs: `[lane, time]` token ids, or `[lane, time, feature]` for other data.
-        targets: What is to be predicted at each step, `[lane, time, ...]`.
-        reset: `[lane]` bool, true where a lane starts afresh at this window's first step. None: no lane does.
-        mask: `[lane, time]` bool, false where nothing is scored. None: every step is.
+        targets: What is to be predicted at each time step, `[lane, time, ...]`.
+        reset: `[lane]` bool, true where a lane is reset to the initial state before this window. None: no lane is.
+        mask: `[lane, time]` bool, false where nothing is scored. None: every time step is.
     """
 
-    inputs: Tensor
-    targets: Tensor
-    reset: Tensor | None = None
-    mask: Tensor | None = None
+    inputs: Shaped[Tensor, "lane time *features"]
+    targets: Shaped[Tensor, "lane time *target_features"]
+    reset: Bool[Tensor, "lane"] | None = None
+    mask: Bool[Tensor, "lane time"] | None = None
 
     @property
     def num_lanes(self) -> int:
         return self.inputs.shape[0]
 
     @property
-    def num_steps(self) -> int:
+    def num_time_steps(self) -> int:
         return self.inputs.shape[1]
 
-    def split(self, step: int) -> tuple["Window", "Window"]:
-        """Cuts the window before `step`; a reset, if any, stays with the first part."""
-        first, second = slice(None, step), slice(step, None)
+    def split(self, time_step: int) -> tuple["Window", "Window"]:
+        """Cuts the window before `time_step`; a reset, if any, stays with the first part."""
+        first, second = slice(None, time_step), slice(time_step, None)
         mask_first, mask_second = (None, None) if self.mask is None else (self.mask[:, first], self.mask[:, second])
         return (
             Window(self.inputs[:, first], self.targets[:, first], self.reset, mask_first),
             Window(self.inputs[:, second], self.targets[:, second], None, mask_second),
         )
 
-    def pieces(self, num_steps: int) -> Iterator["Window"]:
-        """Cuts the window into pieces of `num_steps` steps; the last one may be shorter."""
+    def pieces(self, num_time_steps: int) -> Iterator["Window"]:
+        """Cuts the window into pieces of `num_time_steps`; the last one may be shorter."""
         rest = self
-        while rest.num_steps > num_steps:
-            piece, rest = rest.split(num_steps)
+        while rest.num_time_steps > num_time_steps:
+            piece, rest = rest.split(num_time_steps)
             yield piece
         yield rest
 
-    def with_reset(self, lanes: Tensor) -> "Window":
-        """Lets the lanes where `lanes`, `[lane]` bool, is true start afresh here, besides those that do anyway."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Window":
+        """Returns the window with every tensor replaced by what `function` makes of it."""
+        return Window(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
+
+    def with_reset(self, lanes: Bool[Tensor, "lane"]) -> "Window":
+        """Resets the lanes where `lanes` is true, besides those that are reset anyway."""
         return self._replace(reset=lanes if self.reset is None else self.reset | lanes)
 
     def join(self, later: "Window") -> "Window":
-        """Appends a window in which no lane starts afresh.
+        """Appends a window in which no lane is reset.
 
         Raises:
             ValueError: `later` has a reset, which would be lost inside the joined window.
@@ -68,7 +73,7 @@ class Window(NamedTuple):
 
     @classmethod
     def stack(cls, windows: Sequence["Window"]) -> "Window":
-        """Puts the lanes of windows of the same number of steps below each other."""
+        """Puts the lanes of windows of the same number of time steps below each other."""
         reset = mask = None
         if any(window.reset is not None for window in windows):
             reset = torch.cat([window.reset_or_zeros() for window in windows])
@@ -77,13 +82,13 @@ class Window(NamedTuple):
         inputs = torch.cat([window.inputs for window in windows])
         return cls(inputs, torch.cat([window.targets for window in windows]), reset, mask)
 
-    def reset_or_zeros(self) -> Tensor:
+    def reset_or_zeros(self) -> Bool[Tensor, "lane"]:
         """Returns the `[lane]` reset, written out where it was None."""
         if self.reset is not None:
             return self.reset
         return torch.zeros(self.num_lanes, dtype=torch.bool, device=self.inputs.device)
 
-    def mask_or_ones(self) -> Tensor:
+    def mask_or_ones(self) -> Bool[Tensor, "lane time"]:
         """Returns the `[lane, time]` mask, written out where it was None."""
         if self.mask is not None:
             return self.mask

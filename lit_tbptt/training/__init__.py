@@ -1,0 +1,1 @@
+"""The loop on Lightning: modules, data modules, evaluation, resumes, callbacks."""

@@ -1,4 +1,4 @@
-"""What several processes need beyond what Lightning does for them."""
+"""What several ranks need beyond what Lightning does for them."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from torch.nn import Embedding, EmbeddingBag
 
 from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.errors import InputError
-from lit_tbptt.ranks import Ranks
+from lit_tbptt.ranks import Rank
 
 
-def ranks_of(trainer: Trainer) -> Ranks:
+def rank_of(trainer: Trainer) -> Rank:
     """Returns this process among those of a trainer."""
-    return Ranks(trainer.global_rank, trainer.world_size)
+    return Rank(trainer.global_rank, trainer.world_size)
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -39,21 +39,22 @@ def check_lanes(loaders: Any, trainer: Trainer) -> None:
     Raises:
         InputError: Lanes have been made for another number of processes, such as one.
     """
-    ranks = ranks_of(trainer)
+    rank = rank_of(trainer)
     for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
-        if ranks.num_ranks > 1 and isinstance(loader, Lanes) and loader.local_lanes != ranks.share(loader.num_lanes):
+        if rank.num_ranks > 1 and isinstance(loader, Lanes) and loader.local_lanes != rank.share(loader.num_lanes):
             raise InputError(
-                f"local_lanes={loader.local_lanes} of num_lanes={loader.num_lanes} in process {ranks.rank} of "
-                f"{ranks.num_ranks}: num_lanes are those of all processes; give each its share, "
-                "local_lanes=Ranks(trainer.global_rank, trainer.world_size).share(num_lanes), as the datamodule does"
+                f"local_lanes={loader.local_lanes} of num_lanes={loader.num_lanes} in process {rank.number} of "
+                f"{rank.num_ranks}: num_lanes are those of all processes; give each its share, "
+                "local_lanes=Rank(trainer.global_rank, trainer.world_size).share(num_lanes), as the datamodule does"
             )
 
 
-def settle_gradients(module: LightningModule) -> None:
-    """Lets DDP lay the gradients out as they will lie from now on.
+def fix_gradient_layout(module: LightningModule) -> None:
+    """Makes DDP order its gradient buckets as in the rest of the run.
 
-    It lays them out anew after a process's first backward pass, and sums of three and more are rounded as they lie. A
-    resumed run is to round as one that went on: so that pass is made here, of nothing, in every run.
+    It reorders them after a process's first backward pass, and sums over three and more ranks are rounded in that
+    order. A resumed run must round as one that was never stopped: so the first pass is made here, of zeros, in every
+    run.
     """
     parts = [part for part in module.parameters() if part.requires_grad]
     embeddings = [each for each in module.modules() if isinstance(each, Embedding | EmbeddingBag)]

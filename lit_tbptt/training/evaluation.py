@@ -1,103 +1,76 @@
-"""Evaluation that carries a state of its own through a split, and leaves the training state alone."""
+"""Evaluation: scores a split with a state of its own, and leaves the training state alone."""
 
-import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from lightning.pytorch import LightningModule
-from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
+from lit_tbptt.tbptt import Batch, Window, WindowLoss
 from lit_tbptt.tbptt.state import State, detach, reset_lanes
-from lit_tbptt.tbptt.window import Batch, Window
-from lit_tbptt.training.ddp import check_lanes
 
 
-class StatefulEvaluation(LightningModule):
-    """Validation and test over windows that follow each other. Every target is scored once.
+class Evaluated(Protocol):
+    """What an Evaluation asks of the module."""
 
-    Attributes:
-        evaluation_steps: Lanes start afresh in every window, and there every so many steps. None: only where the data
-            say so.
-    """
-
-    evaluation_steps: int | None = None
-    _evaluation_state: State | None = None
+    trainer: Any
+    metrics: Metric | MetricCollection | None
+    device: torch.device
 
     def initial_state(self, num_lanes: int) -> State:
-        """Returns the state of lanes that start afresh: any pytree of tensors, lane axis first in every leaf."""
-        raise NotImplementedError(f"{type(self).__name__} must define initial_state(num_lanes)")
+        """Returns the state of lanes that are reset."""
 
-    def window_loss(self, window: Window, state: State) -> tuple[Tensor, Tensor | int, State]:
-        """Runs the model over one window, or over a piece of one, which may be a single step.
+    def evaluation_window(self, window: Window, state: State) -> WindowLoss:
+        """Returns what a window costs, and adds it to `metrics`."""
 
-        It is called again for context and with `checkpoint_every`, so it must count nothing on the side.
 
-        Returns:
-            The loss summed over the scored targets, their number, and the state after the window.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define window_loss(window, state)")
+class Evaluation:
+    """Static evaluation: carries a state through a split and scores every target once, with frozen weights.
 
-    def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:
-        """Names the values that are logged for a mean loss per target over `source`, a loader."""
-        return {"loss": mean_loss}
+    A subclass that does more with a window overrides `score`.
 
-    def evaluation_window(self, window: Window, state: State) -> State:
-        """Scores one window in evaluation and returns the state after it; a subclass with metrics overrides this."""
-        loss, num_targets, state = self.window_loss(window, state)
-        self._evaluation_sums += torch.stack([loss.double(), torch.as_tensor(num_targets, device=loss.device).double()])
-        return state
+    Args:
+        reset_every: Lanes are reset every N time steps and at every window, for a model whose state is not
+            carried. None: only where the data say so.
+    """
 
-    def evaluation_values(self) -> dict[str, float]:
-        """Returns what was found since `on_evaluation_start`, means over targets, all ranks together."""
-        loss, num_targets = self.all_gather(self._evaluation_sums).view(-1, 2).sum(0).tolist()
-        return self.describe_loss(loss / max(1.0, num_targets), None)
+    def __init__(self, reset_every: int | None = None) -> None:
+        self.reset_every = reset_every
+        self._state: State | None = None
 
-    def on_evaluation_start(self) -> None:
+    def begin(self, module: Evaluated) -> None:
         """Forgets the state and the sums of the evaluation before."""
-        self._evaluation_state = None
-        self._evaluation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._state = None
+        self._sums = torch.zeros(2, dtype=torch.float64, device=module.device)
+        if module.metrics is not None:
+            module.metrics.reset()
 
-    def on_evaluation_end(self, values: Mapping[str, float]) -> None:
-        """Takes what an evaluation found, by the names that a callback monitors."""
-
-    def _evaluation_step(self, batch: Batch) -> None:
+    def add(self, module: Evaluated, batch: Batch) -> None:
+        """Scores the windows of a batch."""
         for whole in batch.windows:
             if whole.num_lanes == 0:
-                return  # there are fewer lanes than processes
-            for window in whole.pieces(self.evaluation_steps or whole.num_steps):
-                fresh = self.initial_state(window.num_lanes)
-                state = self._evaluation_state
-                if state is None or self.evaluation_steps:
-                    state = fresh
+                return  # there are fewer lanes than ranks
+            for window in whole.pieces(self.reset_every or whole.num_time_steps):
+                initial = module.initial_state(window.num_lanes)
+                state = self._state
+                if state is None or self.reset_every:
+                    state = initial
                 elif window.reset is not None:
-                    state = reset_lanes(window.reset, fresh, state)
-                self._evaluation_state = detach(self.evaluation_window(window, state))
+                    state = reset_lanes(window.reset, initial, state)
+                cost = self.score(module, window, state)
+                sums = [torch.as_tensor(part, device=self._sums.device).double() for part in cost[:2]]
+                self._sums += torch.stack(sums)
+                self._state = detach(cost.state)
 
-    def _evaluation_end(self, stage: str) -> None:
-        self._evaluation_state = None
-        values = {f"{stage}/{name}": float(value) for name, value in self.evaluation_values().items()}
-        # For callbacks that monitor a metric; the loggers get it at our own x-axis. It is of all processes already.
-        warnings.filterwarnings("ignore", ".*sync_dist=True.* when logging on epoch level in distributed setting")
-        self.log_dict(values, logger=False)
-        self.on_evaluation_end(values)
+    def score(self, module: Evaluated, window: Window, state: State) -> WindowLoss:
+        """Scores one window."""
+        return WindowLoss(*module.evaluation_window(window, state))
 
-    def on_validation_epoch_start(self) -> None:
-        check_lanes(self.trainer.val_dataloaders, self.trainer)
-        self.on_evaluation_start()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._evaluation_end("val")
-
-    def on_test_epoch_start(self) -> None:
-        check_lanes(self.trainer.test_dataloaders, self.trainer)
-        self.on_evaluation_start()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluation_end("test")
+    def end(self, module: Evaluated) -> tuple[float, dict[str, float]]:
+        """Returns the mean loss per target and the values of the module's metrics, of all ranks together."""
+        self._state = None
+        loss, num_targets = module.trainer.strategy.reduce(self._sums.clone(), reduce_op="sum").tolist()
+        values = {} if module.metrics is None else module.metrics.compute()
+        if not isinstance(values, Mapping):
+            values = {type(module.metrics).__name__: values}
+        return loss / max(1.0, num_targets), {name: float(value) for name, value in values.items()}

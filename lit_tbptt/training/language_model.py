@@ -3,22 +3,21 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim import AdamW
 
 from lit_tbptt import cores
 from lit_tbptt.cores import LSTM, RecurrentCore
 from lit_tbptt.data.text.tokenizers import Tokenizer, from_description
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
+from lit_tbptt.files.schema import Checkpoint, new_run_state, run_state
 from lit_tbptt.models.language_model import RecurrentLM
-from lit_tbptt.models.metrics import TokenMetrics, rates, summed_nats
+from lit_tbptt.models.metrics import TokenAccuracy, rates
+from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
-from lit_tbptt.tbptt.window import Window
 from lit_tbptt.training.module import LitTBPTT
 
 
@@ -29,75 +28,45 @@ class LitLanguageModel(LitTBPTT):
 
     Args:
         core: The recurrent part: RNN, LSTM, GRU, or any RecurrentCore.
-        k1: Tokens per lane between two optimizer steps.
-        k2: The horizon: how many tokens back from a window's end a gradient may travel. Left out: the same as k1.
-        checkpoint_every: Keep only every N-th state for the backward pass and compute the steps between again there: a
-            long horizon in little memory. Left out: everything is kept.
-        loss_reduction: Whether the gradient is that of the mean or of the sum over a window's scored targets.
-        carry_state: Whether a window starts from the state that the one before it left. If not, every window starts
-            from the initial state; in evaluation too, where windows are cut to k1 tokens for that.
-        state_drop_probability: Probability that a lane starts afresh at a window, in training.
-        clip_norm: Largest norm of the gradient of all parameters together. Left out: it is not clipped.
         embedding_dropout: Probability of dropping a feature of the embedded input, in training.
         output_dropout: Probability of dropping a feature of the core's output, in training.
+        dropout_over_time: Whether these two draw a mask for every token (free), or one for all tokens of a window and
+            its context (shared).
         tie_weights: Whether the output layer uses the embedding's matrix.
-        optimizer: Makes the optimizer from the parameters. On the command line: --optimizer.
-        lr_scheduler: Makes the schedule from the optimizer. On the command line: --lr_scheduler.
-        lr_interval: Whether the schedule counts optimizer steps or epochs. Left out: what the schedule says of
-            itself, as WarmupCosineLR does, or epochs.
+        **training: The arguments of LitTBPTT, by name.
 
     Raises:
         InputError: A setting is out of its range.
     """
 
+    loss_name = "nats_per_token"
+    network_settings = ("core", "tie_weights")
+    metrics: TokenAccuracy
+
     def __init__(
         self,
         core: RecurrentCore | None = None,
-        k1: int = 64,
-        k2: int | None = None,
         *,
-        checkpoint_every: int | None = None,
-        loss_reduction: Literal["mean", "sum"] = "mean",
-        carry_state: bool = True,
-        state_drop_probability: float = 0.0,
-        clip_norm: float | None = None,
         embedding_dropout: float = 0.0,
         output_dropout: float = 0.0,
+        dropout_over_time: Literal["free", "shared"] = "free",
         tie_weights: bool = False,
-        optimizer: OptimizerCallable = AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: Literal["step", "epoch"] | None = None,
+        **training: Any,
     ) -> None:
-        training: dict[str, Any] = {
-            "k1": k1,
-            "k2": k2,
-            "checkpoint_every": checkpoint_every,
-            "loss_reduction": loss_reduction,
-            "carry_state": carry_state,
-            "state_drop_probability": state_drop_probability,
-            "clip_norm": clip_norm,
-        }
         super().__init__(**training)
         core = LSTM() if core is None else core
         options: dict[str, Any] = {
             "embedding_dropout": embedding_dropout,
             "output_dropout": output_dropout,
+            "dropout_over_time": dropout_over_time,
             "tie_weights": tie_weights,
         }
-        self.save_hyperparameters(
-            {
-                "core": {"class_path": _class_name(type(core)), "init_args": core.init_args},
-                **training,
-                **options,
-            }
-        )
+        described = {"class_path": class_name(type(core)), "init_args": core.init_args}
+        self.save_hyperparameters({"core": described, **self.settings, **options})
         self._make_model: Callable[[int], RecurrentLM] = partial(RecurrentLM, core=core, **options)
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
         self.tokenizer: Tokenizer | None = None
         self.model: RecurrentLM | None = None
-        self.metrics = TokenMetrics()
+        self.metrics = TokenAccuracy()
         self._random = torch.get_rng_state()
 
     def _build(self, tokenizer: Tokenizer) -> None:
@@ -122,7 +91,7 @@ class LitLanguageModel(LitTBPTT):
             self._check_tokenizer(tokenizer)
         elif tokenizer is not None:
             if self.trainer.world_size > 1:
-                # Lightning seeds anew where it starts several processes; the weights are to be those of one.
+                # Lightning seeds again where it starts several processes; the weights are to be those of one.
                 torch.set_rng_state(self._random)
             self._build(tokenizer)
         elif self.model is None:
@@ -133,48 +102,36 @@ class LitLanguageModel(LitTBPTT):
     def initial_state(self, num_lanes: int) -> State:
         return self.language_model.initial_state(num_lanes)
 
-    def window_loss(self, window: Window, state: State) -> tuple[Tensor, Tensor | int, State]:
-        logits, state = self.language_model(window.inputs, state)
-        return *summed_nats(logits, window.targets, window.mask), state
+    def begin_window(self, num_lanes: int) -> Any:
+        return self.language_model.begin_window(num_lanes)
+
+    @property
+    def noise(self) -> Any:
+        """The network's."""
+        return self.language_model.noise
+
+    @noise.setter
+    def noise(self, noise: Any) -> None:
+        self.language_model.noise = noise
+
+    def predict_window(self, window: Window, state: State) -> tuple[Tensor, State]:
+        """Returns the logits of the token after each of the inputs, and the state after the last."""
+        return self.language_model.predict_window(window, state)
+
+    def outputs_loss(self, outputs: Tensor, window: Window) -> tuple[Tensor, Tensor | int]:
+        """Returns the summed negative log-likelihood in nats, and the number of scored targets."""
+        return self.language_model.outputs_loss(outputs, window)
 
     def advance(self, window: Window, state: State) -> State:
-        return self.language_model.run_core(window.inputs, state)[1]
+        return self.language_model.advance(window, state)
+
+    def evaluation_window(self, window: Window, state: State) -> WindowLoss:
+        logits, state = self.predict_window(window, state)
+        self.metrics.update(logits, window.targets, window.mask)
+        return WindowLoss(*self.outputs_loss(logits, window), state)
 
     def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:
         return rates(mean_loss, getattr(source, "bytes_per_token", None))
-
-    def on_evaluation_start(self) -> None:
-        super().on_evaluation_start()
-        self.metrics.reset()
-
-    def evaluation_window(self, window: Window, state: State) -> State:
-        logits, state = self.language_model(window.inputs, state)
-        self.metrics.update(logits, window.targets, window.mask)
-        return state
-
-    def evaluation_values(self) -> dict[str, float]:
-        found = {name: value.item() for name, value in self.metrics.compute().items()}
-        trainer = self.trainer
-        source = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        return self.describe_loss(found.pop("nats_per_token"), source) | found
-
-    # Optimizer and schedule
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if self.lr_scheduler is None:
-            return {"optimizer": optimizer}
-        scheduler: Any = self.lr_scheduler(optimizer)
-        if getattr(scheduler, "num_steps", 0) is None:
-            if self.trainer.max_steps < 0:
-                raise InputError("lr_scheduler.num_steps is not given, and neither is trainer.max_steps: give one")
-            scheduler.num_steps = self.trainer.max_steps
-        config = {
-            "scheduler": scheduler,
-            "interval": self.lr_interval or getattr(scheduler, "interval", "epoch"),
-            "monitor": getattr(scheduler, "monitor", None),
-        }
-        return {"optimizer": optimizer, "lr_scheduler": config}
 
     # Text
 
@@ -202,14 +159,14 @@ class LitLanguageModel(LitTBPTT):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         assert self.tokenizer is not None
-        checkpoint["tokenizer"] = self.tokenizer.describe()
+        new_run_state(checkpoint)["tokenizer"] = self.tokenizer.describe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name in ("core", "tie_weights"):
+        for name in self.network_settings:
             saved, ours = checkpoint["hyper_parameters"][name], self.hparams[name]
             if saved != ours:
                 raise InputError(f"model.{name}={ours} with a checkpoint that was trained with {saved}: use the same")
-        tokenizer = from_description(checkpoint["tokenizer"])
+        tokenizer = from_description(run_state(checkpoint)["tokenizer"])
         if self.model is None:
             self._build(tokenizer)
         else:
@@ -230,35 +187,45 @@ class LitLanguageModel(LitTBPTT):
         cls,
         checkpoint_path: str | os.PathLike[str],
         map_location: Any = "cpu",
-        core: RecurrentCore | None = None,
+        core: RecurrentCore | type[RecurrentCore] | None = None,
         **settings: Any,
-    ) -> "LitLanguageModel":
-        """Makes the model that a checkpoint holds; nothing else is needed.
+    ) -> Self:
+        """Makes the model that a checkpoint file holds; nothing else is needed.
 
         Args:
             checkpoint_path: A file that a fit of this module wrote.
             map_location: Where the tensors go.
-            core: A core of your own class, built as it was in training. RNN, LSTM and GRU are built from the file.
+            core: A core of your own class, built as it was in training, or the class. RNN, LSTM and GRU are built from
+                the file.
             **settings: Constructor arguments that replace those of the checkpoint.
 
         Raises:
             InputError: The file is not such a checkpoint, or its core is of a class that must be given.
         """
-        checkpoint = read_checkpoint(checkpoint_path, map_location)
-        if "tokenizer" not in checkpoint:
-            raise InputError(f"{checkpoint_path}: not a checkpoint of a language model")
+        return cls.from_checkpoint(read_checkpoint(checkpoint_path, map_location), core, **settings)
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, core: RecurrentCore | type[RecurrentCore] | None = None, **settings: Any
+    ) -> Self:
+        """Makes the model of a checkpoint that was read; see `load_from_checkpoint`."""
+        if "tokenizer" not in run_state(checkpoint):
+            raise InputError("the checkpoint is not one of this package's language models: it has no tokenizer")
         saved = dict(checkpoint["hyper_parameters"])
         described = saved.pop("core")
         if core is None:
-            core_class = getattr(cores, described["class_path"], None)
-            if core_class is None:
+            core = getattr(cores, described["class_path"].removeprefix("lit_tbptt."), None)
+            if core is None:
                 raise InputError(
-                    f"{checkpoint_path}: its core is a {described['class_path']}, which is not imported because a "
-                    "file says so; build one and pass it as core="
+                    f"the checkpoint's core is a {described['class_path']}, which is not imported because a file says "
+                    "so; pass the class, or one that you have built, as core"
                 )
-            core = core_class(**described["init_args"])
-        return cast(LitLanguageModel, cls._from_checkpoint(checkpoint, {"core": core} | saved | settings))
+        if isinstance(core, type):
+            core = core(**described["init_args"])
+        return cls._from_checkpoint(checkpoint, {"core": core} | saved | settings)
 
 
-def _class_name(core: type[RecurrentCore]) -> str:
-    return core.__name__ if getattr(cores, core.__name__, None) is core else f"{core.__module__}.{core.__qualname__}"
+def class_name(core: type[RecurrentCore]) -> str:
+    """Returns the name by which a core is asked for on the command line."""
+    module = "lit_tbptt" if getattr(cores, core.__name__, None) is core else core.__module__
+    return f"{module}.{core.__qualname__}"

@@ -3,13 +3,19 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lit_tbptt.errors import DivergenceError
+
+
+class _Unread(NamedTuple):
+    step: int
+    loss: Tensor
+    num_targets: Tensor | int
 
 
 class TrainingLog:
@@ -23,15 +29,15 @@ class TrainingLog:
 
     def __init__(self) -> None:
         self.num_targets = 0
-        self._unread: list[tuple[Tensor, Tensor | int]] = []
+        self._unread: list[_Unread] = []
         self._rows: list[dict[str, float]] = []
         self._rows_step = -1
         self._clock = 0.0
         self._paused = 0.0
 
-    def add(self, loss: Tensor, num_targets: Tensor | int) -> None:
-        """Takes the summed loss of one step, and the number of targets it is over."""
-        self._unread.append((loss.detach(), num_targets))
+    def add(self, step: int, loss: Tensor, num_targets: Tensor | int) -> None:
+        """Takes the summed loss of a window, the number of targets it is over, and the step that it belongs to."""
+        self._unread.append(_Unread(step, loss.detach(), num_targets))
 
     def check(self, trainer: Trainer) -> list[float]:
         """Reads the losses since the last entry.
@@ -39,11 +45,11 @@ class TrainingLog:
         Raises:
             DivergenceError: One of them is not finite.
         """
-        losses = torch.stack([loss for loss, _ in self._unread]).tolist() if self._unread else []
-        for step, loss in enumerate(losses, trainer.global_step - len(losses) + 1):
+        losses = torch.stack([entry.loss for entry in self._unread]).tolist() if self._unread else []
+        for entry, loss in zip(self._unread, losses, strict=True):
             if not math.isfinite(loss):
                 raise DivergenceError(
-                    f"the training loss is {loss} at optimizer step {step}, with a learning rate of about "
+                    f"the training loss is {loss} at optimizer step {entry.step}, with a learning rate of about "
                     f"{_learning_rate(trainer):.3g}; {_last_good(trainer)}; lower the learning rate, or set clip_norm"
                 )
         return losses
@@ -93,20 +99,22 @@ class TrainingLog:
         self._clock += time.perf_counter() - self._paused
 
     def _num_unread(self) -> int:
-        return int(sum(torch.as_tensor(count).item() for _, count in self._unread))
+        return sum(_number(entry.num_targets) for entry in self._unread)
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
         """Returns plain values; raises DivergenceError where they would not be worth continuing from."""
         losses = self.check(trainer)
         for logger in trainer.loggers:
             logger.save()  # what the files hold must not be older than the checkpoint
-        counts = [int(torch.as_tensor(count).item()) for _, count in self._unread]
+        unread = [
+            (entry.step, loss, _number(entry.num_targets)) for entry, loss in zip(self._unread, losses, strict=True)
+        ]
         return {
             "num_targets": self.num_targets,
-            "unread": list(zip(losses, counts, strict=True)),
-            "dtype": str(self._unread[0][0].dtype).removeprefix("torch.") if self._unread else "float32",
+            "unread": unread,
+            "dtype": str(self._unread[0].loss.dtype).removeprefix("torch.") if self._unread else "float32",
             "rows": self._rows if self._rows_step == trainer.global_step else [],
-            "tokens": self.num_targets + sum(counts),
+            "tokens": self.num_targets + self._num_unread(),
         }
 
     def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
@@ -114,11 +122,18 @@ class TrainingLog:
         self.num_targets = state["num_targets"]
         dtype = getattr(torch, state["dtype"])
         device = trainer.strategy.root_device
-        self._unread = [(torch.tensor(loss, dtype=dtype, device=device), count) for loss, count in state["unread"]]
+        self._unread = [
+            _Unread(step, torch.tensor(loss, dtype=dtype, device=device), count)
+            for step, loss, count in state["unread"]
+        ]
         self._rows, self._rows_step = list(state["rows"]), trainer.global_step
         for row in self._rows:
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=trainer.global_step)
+
+
+def _number(count: Tensor | int) -> int:
+    return int(torch.as_tensor(count).item())
 
 
 def _learning_rate(trainer: Trainer) -> float:

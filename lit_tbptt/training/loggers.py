@@ -2,14 +2,14 @@
 
 import csv
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from lit_tbptt.files.checkpoint import replacing
+from lit_tbptt.files.atomic import replacing
+from lit_tbptt.files.run_folder import RunFolder
 
 
 class RunCSVLogger(Logger):
@@ -22,10 +22,10 @@ class RunCSVLogger(Logger):
         resume_step: Rows of this step and later ones are dropped; the resumed run writes them again. None: all are.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+    def __init__(self, folder: RunFolder, resume_step: int | None = None) -> None:
         super().__init__()
-        self.folder = folder
-        self._file = folder / "metrics.csv"
+        self.folder = folder.path
+        self._file = folder.metrics
         self._rows: list[dict[str, Any]] = []
         self._columns = ["step", "tokens"]
         self._begun = False
@@ -83,7 +83,7 @@ class TokensTensorBoardLogger(TensorBoardLogger):
         """Does nothing: the other curves have them."""
 
 
-def run_loggers(folder: Path, resume_step: int | None = None, resume_tokens: int | None = None) -> list[Logger]:
+def run_loggers(folder: RunFolder, resume_step: int | None = None, resume_tokens: int | None = None) -> list[Logger]:
     """Returns the loggers of a run: metrics.csv, and TensorBoard curves over steps and over tokens.
 
     Args:
@@ -91,7 +91,8 @@ def run_loggers(folder: Path, resume_step: int | None = None, resume_tokens: int
         resume_step: The optimizer step that the run is resumed at; what stands at and after it is dropped.
         resume_tokens: The number of tokens trained on then.
     """
-    root = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
+    runs = folder.path.parent
+    root = {"save_dir": str(runs.parent), "name": runs.name, "version": folder.name}
     return [
         RunCSVLogger(folder, resume_step),
         TensorBoardLogger(**root, sub_dir="by_step", purge_step=resume_step),

@@ -1,11 +1,13 @@
 """Clipping and schedules under manual optimization, which Lightning leaves to the module."""
 
-from collections.abc import Mapping
-from functools import wraps
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import LightningModule
-from torch.optim import Optimizer
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_tbptt.errors import InputError
@@ -17,7 +19,7 @@ class Schedule(NamedTuple):
     Attributes:
         scheduler: Any scheduler of torch.
         interval: `step` or `epoch`.
-        frequency: It steps at every so many of them.
+        frequency: It steps at every N-th of them.
         monitor: The metric that a `ReduceLROnPlateau` looks at.
         strict: Whether a metric that is not there is an error.
     """
@@ -54,45 +56,92 @@ def take_schedules(configured: Any) -> tuple[Any, list[Schedule]]:
     return (optimizers, [schedule.scheduler for schedule in schedules]), schedules
 
 
+class ModuleOptimizer:
+    """A module's optimizer as an Update uses it: through Lightning's precision, strategy, hooks and count of steps."""
+
+    def __init__(self, module: LightningModule) -> None:
+        self._module = module
+        self._optimizer: Any = module.optimizers()
+
+    def zero_grad(self) -> None:
+        self._optimizer.zero_grad()
+
+    def backward(self, loss: Tensor) -> None:
+        self._module.manual_backward(loss)
+
+    def step(self) -> None:
+        self._optimizer.step()
+
+
 class ManualOptimization(LightningModule):
     """A LightningModule that makes its own optimizer steps.
 
     Args:
         clip_norm: Largest norm of the gradient of all parameters together. None: it is not clipped.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the schedule from the optimizer. None: the learning rate stays.
+        lr_interval: Whether the schedule counts optimizer steps or epochs. None: what the schedule says of itself.
 
     Raises:
         InputError: `clip_norm` is not above 0.
     """
 
-    def __init__(self, clip_norm: float | None = None) -> None:
+    def __init__(
+        self,
+        clip_norm: float | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] | None = None,
+    ) -> None:
         super().__init__()
         if clip_norm is not None and not clip_norm > 0:
-            raise InputError(f"model.clip_norm={clip_norm}: must be above 0; leave it out for no clipping")
+            raise InputError(f"clip_norm={clip_norm}: must be above 0; leave it out for no clipping")
         self.automatic_optimization = False
         self.clip_norm = clip_norm
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
         self._schedules: list[Schedule] = []
         self.changed_optimizer: dict[str, Any] = {}
         self.changed_schedule: dict[str, Any] = {}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Keeps when a subclass's schedules step, which Lightning drops under manual optimization."""
-        super().__init_subclass__(**kwargs)
-        if "configure_optimizers" in cls.__dict__:
-            configure = cls.configure_optimizers
+    def setup(self, stage: str) -> None:
+        # Lightning drops when schedules step under manual optimization. Here it calls the hook, however it was defined:
+        # in a subclass, through super(), by a mixin, or set on the instance as LightningCLI does.
+        if stage == "fit":
+            self._configure_set_here = self.__dict__.get("configure_optimizers")
+            self.configure_optimizers = partial(self._take_schedules, self.configure_optimizers)  # type: ignore[method-assign]
 
-            @wraps(configure)
-            def configure_optimizers(self: ManualOptimization) -> Any:
-                configured, self._schedules = take_schedules(configure(self))
-                return configured
+    def _take_schedules(self, configure: Callable[[], Any]) -> Any:
+        configured, self._schedules = take_schedules(configure())
+        del self.configure_optimizers
+        if self._configure_set_here is not None:
+            self.configure_optimizers = self._configure_set_here  # type: ignore[method-assign]
+        return configured
 
-            cls.configure_optimizers = configure_optimizers
+    def configure_optimizers(self) -> Any:
+        """Makes the optimizer and the schedule that the constructor was given."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return {"optimizer": optimizer}
+        scheduler: Any = self.lr_scheduler(optimizer)
+        if getattr(scheduler, "num_steps", 0) is None:
+            if self.trainer.max_steps < 0:
+                raise InputError("lr_scheduler.num_steps is not given, and neither is trainer.max_steps: give one")
+            scheduler.num_steps = self.trainer.max_steps
+        config = {
+            "scheduler": scheduler,
+            "interval": self.lr_interval or getattr(scheduler, "interval", "epoch"),
+            "monitor": getattr(scheduler, "monitor", None),
+        }
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_fit_start(self) -> None:
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         fused = any(optimizer.defaults.get("fused") for optimizer in self.trainer.optimizers)
         if self.clip_norm and scaled and fused:
             raise InputError(
-                f"model.clip_norm={self.clip_norm} with a fused optimizer and trainer.precision=16-mixed: such an "
+                f"clip_norm={self.clip_norm} with a fused optimizer and trainer.precision=16-mixed: such an "
                 "optimizer unscales the gradients itself, after they would be clipped; set optimizer.fused=false, or "
                 "trainer.precision=bf16-mixed"
             )

@@ -19,67 +19,71 @@ class Position:
 
     Attributes:
         step: Optimizer steps made.
+        window: Windows trained on in the whole run.
         epoch: Epochs finished.
         batch: The batch of this epoch in which we stand, from 0.
-        windows: Windows of that batch that are done.
-        num_windows: Windows of that batch; 0 before the first one has come.
+        batch_window: Windows of that batch that are done.
+        batch_windows: Windows of that batch; 0 before the first one has come.
         data: What the batch says of its place in the data. None: the start of an epoch.
         batches_before: Batches of the whole run before this one.
-        closed: Whether all that follows the batch's last window, validation in the first place, is done as well.
+        batch_finished: Whether all that follows the batch's last window, validation in the first place, is done too.
     """
 
     step: int = 0
+    window: int = 0
     epoch: int = 0
     batch: int = 0
-    windows: int = 0
-    num_windows: int = 0
+    batch_window: int = 0
+    batch_windows: int = 0
     data: Mapping[str, Any] | None = None
     batches_before: int = 0
-    closed: bool = False
+    batch_finished: bool = False
 
     @property
     def at_batch_end(self) -> bool:
         """Whether every window of the batch is done."""
-        return self.windows == self.num_windows
+        return self.batch_window == self.batch_windows
 
     def next_epoch(self) -> "Position":
         """Returns the start of the next epoch."""
-        return Position(step=self.step, epoch=self.epoch + 1, batches_before=self.batches_before + 1)
+        return Position(self.step, self.window, self.epoch + 1, batches_before=self.batches_before + 1)
 
-    def of_all(self, datas: Sequence[Mapping[str, Any] | None]) -> "Position":
-        """Returns the position of all processes together, with tensors for arrays: what a checkpoint may hold.
+    def united(self, ranks: Sequence[Mapping[str, Any] | None]) -> "Position":
+        """Returns the position of all ranks together, with tensors for arrays: what a checkpoint may hold.
 
         Args:
-            datas: `data` of every process. What only one of them knows, it keeps under keys of its own.
+            ranks: `data` of every rank. What only one of them knows, it keeps under keys of its own.
         """
-        return replace(self, data=tree_map(_as_tensor, _united(datas)))
+        return replace(self, data=tree_map(_as_tensor, _united(ranks)))
 
     def loader_state(self) -> dict[str, Any]:
         """Returns what a loader's `load_state_dict` takes: the batch to start at, how many to skip, the epoch."""
-        return {"position": self.data, "skip": int(self.closed), "epoch": self.epoch}
+        return {"position": self.data, "skip": int(self.batch_finished), "epoch": self.epoch}
 
-    def rewrite(self, loop: dict[str, Any], resumable_loader: bool) -> None:
-        """Rewrites the state of Lightning's fit loop, so that it continues from here.
+    def rewrite(self, checkpoint: dict[str, Any], resumable_loader: bool) -> None:
+        """Rewrites the counters in Lightning's part of a checkpoint, so that it continues from here.
 
         Args:
-            loop: `checkpoint["loops"]["fit_loop"]`, changed in place.
+            checkpoint: The checkpoint, changed in place.
             resumable_loader: Whether the training data takes a `loader_state`.
         """
+        checkpoint["epoch"], checkpoint["global_step"] = self.epoch, self.step
+        loop = checkpoint["loops"]["fit_loop"]
         inside = self.data is not None
-        done = self.batch + int(self.closed)
+        done = self.batch + int(self.batch_finished)
         started = self.epoch + int(inside)
         # Lightning gives a loader its state only where an epoch is begun, or ready to begin.
         ready = self.epoch + 1 if resumable_loader else started
         epochs = {"ready": ready, "started": started, "processed": self.epoch, "completed": self.epoch}
         counted = ("ready", "started", "processed", "completed")
         # Lightning schedules validations that are not tied to epochs by the batches of the whole run.
-        total = dict.fromkeys(counted, self.batches_before + int(self.closed))
+        total = dict.fromkeys(counted, self.batches_before + int(self.batch_finished))
         steps = {"ready": self.step, "completed": self.step}
         loop["epoch_progress"] = {"total": epochs, "current": dict(epochs)}
         progress = loop["epoch_loop.batch_progress"]
         progress |= {"total": total, "current": dict.fromkeys(counted, done)}
         # While it is true, Lightning ends the epoch before it has fetched another batch.
-        progress["is_last_batch"] = progress["is_last_batch"] and self.closed
+        progress["is_last_batch"] = progress["is_last_batch"] and self.batch_finished
         loop["epoch_loop.manual_optimization.optim_step_progress"] = {"total": steps, "current": dict(steps)}
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] = self.step
         # Evaluation is never continued half-way: it starts again.

@@ -19,8 +19,8 @@ from lit_tbptt.data.text.stream import DocumentStream
 from lit_tbptt.data.text.token_file import TokenFile
 from lit_tbptt.data.text.tokenizers import Tokenizer, from_description
 from lit_tbptt.errors import InputError
-from lit_tbptt.ranks import Ranks
-from lit_tbptt.training.ddp import ranks_of
+from lit_tbptt.ranks import Rank
+from lit_tbptt.training.ddp import rank_of
 
 if TYPE_CHECKING:
     Source: TypeAlias = str | Loaded
@@ -30,7 +30,7 @@ else:
     Source = TokenizerChoice = str
 
 # What a resumed run cannot change: the windows would be others.
-_FOREVER = (
+_FIXED_IN_A_RUN = (
     "num_lanes",
     "windows_per_batch",
     "streaming",
@@ -147,8 +147,8 @@ class TextLanesDataModule(LightningDataModule):
         return self.hparams
 
     @property
-    def _ranks(self) -> Ranks:
-        return Ranks() if self.trainer is None else ranks_of(self.trainer)
+    def _rank(self) -> Rank:
+        return Rank() if self.trainer is None else rank_of(self.trainer)
 
     @property
     def cache(self) -> Path:
@@ -161,7 +161,7 @@ class TextLanesDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Opens what `prepare_data` stored; `tokenizer`, `splits` and `documents` are known from here on."""
-        if self._settings.streaming and self._ranks.num_ranks > 1:
+        if self._settings.streaming and self._rank.num_ranks > 1:
             # A vocabulary that took a pass over the stream is not counted again by every process.
             described = self.trainer.strategy.broadcast(self.tokenizer and self.tokenizer.describe())
             self.tokenizer = self.tokenizer or from_description(described)
@@ -176,8 +176,8 @@ class TextLanesDataModule(LightningDataModule):
         if needed == "train":
             assert self.tokenizer is not None
             lanes = self.train_dataloader()
-            if self._ranks.rank == 0:
-                rank_zero_info(run_summary(self.splits, self.tokenizer, lanes, self._ranks))
+            if self._rank.number == 0:
+                rank_zero_info(run_summary(self.splits, self.tokenizer, lanes, self._rank))
         if needed != "test":
             self.val_dataloader()
 
@@ -187,11 +187,11 @@ class TextLanesDataModule(LightningDataModule):
         size, content = (
             (f"{train.num_tokens} tokens", train.content)
             if isinstance(train, TokenFile)
-            else (f"{train.num_shards} shards", train.head)
+            else (f"{train.num_shards} shards", train.first_document_hash)
         )
         return {
             "model.k1": settings.k1,
-            **{f"data.{name}": settings[name] for name in _FOREVER},
+            **{f"data.{name}": settings[name] for name in _FIXED_IN_A_RUN},
             "data.path": f"{settings.path or 'the default corpus'}, {size}, {content[:16]}",
         }
 
@@ -212,7 +212,7 @@ class TextLanesDataModule(LightningDataModule):
                 )
 
     def train_dataloader(self) -> Lanes:
-        settings, num_ranks = self._settings, self._ranks.num_ranks
+        settings, num_ranks = self._settings, self._rank.num_ranks
         if settings.num_lanes < num_ranks:
             raise InputError(
                 f"data.num_lanes={settings.num_lanes} with {num_ranks} processes: each needs a lane to train on; use "
@@ -244,11 +244,11 @@ class TextLanesDataModule(LightningDataModule):
 
     def _lanes(self, split: str, argument: str, k1: int, windows_per_batch: int, **order: Any) -> Lanes:
         source, num_lanes = self.splits[split], self._settings[argument]
-        order |= {"document_reset": self._settings.document_reset, "local_lanes": self._ranks.share(num_lanes)}
+        order |= {"document_reset": self._settings.document_reset, "local_lanes": self._rank.share(num_lanes)}
         assert self.tokenizer is not None
         if isinstance(source, DocumentStream):
             try:
-                order["everyone"] = self._ranks.everyone
+                order["all_gather"] = self._rank.all_gather
                 return StreamedLanes(source, self.tokenizer, num_lanes, k1, windows_per_batch, **order)
             except InputError as error:
                 raise InputError(f"data.{error}") from None

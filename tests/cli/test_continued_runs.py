@@ -7,7 +7,7 @@ import pytest
 import yaml
 from command_line import RUN, curve, equal, last, refused, trained
 
-from lit_tbptt.cli import LitCLI, main
+from lit_tbptt.cli import TextCLI, main
 
 
 def test_a_run_is_continued_in_its_own_folder_with_the_settings_it_had(first_run, tmp_path, monkeypatch, capfd):
@@ -44,11 +44,11 @@ def test_last_is_of_the_newest_run_unless_one_is_named(first_run):
     main([*first_run, "--run_name=one"])
     main([*first_run, "--run_name=two", "--trainer.max_steps=4", "--trainer.val_check_interval=1"])
     assert "has checkpoints" in refused(*first_run, "--run_name=one")
-    cli = LitCLI(["fit", "--ckpt_path=last", "--run_name=one", "--trainer.max_steps=22"])
+    cli = TextCLI(["fit", "--ckpt_path=last", "--run_name=one", "--trainer.max_steps=22"])
     assert (Path(cli.trainer.log_dir).name, cli.trainer.global_step) == ("one", 22)
-    cli = LitCLI(["validate", "--ckpt_path=best", "--run_name=two"])
+    cli = TextCLI(["validate", "--ckpt_path=best", "--run_name=two"])
     assert cli._checkpoint["global_step"] <= 4
-    cli = LitCLI(["validate", "--ckpt_path=last"])
+    cli = TextCLI(["validate", "--ckpt_path=last"])
     assert cli._checkpoint["global_step"] == 22  # of `one`, which was written to last
 
 
@@ -112,7 +112,7 @@ def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(first_run):
     file = RUN / "checkpoints" / "last.ckpt"
     file.write_bytes(file.read_bytes()[:-500])
     with pytest.warns(UserWarning, match=r"last\.ckpt.*(previous|best)\.ckpt is taken instead"):
-        cli = LitCLI(["fit", "--ckpt_path=last", "--trainer.max_steps=24"])
+        cli = TextCLI(["fit", "--ckpt_path=last", "--trainer.max_steps=24"])
     assert cli.trainer.global_step == 24
     for broken in (RUN / "checkpoints").iterdir():
         broken.write_bytes(b"")

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from command_line import FIRST_RUN, RUN, last, refused
 
-from lit_tbptt.cli import LitCLI, main
+from lit_tbptt.cli import TextCLI, main
 from lit_tbptt.files.checkpoint import read_checkpoint
 
 
 def test_a_new_run_from_weights_alone(first_run, words_folder):
     main(first_run)
-    cli = LitCLI(
+    cli = TextCLI(
         [
             "fit",
             f"--data.path={words_folder}",
@@ -47,4 +47,4 @@ def test_a_run_from_weights_is_continued_with_their_tokenizer(first_run, words_f
         ]
     )
     main(["fit", "--ckpt_path=last", "--run_name=b", "--trainer.max_steps=5"])
-    assert read_checkpoint("runs/default/b/checkpoints/last.ckpt")["tokenizer"]["name"] == "word"
+    assert read_checkpoint("runs/default/b/checkpoints/last.ckpt")["lit_tbptt"]["tokenizer"]["name"] == "word"

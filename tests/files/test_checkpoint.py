@@ -48,7 +48,7 @@ def test_no_flipped_bit_and_no_cut_goes_unseen(first_run):
                     strict=True,
                 )
             )
-            assert found["tbptt"]["log"] == whole["tbptt"]["log"]
+            assert found["lit_tbptt"]["log"] == whole["lit_tbptt"]["log"]
     assert refusals > 350
 
 
@@ -69,7 +69,7 @@ def test_somebody_elses_checkpoint_is_no_model_of_ours(tmp_path):
     write_checkpoint({"state_dict": {}, "global_step": 3}, tmp_path / "other.ckpt")
     for subcommand in ("fit", "test", "generate"):
         assert "not one of this package's" in refused(subcommand, f"--ckpt_path={tmp_path}/other.ckpt")
-    with pytest.raises(InputError, match="not a checkpoint of a language model"):
+    with pytest.raises(InputError, match="not one of this package's"):
         LitLanguageModel.load_from_checkpoint(tmp_path / "other.ckpt")
 
 
@@ -104,13 +104,13 @@ def test_a_checkpoint_that_names_a_foreign_class_imports_nothing(first_run, plan
     checkpoint = read_checkpoint(file)
     entry = {"class_path": "foreign.Core", "init_args": {}}
     if planted == "core":
-        checkpoint["settings"]["model"]["core"] = checkpoint["hyper_parameters"]["core"] = entry
+        checkpoint["lit_tbptt"]["settings"]["model"]["core"] = checkpoint["hyper_parameters"]["core"] = entry
     elif planted in ("optimizer", "text"):
-        checkpoint["settings"]["optimizer"] = entry if planted == "optimizer" else "foreign.Core"
+        checkpoint["lit_tbptt"]["settings"]["optimizer"] = entry if planted == "optimizer" else "foreign.Core"
     elif planted == "accelerator":
-        checkpoint["settings"]["trainer"]["accelerator"] = "foreign.Core"
+        checkpoint["lit_tbptt"]["settings"]["trainer"]["accelerator"] = "foreign.Core"
     else:
-        checkpoint["settings"]["lr_scheduler"] = {
+        checkpoint["lit_tbptt"]["settings"]["lr_scheduler"] = {
             "class_path": "torch.optim.lr_scheduler.LambdaLR",
             "init_args": {"lr_lambda": "foreign.Core"},
         }
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_names_a_foreign_class_imports_nothing(first_run, plan
         assert re.search("not imported because a file says so|no class with its arguments", message)
     if planted == "core":
         assert "not imported because" in refused("generate", f"--ckpt_path={file}")
-        with pytest.raises(InputError, match="pass it as core="):
+        with pytest.raises(InputError, match="pass the class, or one that you have built, as core"):
             LitLanguageModel.load_from_checkpoint(file)
     assert "foreign" not in sys.modules
     assert not Path("exploded").exists()
@@ -167,5 +167,5 @@ def test_a_users_own_core_is_passed_in(words_folder, tmp_path):
     trainer.save_checkpoint("own.ckpt", weights_only=False)
     again = LitLanguageModel.load_from_checkpoint("own.ckpt", core=Doubling(7))
     assert again.generate(["w1"], 9, seed=4) == model.generate(["w1"], 9, seed=4)
-    with pytest.raises(InputError, match=r"its core is a test_checkpoint.Doubling.* pass it as core="):
+    with pytest.raises(InputError, match=r"core is a test_checkpoint.Doubling, which is not imported .*as core"):
         LitLanguageModel.load_from_checkpoint("own.ckpt")

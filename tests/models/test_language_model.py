@@ -73,5 +73,5 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(*passes)
     model.eval()
     assert_close(model(tokens, model.initial_state(3)), model(tokens, model.initial_state(3)))
-    with pytest.raises(InputError, match=r"model\.output_dropout=1"):
+    with pytest.raises(InputError, match=r"output_dropout=1"):
         RecurrentLM(11, GRU(6), output_dropout=1.0)

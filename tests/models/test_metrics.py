@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_tbptt.models.metrics import TokenMetrics, rates, summed_nats
+from lit_tbptt.models.metrics import TokenAccuracy, rates, summed_nats
 
 
 def test_nats_are_summed_over_scored_targets_and_never_infinite():
@@ -23,7 +23,7 @@ def test_nats_are_summed_over_scored_targets_and_never_infinite():
 def test_metrics_do_not_depend_on_how_the_targets_are_cut():
     logits, targets = torch.randn(3, 13, 11, dtype=torch.float64), torch.randint(11, (3, 13))
     mask = torch.rand(3, 13) < 0.7
-    whole, parts = TokenMetrics(), TokenMetrics()
+    whole, parts = TokenAccuracy(), TokenAccuracy()
     whole.update(logits, targets, mask)
     for start in range(0, 13, 4):
         some = slice(start, start + 4)

@@ -6,19 +6,9 @@ from loops import LANES
 from tasks import Leaky, Recurrence
 from torch.testing import assert_close
 
-from lit_tbptt import LSTM, RecurrentLM, Window
-from lit_tbptt.models.metrics import summed_nats
+from lit_tbptt import LSTM, RecurrentLM, Task, Window
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.gradient_norms import gradient_norms, measure
-
-
-class Task(RecurrentLM):
-    def window_loss(self, window, state):
-        logits, state = self(window.inputs, state)
-        return *summed_nats(logits, window.targets, window.mask), state
-
-    def advance(self, window, state):
-        return self.run_core(window.inputs, state)[1]
 
 
 def test_the_norms_of_a_recurrence_are_the_powers_of_its_weight():
@@ -41,7 +31,7 @@ def test_the_norms_of_a_recurrence_are_the_powers_of_its_weight():
 
 
 def test_the_norms_of_an_lstm_are_those_of_autograd_one_state_at_a_time():
-    model = Task(11, LSTM(5, 2, input_size=7)).double()
+    model = RecurrentLM(11, LSTM(5, 2, input_size=7)).double()
     windows = [Window(*torch.randint(11, (2, LANES, 4))) for _ in range(3)]
     windows[1] = windows[1]._replace(reset=torch.tensor([False, True, False]))
     windows[2] = windows[2]._replace(mask=torch.tensor([[True] * 4, [True] * 4, [True] * 3 + [False]]))
@@ -56,7 +46,7 @@ def test_the_norms_of_an_lstm_are_those_of_autograd_one_state_at_a_time():
                 given = list(here.values())
             if step.reset is not None:
                 here = {name: leaf * ~step.reset[:, None, None] for name, leaf in here.items()}
-            loss, _, here = model.window_loss(step, here)
+            loss, _, here, _ = model.window_loss(step, here)
         hidden, cell = torch.autograd.grad(loss, given)
         lanes = (hidden.square().sum((1, 2)) + cell.square().sum((1, 2))).sqrt()
         assert (lanes[1] == 0) == (back >= 7)
@@ -65,7 +55,7 @@ def test_the_norms_of_an_lstm_are_those_of_autograd_one_state_at_a_time():
 
 
 def test_a_state_may_hold_counts_too():
-    class Mean:
+    class Mean(Task):
         core = Leaky()
 
         def initial_state(self, num_lanes):
@@ -76,7 +66,7 @@ def test_a_state_may_hold_counts_too():
 
         def window_loss(self, window, state):
             outputs, state = self.core(window.inputs, state)
-            return outputs[:, :, 0].sum(), window.num_steps, state
+            return outputs[:, :, 0].sum(), window.num_time_steps, state
 
     inputs = torch.randn(LANES, 6, 7)
     norms = gradient_norms(Mean(), Carry(Mean().initial_state(LANES), (Window(inputs, inputs),)), 4)
@@ -84,7 +74,7 @@ def test_a_state_may_hold_counts_too():
 
 
 def test_a_complex_state_counts_by_its_size():
-    class Rotation:
+    class Rotation(Task):
         turn = torch.tensor(0.5 + 0.5j, dtype=torch.complex128)
 
         def initial_state(self, num_lanes):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lit_tbptt import GRU, LSTM, RNN, Truncation, Window
+from lit_tbptt import GRU, LSTM, RNN, Task, Truncation, Window
 
 LANES, STEPS, FEATURES, HIDDEN, OUTPUTS, RATE = 3, 13, 7, 5, 2, 0.3
 TRUNCATIONS = [(k1, k2) for k1 in range(1, STEPS + 1) for k2 in range(k1, STEPS + 1)]
@@ -33,7 +33,7 @@ def gru_cell(x, h, w):
 CELLS = {RNN: rnn_cell, LSTM: lstm_cell, GRU: gru_cell}
 
 
-class Task(nn.Module):
+class Squared(Task, nn.Module):
     """Regression on `[lane, time, feature]` inputs."""
 
     def __init__(self, core):
@@ -62,7 +62,7 @@ def data():
 
 def make(core_class):
     torch.manual_seed(2)
-    task = Task(core_class(HIDDEN, learned_initial_state=True, input_size=FEATURES))
+    task = Squared(core_class(HIDDEN, learned_initial_state=True, input_size=FEATURES))
     for initial in task.core.initial.values():
         nn.init.normal_(initial, std=0.3)
     return task
@@ -146,7 +146,8 @@ def ours(task, data, k1, k2, reset, rate):
     for start in range(0, STEPS, k1):
         lanes = torch.tensor([False, True, False]) if start == reset else None
         inputs, targets = (part[:, start : start + k1] for part in data)
-        loss, _, carry = truncation(task, Window(inputs, targets, lanes), carry)
+        loss, _, carry, _ = truncation(task, Window(inputs, targets, lanes), carry)
+        carry = carry.detach()
         loss.backward()
         if rate is not None:
             sgd(task, rate)
@@ -213,7 +214,7 @@ def test_a_horizon_beyond_the_sequence_is_full_backpropagation(core_class, k1, b
     # T counts in whole windows: a horizon is k2 - k1 tokens before a window's start, however short the last one is.
     k2 = -(-STEPS // k1) * k1 + beyond
     task = make(core_class)
-    loss, _, _ = task.window_loss(Window(*data), task.initial_state(LANES))
+    loss, *_ = task.window_loss(Window(*data), task.initial_state(LANES))
     loss.backward()
     expected = [w.grad for w in flat(parts(task))]
     assert_close(ours(make(core_class), data, k1, k2, None, None), expected, rtol=0, atol=1e-12)

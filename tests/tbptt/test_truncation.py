@@ -7,14 +7,15 @@ import pytest
 import torch
 from tasks import EXACT_GRADIENTS, Recurrence, windows_of
 
-from lit_tbptt import InputError, Truncation, Window
+from lit_tbptt import InputError, Task, Truncation, Window
 from lit_tbptt.tbptt.carry import Carry
 
 
 def gradient(task, windows, k1, k2):
     truncation, carry = Truncation(k1, k2), None
     for window in windows:
-        loss, _, carry = truncation(task, window, carry)
+        loss, _, carry, _ = truncation(task, window, carry)
+        carry = carry.detach()
         loss.backward()
     return task.w.grad
 
@@ -44,10 +45,44 @@ def test_what_is_carried_has_no_graph_and_no_more_context_than_needed():
     truncation, task, carry = Truncation(3, 7), Recurrence(), None
     inputs = torch.randn(2, 19, dtype=torch.float64)
     for window in windows_of(inputs, inputs, 3):
-        _, _, carry = truncation(task, window, carry)
+        carry = truncation(task, window, carry).carry.detach()
         assert not carry.state["h"].requires_grad
-        assert sum(part.num_steps for part in carry.context) <= 4
+        assert sum(part.num_time_steps for part in carry.context) <= 4
     assert torch.equal(torch.cat([part.inputs for part in carry.context], 1), inputs[:, -4:])
+
+
+@pytest.mark.parametrize("recompute_every", [None, 2])
+@pytest.mark.parametrize("horizons", [(3, 8, 8, 3, 12, 5, 5), (9, 9, 4, 3, 3, 20, 20), (20, 3, 20, 3, 20, 3, 20)])
+def test_a_horizon_that_changes_holds_from_the_next_window_on(horizons, recompute_every):
+    k1, inputs, resets = 3, torch.randn(4, 20, dtype=torch.float64), {(1, 2), (4, 0), (5, 3)}
+    task, truncation, carry = Recurrence(), Truncation(k1, horizons[0], recompute_every), None
+    for window, k2 in zip(windows_of(inputs, inputs, k1, resets), horizons, strict=True):
+        truncation.k2 = k2
+        loss, _, carry, _ = truncation(task, window, carry)
+        loss.backward()
+        carry = carry.detach()
+    expected, carried_from = torch.zeros((), dtype=torch.float64), 0
+    for number, k2 in enumerate(horizons):
+        start, end = number * k1, min((number + 1) * k1, 20)
+        w, h, loss = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), torch.zeros(4).double(), 0.0
+        for step in range(end):
+            if step <= max(carried_from, start - (k2 - k1)):  # nothing is known of what lies before a carried state
+                h = h.detach()
+            if step % k1 == 0:
+                h = torch.stack([0 * h[lane] if (step // k1, lane) in resets else h[lane] for lane in range(4)])
+            h = w * h + inputs[:, step]
+            loss = loss + (h.sum() if step >= start else 0.0)
+        loss.backward()
+        expected += w.grad
+        carried_from = max(carried_from, end - (k2 - k1))
+    torch.testing.assert_close(task.w.grad, expected, rtol=0, atol=1e-11)
+
+
+def test_a_horizon_that_is_too_short_is_refused_and_the_old_one_stays():
+    truncation = Truncation(5, 9)
+    with pytest.raises(InputError, match="k2=4 with k1=5"):
+        truncation.k2 = 4
+    assert truncation.k2 == 9
 
 
 @pytest.mark.parametrize(
@@ -61,7 +96,7 @@ def test_truncations_that_make_no_sense_are_refused(k1, k2, message):
 
 def test_a_window_longer_than_k1_is_refused():
     inputs = torch.ones(2, 5, dtype=torch.float64)
-    with pytest.raises(InputError, match="window of 5 steps with k1=4"):
+    with pytest.raises(InputError, match="window of 5 time steps with k1=4"):
         Truncation(4)(Recurrence(), Window(inputs, inputs))
 
 
@@ -78,27 +113,25 @@ def test_influence_balancing(horizon, expected):
     """Tallec & Ollivier 2017: short horizons get even the sign of the derivative wrong, which is -6."""
     n, p = 23, 10
 
-    class Influence:
+    class Influence(Task):
         def __init__(self):
             self.theta = torch.zeros((), dtype=torch.float64, requires_grad=True)
 
         def initial_state(self, num_lanes):
             return torch.zeros(num_lanes, n, dtype=torch.float64)
 
-        def advance(self, window, state):
-            return self.window_loss(window, state)[2]
-
         def window_loss(self, window, state):
             matrix = torch.eye(n, dtype=torch.float64) / 2 + torch.diag(torch.full((n - 1,), 0.5), 1)
             signs = torch.ones(n, dtype=torch.float64)
             signs[p:] = -1
-            for _ in range(window.num_steps):
+            for _ in range(window.num_time_steps):
                 state = state @ matrix.T + self.theta * signs
             return state[:, 0].sum(), 1, state
 
     task, truncation, carry = Influence(), Truncation(1, horizon), None
     for _ in range(120):
-        loss, _, carry = truncation(task, Window(torch.ones(1, 1), torch.ones(1, 1)), carry)
+        loss, _, carry, _ = truncation(task, Window(torch.ones(1, 1), torch.ones(1, 1)), carry)
+        carry = carry.detach()
     loss.backward()
     found = task.theta.grad.item()
     if expected is None:

@@ -50,7 +50,7 @@ def test_the_number_of_checkpoints_is_bounded(first_run):
         "previous.ckpt",
     ]
     best = [
-        read_checkpoint(RUN / "checkpoints" / name)["tbptt"]["metrics"]["val/accuracy"]
+        read_checkpoint(RUN / "checkpoints" / name)["lit_tbptt"]["metrics"]["val/accuracy"]
         for name in ("best.ckpt", "best-2.ckpt", "best-3.ckpt")
     ]
     assert best == sorted(best, reverse=True)

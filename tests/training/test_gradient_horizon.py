@@ -13,8 +13,7 @@ from resuming import everything, fit_text, per_step, same
 from tasks import Batches, Regression
 from torch import nn
 
-from lit_tbptt import InputError, LitTBPTT, Window
-from lit_tbptt.training.callbacks import GradientHorizon
+from lit_tbptt import GradientHorizon, InputError, LitTBPTT, Window
 
 OPTIONS = {"every_n_steps": 3, "tokens_back": 10}
 
@@ -24,7 +23,7 @@ def test_training_is_what_it_would_be_without(tmp_path):
         def __init__(self):
             self.kept = []
 
-        def on_window_end(self, trainer, module, window):
+        def on_step_end(self, trainer, module):
             self.kept.append([weight.grad.clone() for weight in module.parameters()])
 
     ends, gradients = [], []

@@ -61,17 +61,17 @@ class Sums(LitTBPTT):
 
 
 @pytest.mark.parametrize(("k1", "k2"), EXACT_GRADIENTS)
-@pytest.mark.parametrize("checkpoint_every", [None, 2])
-def test_the_exact_table_with_a_core_of_ones_own(k1, k2, checkpoint_every):
+@pytest.mark.parametrize("recompute_every", [None, 2])
+def test_the_exact_table_with_a_core_of_ones_own(k1, k2, recompute_every):
     kept, ones = Kept(), torch.ones(1, 12, 1, dtype=torch.float64)
-    module = Sums(Leaky(), k1=k1, k2=k2, checkpoint_every=checkpoint_every)
+    module = Sums(Leaky(), k1=k1, k2=k2, recompute_every=recompute_every)
     fit(module, Batches(windows_of(ones, ones, k1), 5), max_epochs=1, callbacks=[kept])
     assert Fraction(kept.gradient.item()) == Fraction(EXACT_GRADIENTS[k1, k2])
 
 
 def test_the_sum_is_the_mean_times_the_targets():
     summed, mean = pair(k1=5, lr=0.1)
-    summed.loss_reduction, summed.lr = "sum", 0.1 / (LANES * 5)
+    summed.update.loss_reduction, summed.lr = "sum", 0.1 / (LANES * 5)
     fit(summed, batches(5))
     fit(mean, batches(5))
     same_weights(summed, mean)
@@ -145,22 +145,22 @@ class Everything(LitTBPTT):
             high, cell = self.second(low, (high, cell))
             losses = nn.functional.cross_entropy(self.head(high), y, reduction="none")
             total, count = total + losses[scored].sum(), count + scored.sum()
-        return total, count, {"low": [low], "high": (high, {"cell": cell}), "n": state["n"] + window.num_steps}
+        return total, count, {"low": [low], "high": (high, {"cell": cell}), "n": state["n"] + window.num_time_steps}
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.0)
 
 
-@pytest.mark.parametrize("checkpoint_every", [None, 3])
+@pytest.mark.parametrize("recompute_every", [None, 3])
 @pytest.mark.parametrize("k1", [1, 4, 10, 20])
-def test_any_task_any_state(k1, checkpoint_every):
+def test_any_task_any_state(k1, recompute_every):
     whole = Window(torch.randn(3, 20, 7), torch.randint(6, (3, 20)), None, torch.rand(3, 20) < 0.6)
     whole = whole._replace(inputs=whole.inputs.double())
     torch.manual_seed(3)
     expected = Everything().double()
     expected.window_loss(whole, expected.initial_state(3))[0].backward()
     torch.manual_seed(3)
-    kept, module = Kept(), Everything(k1=k1, k2=20, checkpoint_every=checkpoint_every)
+    kept, module = Kept(), Everything(k1=k1, k2=20, recompute_every=recompute_every)
     fit(module, Batches(list(whole.pieces(k1)), 2), max_epochs=1, callbacks=[kept])
     gradient = torch.cat([weight.grad.flatten() for weight in expected.parameters()])
     assert_close(kept.gradient, gradient, rtol=0, atol=1e-12)
@@ -171,10 +171,9 @@ def test_any_task_any_state(k1, checkpoint_every):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss_reduction": "max"}, r"model\.loss_reduction='max': must be mean or sum"),
-        ({"state_drop_probability": 1.5}, r"model\.state_drop_probability=1\.5"),
-        ({"k1": 5, "k2": 9, "carry_state": False}, r"model\.k2=9 with model\.carry_state=False.*leave k2 out"),
-        ({"checkpoint_every": 1}, "checkpoint_every=1"),
+        ({"state_drop_probability": 1.5}, r"state_drop_probability=1\.5"),
+        ({"k1": 5, "k2": 9, "carry_state": False}, "k2=9 with carry_state=False.*leave k2 out"),
+        ({"recompute_every": 1}, "recompute_every=1"),
     ],
 )
 def test_bad_options_are_refused(options, message):

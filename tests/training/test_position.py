@@ -10,7 +10,7 @@ def test_a_position_is_united_key_by_key():
         {"window": 3, "groups": {0: {"reader": [7], "rests": {0: np.arange(2), 1: np.arange(3)}}}},
         {"window": 3, "groups": {0: {"reader": [7], "rests": {2: np.arange(4)}}, 1: {"reader": [9], "rests": {}}}},
     ]
-    found = Position(step=5).of_all(parts).data
+    found = Position(step=5).united(parts).data
     assert found["window"] == 3
     assert {lane: rest.tolist() for lane, rest in found["groups"][0]["rests"].items()} == {
         0: [0, 1],
@@ -18,4 +18,4 @@ def test_a_position_is_united_key_by_key():
         2: [0, 1, 2, 3],
     }
     assert found["groups"][1] == {"reader": [9], "rests": {}}
-    assert Position().of_all([None, None]).data is None
+    assert Position().united([None, None]).data is None

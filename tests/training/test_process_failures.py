@@ -16,20 +16,36 @@ from lightning.pytorch import Callback, Trainer
 from processes import TESTS, together
 from tasks import Batches, Regression, windows_of
 
-from lit_tbptt import GRU, DivergenceError, InputError, LitLanguageModel, TextLanesDataModule
+from lit_tbptt import (
+    GRU,
+    DivergenceError,
+    InputError,
+    LitLanguageModel,
+    RunCheckpoint,
+    SignalHandling,
+    TextLanesDataModule,
+)
 from lit_tbptt.cli import main
 from lit_tbptt.files.checkpoint import read_checkpoint
-from lit_tbptt.training.callbacks import RunCheckpoint, SignalHandling
 
 TRAIN = TESTS.parent / "train.py"
 CHECKPOINTS = Path("runs/default/version_0/checkpoints")
 STEPS = 2000
 
 
-def ended(pid):
-    """Tells whether a process has ended; a zombie has."""
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+def runs(pid):
+    """Tells whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for_the_end(pid):
+    deadline = time.monotonic() + 60
+    while runs(pid):
+        assert time.monotonic() < deadline, f"process {pid} still runs"
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -47,7 +63,7 @@ def running(words_folder, tmp_path, monkeypatch):
     (second,) = [int(pid) for pid in children if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     yield process, second
     for pid in (process.pid, second):
-        if not ended(pid):
+        if runs(pid):
             os.kill(pid, signal.SIGKILL)
     process.wait()
 
@@ -59,7 +75,7 @@ def test_a_signal_to_one_process_saves_and_stops_all_and_one_alone_goes_on(runni
     step = read_checkpoint(CHECKPOINTS / "last.ckpt")["global_step"]
     assert 0 < step < STEPS
     assert Path("log").read_text().count(f"stopped by SIGTERM after optimizer step {step}; saved") == 1
-    assert ended(second)
+    wait_for_the_end(second)
     main(["fit", "--ckpt_path=last", f"--trainer.max_steps={step + 5}", "--trainer.devices=1"])
     assert read_checkpoint(CHECKPOINTS / "last.ckpt")["global_step"] == step + 5
 
@@ -70,10 +86,7 @@ def test_a_process_that_dies_takes_the_other_along(running, killed):
     pids = [process.pid, second]
     os.kill(pids[killed], signal.SIGKILL)
     assert process.wait(timeout=60) != 0
-    deadline = time.monotonic() + 60
-    while not ended(second) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert ended(second)
+    wait_for_the_end(second)
 
 
 def lanes_of(rank, nothing):
@@ -175,7 +188,7 @@ def odd_runs(folder):
     refused = trainer_in(folder / "refused", 2)
     with pytest.raises(InputError, match=r"local_lanes=range\(0, 4\) of num_lanes=4 in process . of 2") as error:
         refused.fit(Regression(k1=5), whole)
-    found["lanes for one process"] = "Ranks(trainer.global_rank, trainer.world_size).share" in str(error.value)
+    found["lanes for one process"] = "Rank(trainer.global_rank, trainer.world_size).share" in str(error.value)
 
     for number, text in enumerate(["", "abcdefgh"]):
         (folder / f"train-{number}.jsonl").write_text(f'{{"text": "{text}"}}\n' * 5)
@@ -206,7 +219,7 @@ sys.path.insert(0, {str(TESTS)!r})
 import torch
 from lightning.pytorch import Trainer
 from tasks import Batches, Regression, windows_of
-from lit_tbptt.training.callbacks import RunCheckpoint
+from lit_tbptt import RunCheckpoint
 inputs = torch.rand(3, 40)
 model, saving = Regression(k1=5), RunCheckpoint()
 before = [part.clone() for part in model.parameters()]

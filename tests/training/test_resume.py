@@ -61,7 +61,7 @@ def test_stopped_after_any_step_by_max_steps(stop, windows_per_batch, schedule, 
 @pytest.mark.parametrize(
     "training",
     [
-        {"k2": 9, "checkpoint_every": 2, "state_drop_probability": 0.4, "loss_reduction": "sum"},
+        {"k2": 9, "recompute_every": 2, "state_drop_probability": 0.4, "loss_reduction": "sum"},
         {"carry_state": False},
     ],
     ids=["k2, recomputed, dropped states", "no carried state"],
@@ -102,7 +102,7 @@ class Copies(Callback):
             self.paths.append(self.folder / f"{trainer.global_step:02}-{len(self.paths):03}-{place}.ckpt")
             trainer.save_checkpoint(self.paths[-1], weights_only=False)
 
-    def on_window_end(self, trainer, module, window):
+    def on_step_end(self, trainer, module):
         self.save(trainer, "window")
 
     def on_train_batch_end(self, trainer, *args):

@@ -11,8 +11,7 @@ from processes import together
 from tasks import Batches, Regression, windows_of
 from torch.optim import SGD
 
-from lit_tbptt import GRU, InputError, LitLanguageModel, TextLanesDataModule
-from lit_tbptt.training.callbacks import GradientHorizon, RunCheckpoint
+from lit_tbptt import GRU, GradientHorizon, InputError, LitLanguageModel, RunCheckpoint, TextLanesDataModule
 
 LANES, K1, STEPS = 6, 5, 50
 TEXTS = ["".join(chr(97 + (i * j) % 23) for j in range(i * i % 41)) for i in range(60)]
@@ -64,8 +63,8 @@ def fit(folder, corpus, num_ranks, kind, k2, document_reset, max_steps=STEPS, re
     )
     module = LitLanguageModel(
         GRU(7, 2, learned_initial_state=True, dropout=training.pop("dropout", 0.0)),
-        K1,
-        k2,
+        k1=K1,
+        k2=k2,
         optimizer=lambda parameters: SGD(parameters, 0.1),
         **training,
     )
@@ -95,7 +94,7 @@ def fit(folder, corpus, num_ranks, kind, k2, document_reset, max_steps=STEPS, re
         "values": {name: float(value) for name, value in trainer.callback_metrics.items() if "second" not in name},
         "horizon": {path.name: path.read_text() for path in sorted(folder.glob("gradient_horizon/*.csv"))},
         "random": random,
-        "sums": torch.stack([module.metrics.nats, module.metrics.num_targets, module.metrics.num_right]),
+        "sums": torch.cat([module.evaluation._sums, module.metrics.num_right[None]]),
     }
 
 
@@ -173,7 +172,7 @@ def test_the_number_of_processes_may_change_at_every_resume(alone, tmp_path):
 
 def fit_stopped(folder, corpus, num_ranks):
     """Trains with dropout and dropped states, once without and once with a stop."""
-    options = {"dropout": 0.3, "state_drop_probability": 0.2, "checkpoint_every": 3}
+    options = {"dropout": 0.3, "state_drop_probability": 0.2, "recompute_every": 3}
     whole = fit(folder / "whole", corpus, num_ranks, "strided", 12, True, **options)
     fit(folder / "stopped", corpus, num_ranks, "strided", 12, True, 17, **options)
     last = folder / "stopped" / "checkpoints" / "last.ckpt"
@@ -193,7 +192,7 @@ def test_every_process_continues_its_own_random_numbers(num_ranks, tmp_path):
 def of_a_part_of_the_model(folder, corpus):
     with pytest.raises(InputError, match=r"trainer\.strategy=ModelParallelStrategy: it gives every process a part"):
         Trainer(strategy=ModelParallelStrategy(), accelerator="cpu", devices=1, logger=False, max_steps=1).fit(
-            LitLanguageModel(GRU(7), K1), TextLanesDataModule(str(corpus), num_lanes=2, k1=K1)
+            LitLanguageModel(GRU(7), k1=K1), TextLanesDataModule(str(corpus), num_lanes=2, k1=K1)
         )
     return True
 
@@ -206,7 +205,7 @@ def with_too_few_lanes(folder, corpus):
     data = TextLanesDataModule(str(corpus), num_lanes=1, k1=K1)
     with pytest.raises(InputError, match=r"data\.num_lanes=1 with 2 processes: each needs a lane to train on"):
         Trainer(strategy="ddp", accelerator="cpu", devices=2, logger=False, max_steps=1).fit(
-            LitLanguageModel(GRU(7), K1), data
+            LitLanguageModel(GRU(7), k1=K1), data
         )
     return True
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import SMALL_RUN
 
-from lit_tbptt.cli import LitCLI
+from lit_tbptt.cli import TextCLI
 
 SMALL = [
     *SMALL_RUN,
@@ -23,7 +23,7 @@ PER_EPOCH = ["--trainer.max_steps=-1", "--trainer.val_check_interval=1.0", "--tr
 @pytest.fixture
 def fit(words_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return lambda *options: LitCLI(["fit", f"--data.path={words_folder}", *SMALL, *options])
+    return lambda *options: TextCLI(["fit", f"--data.path={words_folder}", *SMALL, *options])
 
 
 def rows(cli):
@@ -70,7 +70,7 @@ def test_max_time_stops_and_the_run_can_be_continued(fit):
     cli = fit("--trainer.max_steps=100000", "--trainer.max_time=00:00:00:01", "--trainer.val_check_interval=1000")
     step = cli.trainer.global_step
     assert 0 < step < 100000
-    cli = LitCLI(["fit", "--ckpt_path=last", f"--trainer.max_steps={step + 3}", "--trainer.max_time=00:00:10:00"])
+    cli = TextCLI(["fit", "--ckpt_path=last", f"--trainer.max_steps={step + 3}", "--trainer.max_time=00:00:10:00"])
     assert cli.trainer.global_step == step + 3
 
 
@@ -101,7 +101,7 @@ def test_the_gradient_horizon(fit):
     cli = fit(
         "--trainer.max_steps=14",
         "--model.k2=8",
-        "--model.checkpoint_every=2",
+        "--model.recompute_every=2",
         "--model.loss_reduction=sum",
         "--model.state_drop_probability=0.1",
         "--trainer.callbacks=GradientHorizon",

@@ -68,8 +68,12 @@ class Lanes(ABC):
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the start of the lanes; where a run stands, its module knows: loaders are read ahead."""
-        return {"position": None, "skip": 0, "epoch": self.epoch}
+        """Returns where the next iteration begins, as `load_state_dict` takes it.
+
+        Where a run stands in the middle of an epoch, its module knows from the batches: loaders are read ahead.
+        """
+        position, skip = self._start
+        return {"position": position, "skip": skip, "epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration, and only that, begin later.
@@ -86,12 +90,12 @@ class Lanes(ABC):
 
         Args:
             tokens: `[lane, time + 1]` ids, from the token before the first target on; NOTHING where there is none.
-            resets: `[window, lane]` bool, true where a lane starts afresh.
+            resets: `[window, lane]` bool, true where a lane is reset.
         """
         nothing = tokens == NOTHING
         masks: Iterable[torch.Tensor | None] = repeat(None)
         if nothing.any():
-            # Every document ends with <eos>, so a lane that starts afresh after a gap sees the same as any other.
+            # Every document ends with <eos>, so a lane that is reset after a gap sees the same as any other.
             tokens = np.where(nothing, self.eos, tokens)
             scored = torch.from_numpy(~nothing[:, 1:]).split(self.k1, 1)
             masks = [None if bool(mask.all()) else mask for mask in scored]

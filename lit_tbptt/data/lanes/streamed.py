@@ -47,7 +47,7 @@ class StreamedLanes(Lanes):
         shuffle_seed: The shards come in another order in every epoch, which this seed decides. None: as they are.
         repeat: Whether to start the stream again at its end, so that no lane runs dry and the epoch never ends.
         local_lanes: The lanes that this process gets. None: all.
-        everyone: Returns the numbers that every process gives, such as `Ranks.everyone`, so that all make the same
+        all_gather: Returns the numbers that every process gives, such as `Rank.all_gather`, so that all make the same
             number of batches. Called once for each batch.
 
     Attributes:
@@ -72,7 +72,7 @@ class StreamedLanes(Lanes):
         shuffle_seed: int | None = None,
         repeat: bool = False,
         local_lanes: range | None = None,
-        everyone: Callable[[Sequence[int]], list[list[int]]] = lambda numbers: [list(numbers)],
+        all_gather: Callable[[Sequence[int]], list[list[int]]] = lambda numbers: [list(numbers)],
     ) -> None:
         super().__init__(tokenizer.eos, num_lanes, k1, windows_per_batch, local_lanes)
         if num_readers < 1 or num_lanes % num_readers:
@@ -92,7 +92,7 @@ class StreamedLanes(Lanes):
         self.document_reset = document_reset
         self.shuffle_seed = shuffle_seed
         self.repeat = repeat
-        self.everyone = everyone
+        self.all_gather = all_gather
         self.num_documents = self.num_tokens = self.num_empty = 0
         self._said_empty = False
 
@@ -104,19 +104,19 @@ class StreamedLanes(Lanes):
         ahead = ReadAhead(lambda: islice(self._read(position, epoch), skip, None), _AHEAD)
         try:
             for read in ahead:
-                reads = self.everyone([read.num_steps, *read.counts])
-                num_steps = max(steps for steps, *_ in reads)
-                if num_steps == 0:
+                reads = self.all_gather([read.num_time_steps, *read.counts])
+                num_time_steps = max(steps for steps, *_ in reads)
+                if num_time_steps == 0:
                     if read.position["window"] == 0:
                         raise InputError(f"the {self.stream.split} split has no text: all its documents are empty")
                     break
                 _, self.num_documents, self.num_tokens, num_bytes, self.num_empty = map(sum, zip(*reads, strict=True))
                 self.bytes_per_token = num_bytes / self.num_tokens if self.num_tokens else None
                 windows = read.windows
-                if num_steps != read.num_steps:
-                    windows = self._cut(read.tokens[:, : num_steps + 1], read.resets)
+                if num_time_steps != read.num_time_steps:
+                    windows = self._cut(read.tokens[:, : num_time_steps + 1], read.resets)
                 yield Batch(windows, read.position)
-                if num_steps < self.k1 * self.windows_per_batch:
+                if num_time_steps < self.k1 * self.windows_per_batch:
                     break
         finally:
             ahead.close()
@@ -146,14 +146,14 @@ class StreamedLanes(Lanes):
             here = {"window": window, "groups": {group.reader.texts.reader: group.position() for group in groups}}
             tokens = np.full((len(self.local_lanes), self.k1 * self.windows_per_batch + 1), NOTHING, np.int64)
             resets = np.zeros((self.windows_per_batch, len(tokens)), np.bool_)
-            num_steps = max((group.fill(tokens, resets, window * self.k1) for group in groups), default=0)
+            num_time_steps = max((group.fill(tokens, resets, window * self.k1) for group in groups), default=0)
             if window == 0:
                 resets[0] = True
             # A group that several processes read for is counted by the one that has its first lane.
             own = [group.counts() for group in groups if group.lanes.start in self.local_lanes]
             counts = [sum(some) for some in zip([0] * 4, *own, strict=True)]
-            windows = self._cut(tokens[:, : num_steps + 1], resets)
-            yield _Read(tokens, resets, num_steps, windows, here, counts)
+            windows = self._cut(tokens[:, : num_time_steps + 1], resets)
+            yield _Read(tokens, resets, num_time_steps, windows, here, counts)
             window += self.windows_per_batch
 
 
@@ -162,8 +162,8 @@ class _Read(NamedTuple):
 
     Attributes:
         tokens: `[lane, time + 1]` ids, from the token before the first target on; NOTHING where there is none.
-        resets: `[window, lane]`, true where a lane starts afresh.
-        num_steps: Targets of the lane that has the most.
+        resets: `[window, lane]`, true where a lane is reset.
+        num_time_steps: Targets of the lane that has the most.
         windows: The tokens cut into windows.
         position: The place before this batch.
         counts: Documents, tokens, bytes and empty documents after it, for this process to report.
@@ -171,7 +171,7 @@ class _Read(NamedTuple):
 
     tokens: np.ndarray
     resets: np.ndarray
-    num_steps: int
+    num_time_steps: int
     windows: tuple[Window, ...]
     position: Mapping[str, Any]
     counts: list[int]
@@ -239,16 +239,16 @@ class _LaneGroup:
             resets: `[window, lane]`, to be written.
             first: The time of the first target.
         """
-        num_steps = tokens.shape[1] - 1
+        num_time_steps = tokens.shape[1] - 1
         for lane, row in self._rows.items():
             rest = self._rests[lane]
-            tokens[row, : len(rest)] = rest[: num_steps + 1]
-            self._rests[lane] = rest[num_steps:] if len(rest) > num_steps else self._dry
+            tokens[row, : len(rest)] = rest[: num_time_steps + 1]
+            self._rests[lane] = rest[num_time_steps:] if len(rest) > num_time_steps else self._dry
         waiting = [(end, lane) for lane, end in self._ends.items()]
         heapq.heapify(waiting)
         unit = self.k1 if self.document_reset else 1
         documents = tokens_dealt = num_bytes = 0
-        while waiting[0][0] < first + num_steps and (document := next(self.reader, None)) is not None:
+        while waiting[0][0] < first + num_time_steps and (document := next(self.reader, None)) is not None:
             end, lane = waiting[0]
             length = len(document.ids)
             heapq.heapreplace(waiting, (end - -length // unit * unit, lane))
@@ -257,7 +257,7 @@ class _LaneGroup:
                 self._write(document.ids, lane, end - first, tokens, resets)
         self._counts = [a + b for a, b in zip(self._counts, (documents, tokens_dealt, num_bytes), strict=True)]
         self._ends = {lane: end for end, lane in waiting}
-        return max(0, min(num_steps, max(self._ends.values()) - first))
+        return max(0, min(num_time_steps, max(self._ends.values()) - first))
 
     def _write(self, ids: np.ndarray, lane: int, place: int, tokens: np.ndarray, resets: np.ndarray) -> None:
         row, room = self._rows[lane], tokens.shape[1] - 1 - place

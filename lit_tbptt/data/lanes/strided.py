@@ -33,7 +33,7 @@ class _Layout(NamedTuple):
     starts: np.ndarray
 
     @property
-    def num_steps(self) -> int:
+    def num_time_steps(self) -> int:
         """Tokens of the longest lane, gaps included."""
         return int(np.diff(self.starts).max())
 
@@ -102,19 +102,26 @@ class StridedLanes(Lanes):
         Raises:
             TypeError: They have not: documents that begin with a reset, in a changing order, fill the lanes unevenly.
         """
-        if self.document_reset and (self.shuffle_seed is not None or self.rotation_seed is not None):
+        if self.num_windows is None:
             raise TypeError("the number of batches differs from epoch to epoch")
-        return -(-self._layout().num_steps // (self.k1 * self.windows_per_batch))
+        return -(-self.num_windows // self.windows_per_batch)
+
+    @property
+    def num_windows(self) -> int | None:
+        """Windows of an epoch. None: epochs differ, for documents in a changing order are padded differently."""
+        if self.document_reset and (self.shuffle_seed is not None or self.rotation_seed is not None):
+            return None
+        return -(-self._layout().num_time_steps // self.k1)
 
     def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
         layout = self._layout()
         first = (0 if position is None else position["window"]) + skip * self.windows_per_batch
-        windows = range(first, -(-layout.num_steps // self.k1), self.windows_per_batch)
+        windows = range(first, -(-layout.num_time_steps // self.k1), self.windows_per_batch)
         return map(partial(self._batch, layout), windows)
 
     def _batch(self, layout: _Layout, window: int) -> Batch:
         first = window * self.k1
-        last = min(first + self.k1 * self.windows_per_batch, layout.num_steps)
+        last = min(first + self.k1 * self.windows_per_batch, layout.num_time_steps)
         tokens = np.full((len(self.local_lanes), last - first + 1), NOTHING, np.int64)
         resets = np.zeros((-(-(last - first) // self.k1), len(tokens)), np.bool_)
         if window == 0:

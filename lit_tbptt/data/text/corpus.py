@@ -12,7 +12,7 @@ from lit_tbptt.data.text.stream import DocumentStream, TextReader, document_stre
 from lit_tbptt.data.text.token_file import TokenFile, fingerprint, token_file
 from lit_tbptt.data.text.tokenizers import BUILT_IN, Tokenizer, from_description, make_tokenizer
 from lit_tbptt.errors import InputError
-from lit_tbptt.files.checkpoint import replacing
+from lit_tbptt.files.atomic import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ def refuse_lossy_retries() -> None:
     datasets.config.STREAMING_READ_RETRY_INTERVAL = 0
 
 
-def patiently(read: Callable[[], T], where: str) -> T:
+def read_with_retries(read: Callable[[], T], where: str) -> T:
     """Reads, and reads again after a while where the network failed.
 
     Args:
@@ -63,7 +63,7 @@ def patiently(read: Callable[[], T], where: str) -> T:
                 f"{file or 'the corpus'}, {where}: {type(error).__name__}: {' ... '.join(said[:1] + said[1:][-1:])}"
             )
             if not passing:
-                raise SourceError(f"{trouble}; mend the file, or leave it out") from error
+                raise SourceError(f"{trouble}; repair the file, or leave it out") from error
             if wait is None:
                 raise SourceError(
                     f"{trouble}; when it can be read again, start again, or continue a run with --ckpt_path last"

@@ -22,7 +22,7 @@ class ReadAhead(Generic[T]):
 
     Args:
         make: Returns the iterator; called in the thread.
-        depth: The thread waits when so many items are ready; as many again may have been taken.
+        depth: The thread waits when this number of items is ready; as many again may have been taken.
     """
 
     def __init__(self, make: Callable[[], Iterator[T]], depth: int) -> None:

@@ -10,7 +10,7 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from lit_tbptt.data.text.documents import rows_per_read, text_rows
-from lit_tbptt.data.text.network import patiently
+from lit_tbptt.data.text.network import read_with_retries
 from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 
@@ -23,13 +23,13 @@ class DocumentStream:
         documents: The dataset, with one column.
         split: Its name.
         rows_per_read: Rows that a reader asks for at once.
-        head: SHA-256 of the first document, which tells one corpus from another.
+        first_document_hash: SHA-256 of the first document, which tells one corpus from another.
     """
 
     documents: IterableDataset
     split: str
     rows_per_read: int
-    head: str
+    first_document_hash: str
 
     @property
     def num_shards(self) -> int:
@@ -53,7 +53,7 @@ def document_stream(documents: IterableDataset, split: str) -> DocumentStream:
         resharded = documents.reshard()  # a parquet file becomes as many shards as it has row groups
         return resharded, rows_per_read(resharded), next(resharded.iter(1), None)
 
-    resharded, rows, first = patiently(look, f"the start of the {split} split")
+    resharded, rows, first = read_with_retries(look, f"the start of the {split} split")
     if first is None:
         raise InputError(f"data.path: the {split} split has no documents")
     (text,) = text_rows(first, 0, f"the {split} split")
@@ -104,7 +104,7 @@ class TextReader:
             SourceError: They cannot be read.
         """
         row = self._position["num_rows"]
-        batch = patiently(self._fetch, f"after row {row} of {self}")
+        batch = read_with_retries(self._fetch, f"after row {row} of {self}")
         if batch is None:
             return None
         texts = text_rows(batch, row, str(self))

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint, write_checkpoint
-from lit_tbptt.tbptt.window import Window
+from lit_tbptt.files.run_folder import RunFolder
+from lit_tbptt.files.schema import new_run_state
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -23,23 +24,24 @@ class SafeCheckpointIO(TorchCheckpointIO):
         write_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        return read_checkpoint(path, map_location)
+        return dict(read_checkpoint(path, map_location))
 
 
 class RunCheckpoint(Checkpoint):
-    """Saves a run at window boundaries, also inside a batch, into `checkpoints/` of the run's folder.
+    """Saves a run at step boundaries, also inside a batch, into `checkpoints/` of the run's folder.
 
-    `last.ckpt` is written every so many steps, a window after so many minutes, after every validation and at every
-    stop; the one before it stays as `previous.ckpt`. `best.ckpt`, `best-2.ckpt`, ... are the best by validation. So a
+    `last.ckpt` is written every N steps, every N minutes (at the next step), after every validation and at every stop;
+    the one before it stays as `previous.ckpt`. `best.ckpt`, `best-2.ckpt`, ... are the best by validation. So a
     run keeps `2 + save_top_k` files, each of about three times the size of the weights with Adam, and the carried
     state. Process 0 writes them, for all.
 
     Where a file cannot be written, the run goes on and says so; the files before it stay good.
 
     Args:
-        every_n_steps: Optimizer steps between two. Left out: steps do not matter.
-        every_n_minutes: Minutes between two. null: time does not matter.
-        monitor: The validation metric that tells which is best.
+        every_n_steps: Optimizer steps between two. Left out: not by steps.
+        every_n_minutes: Minutes between two. null: not by time.
+        monitor: The validation metric that tells which is best. Left out: the module's mean loss, such as val/loss, or
+            val/nats_per_token for a language model.
         mode: Whether the lowest (`min`) or the highest (`max`) is best.
         save_top_k: How many of the best are kept.
 
@@ -51,7 +53,7 @@ class RunCheckpoint(Checkpoint):
         self,
         every_n_steps: int | None = None,
         every_n_minutes: float | None = 10.0,
-        monitor: str = "val/nats_per_token",
+        monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
         save_top_k: int = 1,
     ) -> None:
@@ -68,18 +70,16 @@ class RunCheckpoint(Checkpoint):
         self.save_top_k = save_top_k
         self.scores: list[float] = []  # of best.ckpt, best-2.ckpt, ...
         self.settings: dict[str, Any] | None = None
-        self.folder = Path()
+        self.folder = RunFolder("")
         self._saved_at = time.monotonic()
 
     @property
     def last_model_path(self) -> str:
-        path = self.folder / "last.ckpt"
-        return str(path) if path.exists() else ""
+        return str(self.folder.last) if self.folder.last.exists() else ""
 
     @property
     def best_model_path(self) -> str:
-        path = self.folder / "best.ckpt"
-        return str(path) if self.scores and path.exists() else ""
+        return str(self.folder.best()) if self.scores and self.folder.best().exists() else ""
 
     @best_model_path.setter
     def best_model_path(self, path: str) -> None:
@@ -87,21 +87,22 @@ class RunCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        self.folder = RunFolder(trainer.log_dir or trainer.default_root_dir)
+        self.monitor = self.monitor or f"val/{pl_module.loss_name}"
         self._saved_at = time.monotonic()
 
-    def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves where steps or minutes say so."""
-        if "save" in pl_module.agreement.granted or (
+        if "save" in pl_module.agreement.agreed or (
             self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         ):
             self.save_last(trainer)
         elif self.every_n_minutes and (time.monotonic() - self._saved_at) / 60 >= self.every_n_minutes:
-            pl_module.agreement.wish("save")  # clocks differ: the processes save at the next boundary, together
+            pl_module.agreement.request("save")  # clocks differ: all save at the next boundary
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Only where the data says so: see LitTBPTT.on_validation_epoch_end.
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.position.closed:
+        # Not where max_steps broke a batch off: see LitTBPTT._end_evaluation.
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.position.batch_finished:
             return
         score = trainer.callback_metrics.get(self.monitor)
         # Process 0 decides, for a metric of the user's own may differ.
@@ -122,12 +123,12 @@ class RunCheckpoint(Checkpoint):
         """Writes `last.ckpt`, and keeps the one before it as `previous.ckpt`."""
 
         def place() -> None:
-            last = self.folder / "last.ckpt"
-            if last.exists():
-                last.replace(self.folder / "previous.ckpt")
-            (self.folder / "next.ckpt").replace(last)
+            if self.folder.last.exists():
+                self.folder.last.replace(self.folder.previous)
+            path.replace(self.folder.last)
 
-        self._save(trainer, self.folder / "next.ckpt", place)
+        path = self.folder.checkpoints / "next.ckpt"
+        self._save(trainer, path, place)
 
     def _rank(self, trainer: Trainer, score: float) -> None:
         place = sum(known <= score for known in self.scores)
@@ -138,18 +139,16 @@ class RunCheckpoint(Checkpoint):
 
         def insert() -> None:
             for index in range(len(self.scores) - 1, place, -1):
-                self._best(index - 1).replace(self._best(index))
-            (self.folder / "new-best.ckpt").replace(self._best(place))
+                self.folder.best(index - 1).replace(self.folder.best(index))
+            path.replace(self.folder.best(place))
 
         # First the new file, under a name that nothing looks for; then the worse ones move down.
-        if not self._save(trainer, self.folder / "new-best.ckpt", insert):
+        path = self.folder.checkpoints / "new-best.ckpt"
+        if not self._save(trainer, path, insert):
             self.scores = before
 
-    def _best(self, index: int) -> Path:
-        return self.folder / ("best.ckpt" if index == 0 else f"best-{index + 1}.ckpt")
-
     def _save(self, trainer: Trainer, path: Path, place: Callable[[], None]) -> bool:
-        """Writes a file and puts it in its place, which process 0 does; all return whether it did."""
+        """Writes a file and puts it in its place, which rank 0 does; all return whether it did."""
         if trainer.fast_dev_run:
             return False
         self._saved_at = time.monotonic()
@@ -171,12 +170,12 @@ class RunCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.settings is not None:
-            checkpoint["settings"] = self.settings
+            new_run_state(checkpoint)["settings"] = self.settings
 
     def state_dict(self) -> dict[str, Any]:
         return {"scores": self.scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # In a folder of its own a resumed run has no best yet.
-        present = [score for index, score in enumerate(state_dict["scores"]) if self._best(index).exists()]
+        present = [score for index, score in enumerate(state_dict["scores"]) if self.folder.best(index).exists()]
         self.scores = present

@@ -12,9 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.files.checkpoint import replacing
+from lit_tbptt.files.atomic import replacing
+from lit_tbptt.files.run_folder import RunFolder
 from lit_tbptt.random_state import random_state, set_random_state
-from lit_tbptt.ranks import Ranks
+from lit_tbptt.ranks import Rank
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.gradient_norms import SMALLEST, Horizon, gradient_norms, measure
 from lit_tbptt.tbptt.window import Window
@@ -27,7 +28,7 @@ class GradientHorizon(Callback):
     It shows what a choice of k2 cuts. One extra backward pass runs step by step over the windows just trained on, with
     today's weights, from the state that was carried into them, without autocast. Training goes on as if it had not
     been: random numbers, carried state, gradients and buffers stay as they are. For that one pass the activations of
-    `tokens_back` steps are kept, also with `checkpoint_every`.
+    `tokens_back` steps are kept, also with `recompute_every`.
 
     Every curve is logged as `horizon/ratio_per_token`, `horizon/tokens_to_1_percent` and `horizon/share_beyond_k2` (see
     Every curve is logged as `horizon/ratio_per_token`, `horizon/tokens_to_1_percent` and `horizon/share_beyond_k2` (see
@@ -36,8 +37,8 @@ class GradientHorizon(Callback):
     `plot`.
 
     Args:
-        every_n_steps: A curve is drawn at each multiple of so many optimizer steps, or as soon after it as so many
-            tokens have gone by since the last curve and a lane's last token is scored.
+        every_n_steps: A curve is drawn at every N-th optimizer step, or later, once `tokens_back` tokens have passed
+            since the last curve and some lane's last token is scored.
         tokens_back: How far back a curve goes, at least k2. Left out: twice k2.
     """
 
@@ -46,9 +47,9 @@ class GradientHorizon(Callback):
         self.tokens_back = tokens_back
         # The state that was carried into the windows since, and those windows.
         self._record: Carry | None = None
-        self._record_step = 0
+        self._record_window = 0
         self._due = every_n_steps
-        self._ranks = Ranks()
+        self._rank = Rank()
         self._resume: dict[str, Any] | None = None
 
     @property
@@ -73,23 +74,23 @@ class GradientHorizon(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         saved, self._resume = self._resume, None
-        self._record, self._due, self._ranks = None, self.every_n_steps, pl_module.ranks
+        self._record, self._due, self._rank = None, self.every_n_steps, pl_module.rank
         if saved is not None:
-            self._record_step, self._due = saved["step"], saved["due"]
+            self._record_window, self._due = saved["window"], saved["due"]
             if saved["record"] is not None:
                 self._record = Carry.from_descriptions(
-                    saved["record"], pl_module.ranks.share, pl_module.initial_state, pl_module.device
+                    saved["record"], pl_module.rank.share, pl_module.initial_state, pl_module.device
                 )
 
     def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
         """Keeps the windows that the next curve goes back over, and draws it where it is due."""
-        step, truncation = trainer.global_step, pl_module.truncation
+        step, number, truncation = trainer.global_step, pl_module.position.window, pl_module.truncation
         back = self.tokens_back or 2 * truncation.k2
-        if self._record is not None and self._record_step == step - 1:
+        if self._record is not None and self._record_window == number - 1:
             self._record = Carry(self._record.state, (*self._record.context, window))
         else:
             self._record = None
-        self._record_step = step
+        self._record_window = number
         if self._record is not None and step >= self._due and _num_tokens(self._record) > back:
             if self._draw(trainer, pl_module, self._record, back):
                 self._due = (step // self.every_n_steps + 1) * self.every_n_steps
@@ -100,8 +101,8 @@ class GradientHorizon(Callback):
             self._record = pl_module.carry
 
     def state_dict(self) -> dict[str, Any]:
-        record = None if self._record is None else self._ranks.gather(self._record.describe())
-        return {"record": record, "step": self._record_step, "due": self._due}
+        record = None if self._record is None else self._rank.gather(self._record.describe())
+        return {"record": record, "window": self._record_window, "due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
@@ -127,14 +128,14 @@ class GradientHorizon(Callback):
             pl_module.log_book.write(trainer, {name: value for name, value in values.items() if value is not None})
             if not trainer.fast_dev_run:
                 # Asked by all: Lightning lets the processes agree on it.
-                folder = Path(trainer.log_dir or trainer.default_root_dir) / "gradient_horizon"
+                folder = RunFolder(trainer.log_dir or trainer.default_root_dir).gradient_horizon
                 _write(trainer, folder, norms.tolist(), found, pl_module.truncation.k2)
         pl_module.log_book.resume_clock()
         return drawn
 
 
 def _num_tokens(record: Carry) -> int:
-    return sum(window.num_steps for window in record.context)
+    return sum(window.num_time_steps for window in record.context)
 
 
 @rank_zero_only

@@ -1,4 +1,4 @@
-"""Signals only set a flag; what they ask for is done at the next window boundary."""
+"""Signals only set a flag; what they ask for is done at the next step boundary."""
 
 import math
 import signal
@@ -15,10 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.errors import DivergenceError, InputError
 from lit_tbptt.ranks import Agreement
-from lit_tbptt.tbptt.window import Window
 from lit_tbptt.training.callbacks.checkpoint import RunCheckpoint
 
-_WISHES = {"SIGTERM": "SIGTERM", "SIGINT": "SIGINT", "SIGUSR1": "save"}
+_REQUESTS = {"SIGTERM": "SIGTERM", "SIGINT": "SIGINT", "SIGUSR1": "save"}
 
 
 class SignalHandling(Callback):
@@ -40,14 +39,14 @@ class SignalHandling(Callback):
             raise KeyboardInterrupt
         self._interrupted = self._interrupted or name == "SIGINT"
         assert self._agreement is not None
-        self._agreement.wish(_WISHES[name])
+        self._agreement.request(_REQUESTS[name])
 
     def _begin(self, pl_module: LightningModule) -> None:
         self._agreement = pl_module.agreement
         if self._before or threading.current_thread() is not threading.main_thread():
             return  # only the main thread may
         self._interrupted = False
-        for name in _WISHES:
+        for name in _REQUESTS:
             if hasattr(signal, name):  # Windows has no SIGUSR1
                 number = signal.Signals[name]
                 self._before[number] = signal.signal(number, self._handle)
@@ -61,27 +60,27 @@ class SignalHandling(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(pl_module)
 
-    def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
+    def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops where it was asked for; RunCheckpoint saves where only that was."""
-        self._act(trainer, pl_module.agreement.granted - {"save"})
+        self._act(trainer, pl_module.agreement.agreed - {"save"})
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        # A validation stands between two windows and may be long; the run continued makes it anew.
+        # A validation stands between two steps and may be long; the continued run makes it again.
         self._batches_left -= 1
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._batches_left >= 0:
-            pl_module.agreement.settle()
-            self._act(trainer, pl_module.agreement.granted)
+            pl_module.agreement.sync()
+            self._act(trainer, pl_module.agreement.agreed)
             _exchange(pl_module)
 
-    def _act(self, trainer: Trainer, granted: Set[str]) -> None:
-        if not granted:
+    def _act(self, trainer: Trainer, agreed: Set[str]) -> None:
+        if not agreed:
             return
         saving = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)]
         for callback in saving:
             callback.save_last(trainer)
-        if granted != {"save"}:
+        if agreed != {"save"}:
             where = f"saved {saving[0].last_model_path}" if saving else "nothing was saved: there is no RunCheckpoint"
-            self._stop(trainer, granted, f"after optimizer step {trainer.global_step}; {where}")
+            self._stop(trainer, agreed, f"after optimizer step {trainer.global_step}; {where}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _end_at_once(trainer)
@@ -92,7 +91,7 @@ class SignalHandling(Callback):
         lanes = all(isinstance(one, Lanes) for one in (loaders if isinstance(loaders, list) else [loaders]))
         known = sum(trainer.num_val_batches)
         number = int(known) if math.isfinite(known) else sys.maxsize if lanes else 0
-        self._batches_left = min(count for (count,) in pl_module.ranks.everyone([number]))
+        self._batches_left = min(count for (count,) in pl_module.rank.all_gather([number]))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _end_at_once(trainer)
@@ -100,13 +99,13 @@ class SignalHandling(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # It may have come after the last window; RunCheckpoint has saved since.
         _exchange(pl_module)
-        pl_module.agreement.settle()
+        pl_module.agreement.sync()
         self._restore(trainer)
-        if pl_module.agreement.granted - {"save"}:
-            self._stop(trainer, pl_module.agreement.granted, "at the end of the run")
+        if pl_module.agreement.agreed - {"save"}:
+            self._stop(trainer, pl_module.agreement.agreed, "at the end of the run")
 
-    def _stop(self, trainer: Trainer, granted: Set[str], where: str) -> None:
-        name = min(granted - {"save"})
+    def _stop(self, trainer: Trainer, agreed: Set[str], where: str) -> None:
+        name = min(agreed - {"save"})
         rank_zero_info(f"stopped by {name} {where}")
         raise SystemExit(128 + signal.Signals[name])
 

@@ -6,7 +6,7 @@ from datasets import Dataset, IterableDataset
 from letters import UNEVEN, Letters, as_lists, drawn, stream_of, streamed
 from side_by_side import SideBySide, joined
 
-from lit_tbptt import InputError, Ranks, StreamedLanes
+from lit_tbptt import InputError, Rank, StreamedLanes
 from lit_tbptt.data import document_stream, load_documents
 
 
@@ -101,11 +101,11 @@ def test_ranks_together_make_the_same_batches(num_ranks, num_readers, document_r
     options = {"num_shards": 7, "num_readers": num_readers, "document_reset": document_reset}
     lanes = streamed(texts, 6, 4, 2, **options)
     alone = as_lists(lanes)
-    shares = [Ranks(rank, num_ranks).share(6) for rank in range(num_ranks)]
+    shares = [Rank(rank, num_ranks).share(6) for rank in range(num_ranks)]
     every = []
 
-    def make(rank, everyone):
-        every.append(streamed(texts, 6, 4, 2, **options, local_lanes=shares[rank], everyone=everyone))
+    def make(rank, all_gather):
+        every.append(streamed(texts, 6, 4, 2, **options, local_lanes=shares[rank], all_gather=all_gather))
         return every[-1]
 
     found = SideBySide(num_ranks).run(make)

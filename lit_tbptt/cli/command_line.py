@@ -1,0 +1,35 @@
+"""Reading a command line before a parser does: the options that decide on its defaults."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+
+def option_values(args: Sequence[str], *names: str) -> list[str]:
+    """Returns the values of `--name`, and of `-n` for a name of one letter, in order."""
+    flags = [f"-{name}" if len(name) == 1 else f"--{name}" for name in names]
+    values = []
+    for place, arg in enumerate(args):
+        if arg in flags and place + 1 < len(args):
+            values.append(args[place + 1])
+        elif any(arg.startswith(f"{flag}=") for flag in flags):
+            values.append(arg.split("=", 1)[1])
+    return values
+
+
+def option(args: Sequence[str], name: str) -> str | None:
+    """Returns the value of `--name`, the last one as parsers do, or None."""
+    values = option_values(args, name)
+    return values[-1] if values else None
+
+
+def set_option(args: Sequence[str], name: str, value: str) -> list[str]:
+    """Returns the command line with another value of `--name`."""
+    places = [place for place, arg in enumerate(args) if arg == f"--{name}"]
+    left_out = {*places, *(place + 1 for place in places)}
+    kept = [arg for place, arg in enumerate(args) if place not in left_out and not arg.startswith(f"--{name}=")]
+    return [*kept, f"--{name}={value}"]
+
+
+def words(texts: Iterable[str]) -> set[str]:
+    """Returns the words of command lines and configuration files."""
+    return set(re.split(r"[\s=\"',\[\]{}]+", " ".join(texts)))

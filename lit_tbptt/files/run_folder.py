@@ -1,0 +1,174 @@
+"""The folder of a run: where it lies, and what lies in it.
+
+runs/<config name>/<run name>/     the run name is version_0, version_1, ... unless one is given
+config.yaml                    the settings; config_from_step_<n>.yaml of each start that continued the run
+metrics.csv                    what was logged
+by_step/  by_tokens/           the same for TensorBoard
+gradient_horizon/              curves of the callback
+checkpoints/                   last.ckpt, previous.ckpt, best.ckpt, best-2.ckpt, ...
+"""
+
+import warnings
+from pathlib import Path
+
+from lit_tbptt.errors import InputError
+from lit_tbptt.files.checkpoint import read_checkpoint
+from lit_tbptt.files.schema import Checkpoint
+
+
+def runs_of(config: str | None) -> Path:
+    """Returns the folder of all runs of a configuration file, or of none."""
+    return Path("runs") / (Path(config).stem if config else "default")
+
+
+class RunFolder:
+    """One run's folder; nothing is created before it is written to, except by `reserve`.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def reserve(cls, runs: Path, name: str | None = None) -> "RunFolder":
+        """Creates the folder of a new run, which no other process gets.
+
+        Args:
+            runs: The folder of all runs of a configuration.
+            name: The run's name. None: the first free version_<n>.
+
+        Raises:
+            InputError: There is such a run already.
+        """
+        if name is not None:
+            folder = cls(runs / name)
+            if folder.has_checkpoints:
+                raise InputError(
+                    f"run_name={name!r}: {folder.path} has checkpoints; continue it with --ckpt_path last, or choose "
+                    "another name"
+                )
+            folder.path.mkdir(parents=True, exist_ok=True)
+            return folder
+        number = next_version(runs)
+        while True:
+            folder = cls(runs / f"version_{number}")
+            try:
+                folder.path.mkdir(parents=True)
+                return folder
+            except FileExistsError:  # another run was faster
+                number += 1
+
+    @classmethod
+    def of_checkpoint(cls, path: Path) -> "RunFolder | None":
+        """Returns the run that a checkpoint lies in. None: it lies somewhere else."""
+        if path.parent.name != "checkpoints":  # it may be a link, or lie in the working directory
+            path = path.resolve()
+        folder = cls(path.parent.parent)
+        return folder if path.parent == folder.checkpoints else None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        return self.checkpoints / "previous.ckpt"
+
+    def best(self, place: int = 0) -> Path:
+        """Returns the path of the best checkpoint, or of the second best (1), and so on."""
+        return self.checkpoints / ("best.ckpt" if place == 0 else f"best-{place + 1}.ckpt")
+
+    def config(self, from_step: int | None = None) -> Path:
+        """Returns the path of the settings that the run was started with, or continued with from a step on."""
+        return self.path / ("config.yaml" if from_step is None else f"config_from_step_{from_step}.yaml")
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def gradient_horizon(self) -> Path:
+        return self.path / "gradient_horizon"
+
+    @property
+    def has_checkpoints(self) -> bool:
+        return any(self.checkpoints.glob("*.ckpt"))
+
+    def discard_if_empty(self) -> None:
+        """Removes the folder if nothing was written to it."""
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def newest_checkpoint(self) -> tuple[Path, Checkpoint]:
+        """Finds the newest checkpoint that can be read, and warns of those that cannot.
+
+        Returns:
+            Its path and what it holds.
+
+        Raises:
+            InputError: There is none.
+        """
+        readable: list[tuple[Path, Checkpoint]] = []
+        broken: list[str] = []
+        for path in sorted(self.checkpoints.glob("*.ckpt")):
+            try:
+                readable.append((path, read_checkpoint(path)))
+            except InputError as error:
+                broken.append(str(error))
+        if not readable:
+            raise InputError("; ".join([f"no checkpoint that can be read in {self.checkpoints}", *broken]))
+        # Of the same step, the one written last: it may know of a validation that the other does not.
+        path, checkpoint = max(readable, key=lambda pair: (pair[1]["global_step"], pair[0].stat().st_mtime_ns))
+        for message in broken:
+            warnings.warn(f"{message}; {path} is taken instead", stacklevel=2)
+        return path, checkpoint
+
+    def _written(self) -> float:
+        return max(path.stat().st_mtime for path in self.checkpoints.glob("*.ckpt"))
+
+
+def next_version(runs: Path) -> int:
+    """Returns the number after the highest version_<n> that there is."""
+    numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
+    return max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
+
+
+def find_checkpoint(asked: str, runs: Path, run_name: str | None) -> tuple[Path, Checkpoint]:
+    """Finds and reads a checkpoint.
+
+    Args:
+        asked: `last`, `best`, or a path.
+        runs: The folder of this configuration's runs.
+        run_name: The run that `last` and `best` are of. None: the one that was written to last.
+
+    Raises:
+        InputError: It is not there or cannot be read.
+    """
+    if asked not in ("last", "best"):
+        return Path(asked), read_checkpoint(asked)
+    if run_name is None:
+        candidates = [run for run in map(RunFolder, runs.glob("*")) if run.has_checkpoints]
+        run = max(candidates, key=RunFolder._written, default=None)
+    else:
+        run = RunFolder(runs / run_name)
+    if run is None or not run.has_checkpoints:
+        where = (RunFolder(runs / "*") if run is None else run).checkpoints
+        raise InputError(
+            f"ckpt_path={asked!r}: no checkpoint in {where}; give the same --config (or --run_name) as the run to "
+            "continue, or the path of a checkpoint"
+        )
+    if asked == "last":
+        return run.newest_checkpoint()
+    if not run.best().exists():
+        raise InputError(f"ckpt_path='best': {run.path} was not validated yet and has no best.ckpt; use last")
+    return run.best(), read_checkpoint(run.best())

@@ -1,0 +1,171 @@
+"""The update: when the weights change, and what is detached then.
+
+    windows    |--w0--|--w1--|--w2--|          an Update is handed one window after another,
+    run           o      o      o              has it run from the carry (`Run`, as often as it wants),
+    step          |      |      |              and steps the optimizer when it decides to.
+
+What an Update does to the weights goes through an `Optimizer`, three calls which a training framework can fill.
+"""
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_tbptt.errors import InputError
+from lit_tbptt.random_state import random_state, set_random_state
+from lit_tbptt.ranks import Agreement
+from lit_tbptt.tbptt.carry import Carry
+from lit_tbptt.tbptt.task import Task, sum_penalties
+from lit_tbptt.tbptt.truncation import Truncation
+from lit_tbptt.tbptt.window import Window
+
+
+class RunLoss(NamedTuple):
+    """The outcome of a run over windows.
+
+    Attributes:
+        loss: The loss of this rank's lanes, summed over the scored targets, with its graph.
+        penalty: The task's penalty, likewise. None: it has none.
+        carry: What is handed to the next window, still attached to the graph.
+        total_loss: The summed loss of all ranks, without a graph.
+        total_targets: The number of scored targets of all ranks.
+    """
+
+    loss: Float[Tensor, ""]
+    penalty: Float[Tensor, ""] | None
+    carry: Carry
+    total_loss: Float[Tensor, ""]
+    total_targets: Tensor | int
+
+
+class Run:
+    """Runs a task over windows from a carry, on all ranks.
+
+    Args:
+        task: What is run.
+        truncation: Cuts each window's graph.
+        agreement: Sums losses and targets over the ranks.
+        repeatable: Whether a call with the windows of the call before it draws the same random numbers again: dropout,
+            and whatever else comes from Python's, NumPy's and torch's global generators.
+    """
+
+    def __init__(
+        self, task: Task, truncation: Truncation, agreement: Agreement | None = None, repeatable: bool = False
+    ) -> None:
+        self.task = task
+        self.truncation = truncation
+        self.agreement = agreement or Agreement()
+        self.repeatable = repeatable
+        self._windows: Sequence[Window] = ()
+        self._random: dict[str, Any] = {}
+
+    def __call__(self, windows: Sequence[Window], carry: Carry | None) -> RunLoss:
+        """Runs over one or more windows, each with a horizon of its own, and sums what they cost."""
+        if self.repeatable:
+            same = len(windows) == len(self._windows) and all(map(operator.is_, windows, self._windows))
+            if same:
+                set_random_state(self._random)
+            else:
+                self._windows, self._random = windows, random_state()
+        if not windows:
+            raise ValueError("windows: at least one is needed")
+        costs = []
+        for window in windows:
+            loss, num_targets, carry, penalty = self.truncation(self.task, window, carry)
+            costs.append((loss, penalty, *self.agreement.exchange(loss, num_targets)))
+            if window is not windows[-1]:
+                carry = carry.detach()
+        losses, penalties, total_losses, total_targets = zip(*costs, strict=True)
+        assert carry is not None
+        return RunLoss(sum(losses), sum_penalties(penalties), carry, sum(total_losses), sum(total_targets))
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """What an Update does to the weights."""
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Adds the gradients of a loss; those of several ranks are averaged."""
+
+    def step(self) -> None:
+        """Changes the weights."""
+
+
+class Updated(NamedTuple):
+    """What an Update did with a window.
+
+    Attributes:
+        carry: What the next window starts from.
+        loss: The summed loss that was computed, of all ranks, without a graph.
+        num_targets: The number of targets it is over.
+        stepped: Whether the weights have changed: a place where a checkpoint can be taken.
+    """
+
+    carry: Carry
+    loss: Float[Tensor, ""]
+    num_targets: Tensor | int
+    stepped: bool
+
+
+class Update(ABC):
+    """Decides when the weights change.
+
+    Args:
+        loss_reduction: Whether the gradient is that of the mean or of the sum over the scored targets.
+
+    Attributes:
+        repeats: Whether it runs the same windows more than once; its runs are then repeatable.
+
+    Raises:
+        InputError: There is no such reduction.
+    """
+
+    repeats = False
+
+    def __init__(self, loss_reduction: Literal["mean", "sum"] = "mean") -> None:
+        if loss_reduction not in ("mean", "sum"):
+            raise InputError(f"loss_reduction={loss_reduction!r}: must be mean or sum")
+        self.loss_reduction = loss_reduction
+
+    @abstractmethod
+    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer) -> Updated:
+        """Takes the next window.
+
+        Args:
+            window: The window.
+            carry: What it returned for the window before. None: every lane is reset.
+            run: Runs windows.
+            optimizer: Changes the weights.
+        """
+
+    def objective(self, cost: RunLoss, num_ranks: int) -> Float[Tensor, ""]:
+        """Returns what gradients are taken of: loss and penalty, over the targets of all ranks if it is the mean.
+
+        Args:
+            cost: What a run returned.
+            num_ranks: How many ranks average their gradients, where their sum is wanted.
+        """
+        loss = cost.loss if cost.penalty is None else cost.loss + cost.penalty
+        loss = loss * num_ranks
+        if self.loss_reduction == "mean":
+            loss = loss / torch.as_tensor(cost.total_targets).clamp(min=1).to(loss.dtype)
+        return loss
+
+
+class StepPerWindow(Update):
+    """One optimizer step per window; nothing is backpropagated across a step beyond what the truncation runs again."""
+
+    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer) -> Updated:
+        cost = run((window,), carry)
+        optimizer.zero_grad()
+        optimizer.backward(self.objective(cost, run.agreement.num_ranks))
+        optimizer.step()
+        return Updated(cost.carry.detach(), cost.total_loss, cost.total_targets, True)

@@ -1,0 +1,137 @@
+"""A run that is saved between two windows, and continued from there to the same bits."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from lit_tbptt.errors import InputError
+from lit_tbptt.files.checkpoint import read_checkpoint
+from lit_tbptt.files.schema import Checkpoint, RankState, RunState, new_run_state, run_state
+from lit_tbptt.random_state import random_state, separate_generators, set_random_state
+from lit_tbptt.ranks import Agreement, Rank
+from lit_tbptt.tbptt import Carry, Truncation
+from lit_tbptt.tbptt.state import State
+from lit_tbptt.training.ddp import check_lanes, fix_gradient_layout, rank_of
+from lit_tbptt.training.log import TrainingLog
+from lit_tbptt.training.optimization import ManualOptimization
+from lit_tbptt.training.position import Position
+
+
+class ResumableModule(ManualOptimization):
+    """A LightningModule that saves what its run is continued from: all that changes between two windows.
+
+    Args:
+        truncation: Cuts gradients; its horizon is saved.
+        *optimization: What `ManualOptimization` takes.
+
+    Attributes:
+        carry: What the last window handed on.
+        position: Where the run stands.
+        rank: This process among those of the run.
+        agreement: What the ranks agree on.
+        log_book: What is logged of training.
+    """
+
+    initial_state: Callable[[int], State]
+
+    def __init__(self, truncation: Truncation, *optimization: Any) -> None:
+        super().__init__(*optimization)
+        self.truncation = truncation
+        self._first_k2 = truncation.k2
+        self.carry: Carry | None = None
+        self.position = Position()
+        self.rank = Rank()
+        self.agreement = Agreement()
+        self.log_book = TrainingLog()
+        self._resume: RunState | None = None
+        self._skip_windows = 0
+        self._metrics: dict[str, float] = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own: RankState = {"carry": None if self.carry is None else self.carry.describe(), "random": random_state()}
+        # First, and by all: what may fail for one process only comes after it.
+        datas, ranks = zip(*self.rank.gather((self.position.data, own)), strict=True)
+        position = self.position.united(datas)
+        saved = new_run_state(checkpoint)
+        saved["position"] = dict(vars(position))
+        saved["ranks"] = list(ranks)
+        saved["horizon"] = {"setting": self._first_k2, "k2": self.truncation.k2}
+        saved["log"] = self.log_book.state_dict(self.trainer)
+        saved["metrics"] = self._metrics
+        position.rewrite(checkpoint, self._resumable_loader())
+
+    def _resumable_loader(self) -> bool:
+        loader = self.trainer.train_dataloader
+        return hasattr(loader, "load_state_dict") and hasattr(loader, "state_dict")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is None:
+            return
+        # Lightning converts the module to float64 only after it has loaded the weights: into float32, rounded.
+        self._trainer.precision_plugin.convert_module(self)
+        if self._trainer.state.fn == "fit":
+            self._resume = run_state(checkpoint)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.rank = rank_of(self.trainer)
+        self.agreement = Agreement(self.rank.num_ranks)
+
+    def on_train_start(self) -> None:
+        check_lanes(self.trainer.train_dataloader, self.trainer)
+        saved, self._resume = self._resume, None
+        self.carry, self.position, self.log_book, self._metrics = None, Position(), TrainingLog(), {}
+        self._skip_windows = 0
+        if saved is not None:
+            self._continue(saved)
+        if saved is None or len(saved["ranks"]) != self.rank.num_ranks:
+            separate_generators(self.rank.number)
+        if self.rank.num_ranks > 1:
+            fix_gradient_layout(self)
+        self.log_book.start_clock()
+
+    def _continue(self, saved: RunState) -> None:
+        self.position = Position(**saved["position"])
+        if self.position.data is not None and not self._resumable_loader():
+            raise InputError(
+                f"the checkpoint was written inside an epoch, and the training data, a "
+                f"{type(self.trainer.train_dataloader).__name__}, cannot start there: give it state_dict() and "
+                "load_state_dict(state), as StridedLanes has, or resume from a checkpoint of an epoch's end"
+            )
+        self._skip_windows = 0 if self.position.batch_finished else self.position.batch_window
+        self._metrics = saved["metrics"]
+        if saved["horizon"]["setting"] == self._first_k2:  # otherwise this run was started with another one
+            self.truncation.k2 = saved["horizon"]["k2"]
+        ranks = saved["ranks"]
+        carries = [rank["carry"] for rank in ranks if rank["carry"] is not None]
+        if carries:
+            self.carry = Carry.from_descriptions(carries, self.rank.share, self.initial_state, self.device)
+        self.log_book.load_state_dict(self.trainer, saved["log"])
+        for optimizer in self.trainer.optimizers:
+            optimizer._opt_called = True  # or torch warns of a schedule that steps before it
+        self.change_optimizer()
+        set_random_state(ranks[self.rank.number if len(ranks) == self.rank.num_ranks else 0]["random"])
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | os.PathLike[str], map_location: Any = "cpu", **settings: Any
+    ) -> Self:
+        """Makes the module that a checkpoint holds.
+
+        Args:
+            checkpoint_path: A file that a fit of this module wrote.
+            map_location: Where the tensors go.
+            **settings: Constructor arguments that replace those that `save_hyperparameters` kept.
+
+        Raises:
+            InputError: The file is not a checkpoint that can be read safely.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        return cls._from_checkpoint(checkpoint, checkpoint.get("hyper_parameters", {}) | settings)
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Self:
+        module = cls(**settings)
+        module.on_load_checkpoint(dict(checkpoint))
+        module.load_state_dict(checkpoint["state_dict"])
+        return module

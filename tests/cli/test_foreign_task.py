@@ -1,0 +1,93 @@
+"""LitCLI for a task and a data module that are not of this package."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import oscillator
+import pytest
+import torch
+import yaml
+from command_line import curve, trained
+from oscillator import Oscillator, WavesData
+
+from lit_tbptt import RunFolder
+from lit_tbptt.cli import LitCLI
+from lit_tbptt.files.checkpoint import read_checkpoint
+
+OPTIONS = [
+    "--model.hidden_size=7",
+    "--model.k1=4",
+    "--model.k2=9",
+    "--model.clip_norm=0.5",
+    "--optimizer=SGD",
+    "--optimizer.lr=0.05",
+    "--lr_scheduler=ExponentialLR",
+    "--lr_scheduler.gamma=0.9",
+    "--model.lr_interval=step",
+    "--data.num_lanes=5",
+    "--checkpoint.every_n_steps=4",
+    "--trainer.max_steps=30",
+    "--trainer.max_epochs=-1",
+    "--trainer.log_every_n_steps=3",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+RUN = RunFolder("runs/default/version_0")
+
+
+def refused(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        LitCLI(Oscillator, WavesData, list(arguments))
+    return str(stopped.value)
+
+
+@pytest.fixture
+def killed(in_tmp_path):
+    """A run that was killed after step 19, of which step 16 was saved."""
+    killer = ["--trainer.callbacks=oscillator.KilledAt", "--trainer.callbacks.step=19"]
+    command = [sys.executable, oscillator.__file__, "fit", *OPTIONS, *killer]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert read_checkpoint(RUN.last)["global_step"] == 16
+
+
+def test_a_foreign_task_is_killed_and_continued_to_the_same_bits(killed, tmp_path, monkeypatch, capfd):
+    LitCLI(Oscillator, WavesData, ["fit", "--ckpt_path=last"])
+    printed = capfd.readouterr().out
+    found, rows = read_checkpoint(RUN.last), trained(curve(RUN.path))
+    assert [path.name for path in RUN.path.parent.iterdir()] == ["version_0"]
+    assert yaml.safe_load(RUN.config(16).read_text())["model"]["k2"] == 9
+    for text in ("loss", "validation", "run folder: runs/default/version_0", "fit --ckpt_path runs/default/version_0"):
+        assert text in printed
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    LitCLI(Oscillator, WavesData, ["fit", *OPTIONS])
+    expected = read_checkpoint(RUN.last)
+    assert (found["global_step"], found["epoch"]) == (expected["global_step"], expected["epoch"]) == (30, 1)
+    for name, value in expected["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], value)
+    assert rows == trained(curve(RUN.path))
+    assert [float(row["train/lr"]) for row in rows[:2]] == pytest.approx([0.05 * 0.9**3, 0.05 * 0.9**6])
+
+
+def test_it_has_what_the_command_line_has_for_text(in_tmp_path, capfd):
+    LitCLI(Oscillator, WavesData, ["fit", *OPTIONS, "--trainer.val_check_interval=3", "--run_name=mine"])
+    mine = RunFolder("runs/default/mine")
+    assert {path.name for path in mine.checkpoints.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    assert any(row.get("val/loss") for row in curve(mine.path))
+    capfd.readouterr()
+    LitCLI(Oscillator, WavesData, ["validate", "--ckpt_path=best"])
+    assert "loss" in capfd.readouterr().out
+    assert "k2=2 with k1=4" in refused("fit", *OPTIONS, "--model.k2=2")
+    assert "trainer.gradient_clip_val=1" in refused("fit", *OPTIONS, "--trainer.gradient_clip_val=1")
+    assert "needs a checkpoint" in refused("validate")
+    assert not Path("runs/default/version_0").exists()  # a refused start leaves nothing behind
+    LitCLI(
+        Oscillator,
+        WavesData,
+        ["fit", *OPTIONS, f"--init_from={mine.last}", "--optimizer.lr=0", "--trainer.max_steps=1"],
+    )
+    for name, value in read_checkpoint(mine.last)["state_dict"].items():
+        assert torch.equal(read_checkpoint(RUN.last)["state_dict"][name], value)

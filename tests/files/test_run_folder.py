@@ -1,0 +1,70 @@
+"""Names of runs, what lies in a run's folder, and that no two runs get the same one."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lit_tbptt import InputError, RunFolder
+from lit_tbptt.files.checkpoint import write_checkpoint
+from lit_tbptt.files.run_folder import find_checkpoint, next_version, runs_of
+
+
+def test_runs_lie_under_the_name_of_their_configuration():
+    assert runs_of(None) == Path("runs/default")
+    assert runs_of("configs/my.model.yaml") == Path("runs/my.model")
+
+
+def test_every_run_that_starts_at_once_gets_a_folder_of_its_own(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        folders = list(pool.map(lambda _: RunFolder.reserve(tmp_path / "runs").path, range(50)))
+    assert sorted(int(folder.name.removeprefix("version_")) for folder in folders) == list(range(50))
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_new_version_follows_the_highest_one(tmp_path):
+    for name in ("version_3", "version_11", "version_x", "other"):
+        (tmp_path / name).mkdir()
+    assert next_version(tmp_path) == 12
+    assert RunFolder.reserve(tmp_path).name == "version_12"
+    assert next_version(tmp_path / "none") == 0
+
+
+def test_a_named_run_is_not_written_over(tmp_path):
+    folder = RunFolder.reserve(tmp_path, "mine")
+    assert RunFolder.reserve(tmp_path, "mine").path == folder.path  # nothing was saved there yet
+    write_checkpoint({}, folder.last)
+    with pytest.raises(InputError, match=r"run_name='mine': .*mine has checkpoints; continue it with --ckpt_path last"):
+        RunFolder.reserve(tmp_path, "mine")
+
+
+def test_an_empty_folder_is_discarded_and_no_other(tmp_path):
+    empty, full = RunFolder.reserve(tmp_path), RunFolder.reserve(tmp_path)
+    full.metrics.write_text("step\n")
+    for folder in (empty, full, RunFolder(tmp_path / "never made")):
+        folder.discard_if_empty()
+    assert [path.name for path in tmp_path.iterdir()] == ["version_1"]
+
+
+def test_what_lies_in_it(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    paths = [folder.last, folder.previous, folder.best(), folder.best(2), folder.config(), folder.config(70)]
+    names = ["checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt", "checkpoints/best-3.ckpt"]
+    assert [str(path.relative_to(folder.path)) for path in paths] == [*names, "config.yaml", "config_from_step_70.yaml"]
+    assert RunFolder.of_checkpoint(folder.best(2)).path == folder.path
+    assert RunFolder.of_checkpoint(tmp_path / "model.ckpt") is None
+    assert not folder.path.exists()
+
+
+def test_last_is_the_newest_step_of_the_run_that_was_written_to_last(tmp_path):
+    old, new = RunFolder(tmp_path / "version_0"), RunFolder(tmp_path / "version_1")
+    write_checkpoint({"global_step": 9}, old.last)
+    write_checkpoint({"global_step": 5}, new.previous)
+    write_checkpoint({"global_step": 7}, new.best())
+    assert find_checkpoint("last", tmp_path, None) == (new.best(), {"global_step": 7})
+    assert find_checkpoint("last", tmp_path, "version_0")[0] == old.last
+    assert find_checkpoint(str(old.last), tmp_path, None)[1] == {"global_step": 9}
+    with pytest.raises(InputError, match="version_0 was not validated yet"):
+        find_checkpoint("best", tmp_path, "version_0")
+    with pytest.raises(InputError, match=r"no checkpoint in .*none/checkpoints; give the same --config"):
+        find_checkpoint("last", tmp_path, "none")

@@ -1,0 +1,99 @@
+"""What a task returns and may leave out, and the noise that stays the same over a window."""
+
+import pytest
+import torch
+from tasks import Recurrence, windows_of
+from torch.testing import assert_close
+
+from lit_tbptt import Task, Truncation, Window, WindowLoss
+
+
+class Penalized(Recurrence):
+    """Recurrence with the penalty h^2 / 2 at every time step."""
+
+    def window_loss(self, window, state):
+        h, losses, penalties = state["h"], [], []
+        for x in window.inputs.unbind(1):
+            h = self.w * h + x[:, None]
+            losses.append(h.sum())
+            penalties.append((h**2).sum() / 2)
+        return WindowLoss(sum(losses), window.inputs.numel(), {"h": h}, sum(penalties))
+
+
+def penalized_gradient(inputs, k1, k2, w=0.5):
+    """d(loss + penalty)/dw with frozen w, every window from a graph of its own that begins at the far edge."""
+    num_steps, total = inputs.shape[1], 0.0
+    for start in range(0, num_steps, k1):
+        weight = torch.tensor(w, dtype=torch.float64, requires_grad=True)
+        h = torch.zeros(len(inputs), dtype=torch.float64)
+        objective = 0.0
+        for step in range(min(start + k1, num_steps)):
+            if step <= max(0, start - (k2 - k1)):
+                h = h.detach()
+            h = weight * h + inputs[:, step]
+            if step >= start:
+                objective = objective + (h + h**2 / 2).sum()
+        objective.backward()
+        total += weight.grad
+    return total
+
+
+@pytest.mark.parametrize("recompute_every", [None, 2])
+@pytest.mark.parametrize(("k1", "k2"), [(5, 5), (3, 7), (4, 20), (1, 2)])
+def test_a_penalty_counts_for_the_windows_own_time_steps_alone(k1, k2, recompute_every):
+    inputs = torch.randn(3, 17, dtype=torch.float64)
+    task, truncation, carry = Penalized(), Truncation(k1, k2, recompute_every), None
+    values = []
+    for window in windows_of(inputs, inputs, k1):
+        cost = truncation(task, window, carry)
+        (cost.loss + cost.penalty).backward()
+        values.append((cost.loss.item(), cost.penalty.item()))
+        carry = cost.carry.detach()
+    assert_close(task.w.grad, penalized_gradient(inputs, k1, k2), rtol=0, atol=1e-10)
+    losses = [Truncation(17)(Recurrence(), window).loss for window in windows_of(inputs, inputs, 17)]
+    assert sum(loss for loss, _ in values) == pytest.approx(sum(losses).item(), abs=1e-10)
+
+
+def test_without_a_penalty_there_is_none():
+    inputs = torch.ones(2, 3, dtype=torch.float64)
+    assert Truncation(3, recompute_every=2)(Recurrence(), Window(inputs, inputs)).penalty is None
+
+
+class Predicting(Task):
+    """h_t = h_{t-1} + x_t, predicted as it is, under a squared error."""
+
+    def initial_state(self, num_lanes):
+        return torch.zeros(num_lanes, dtype=torch.float64)
+
+    def predict_window(self, window, state):
+        outputs = state[:, None] + window.inputs.cumsum(1)
+        return outputs, outputs[:, -1]
+
+    def outputs_loss(self, outputs, window):
+        return ((outputs - window.targets) ** 2).sum(), outputs.numel()
+
+
+def test_window_loss_and_advance_follow_from_predict_window_and_outputs_loss():
+    inputs, targets = torch.randn(2, 3, 5, dtype=torch.float64)
+    task = Predicting()
+    loss, num_targets, state, penalty = task.window_loss(Window(inputs, targets), task.initial_state(3))
+    assert loss.item() == pytest.approx(((inputs.cumsum(1) - targets) ** 2).sum().item(), abs=1e-12)
+    assert (num_targets, penalty) == (15, None)
+    assert torch.equal(task.advance(Window(inputs, targets), task.initial_state(3)), state)
+    assert_close(state, inputs.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("call", "missing"),
+    [
+        (lambda task, window: task.initial_state(3), r"Nothing must define initial_state\(num_lanes\)"),
+        (lambda task, window: task.window_loss(window, None), r"predict_window\(window, state\) and outputs_loss"),
+        (lambda task, window: task.outputs_loss(None, window), r"outputs_loss\(outputs, window\)"),
+    ],
+)
+def test_what_a_task_lacks_is_named(call, missing):
+    class Nothing(Task):
+        pass
+
+    with pytest.raises(NotImplementedError, match=missing):
+        call(Nothing(), Window(torch.zeros(3, 2), torch.zeros(3, 2)))

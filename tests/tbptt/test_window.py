@@ -1,0 +1,44 @@
+"""Windows: their shapes, and how they are cut and put together."""
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from lit_tbptt import Window
+
+INPUTS, TARGETS = torch.arange(24.0).view(3, 4, 2), torch.arange(12).view(3, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"targets": torch.zeros(3, 5)},
+        {"targets": torch.zeros(2, 4)},
+        {"reset": torch.zeros(4, dtype=torch.bool)},
+        {"reset": torch.zeros(3)},
+        {"mask": torch.ones(3, 5, dtype=torch.bool)},
+        {"mask": torch.ones(4, 3, dtype=torch.bool)},
+    ],
+)
+def test_the_tests_check_the_shapes_of_every_window(wrong):
+    with pytest.raises(TypeCheckError):
+        Window(**{"inputs": INPUTS, "targets": TARGETS} | wrong)
+
+
+def test_a_window_that_is_cut_and_joined_is_the_same():
+    reset, mask = torch.tensor([True, False, True]), TARGETS % 5 > 0
+    whole = Window(INPUTS, TARGETS, reset, mask)
+    first, second = whole.split(1)
+    assert second.reset is None
+    assert (first.num_time_steps, second.num_time_steps) == (1, 3)
+    for part, expected in zip(first.join(second), whole, strict=True):
+        assert torch.equal(part, expected)
+    with pytest.raises(ValueError, match="with resets"):
+        second.join(first)
+
+
+def test_map_reaches_every_tensor_and_leaves_none_alone():
+    halves = Window(INPUTS, TARGETS, None, TARGETS > 3).map(lambda part: part[:2])
+    assert halves.num_lanes == 2
+    assert halves.reset is None
+    assert torch.equal(halves.mask, (TARGETS > 3)[:2])
