@@ -14,14 +14,14 @@ class Evaluated(Protocol):
     """What an Evaluation asks of the module."""
 
     trainer: Any
-    metrics: Metric | MetricCollection | None
+    evaluation_metrics: Metric | MetricCollection | None
     device: torch.device
 
     def initial_state(self, num_lanes: int) -> State:
         """Returns the state of lanes that are reset."""
 
     def evaluation_window(self, window: Window, state: State) -> WindowLoss:
-        """Returns what a window costs, and adds it to `metrics`."""
+        """Returns what a window costs, and adds it to `evaluation_metrics`."""
 
 
 class Evaluation:
@@ -42,8 +42,8 @@ class Evaluation:
         """Forgets the state and the sums of the evaluation before."""
         self._state = None
         self._sums = torch.zeros(2, dtype=torch.float64, device=module.device)
-        if module.metrics is not None:
-            module.metrics.reset()
+        if module.evaluation_metrics is not None:
+            module.evaluation_metrics.reset()
 
     def add(self, module: Evaluated, batch: Batch) -> None:
         """Scores the windows of a batch."""
@@ -70,7 +70,7 @@ class Evaluation:
         """Returns the mean loss per target and the values of the module's metrics, of all ranks together."""
         self._state = None
         loss, num_targets = module.trainer.strategy.reduce(self._sums.clone(), reduce_op="sum").tolist()
-        values = {} if module.metrics is None else module.metrics.compute()
+        values = {} if module.evaluation_metrics is None else module.evaluation_metrics.compute()
         if not isinstance(values, Mapping):
-            values = {type(module.metrics).__name__: values}
+            values = {type(module.evaluation_metrics).__name__: values}
         return loss / max(1.0, num_targets), {name: float(value) for name, value in values.items()}

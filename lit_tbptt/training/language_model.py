@@ -41,7 +41,7 @@ class LitLanguageModel(LitTBPTT):
 
     loss_name = "nats_per_token"
     network_settings = ("core", "tie_weights")
-    metrics: TokenAccuracy
+    evaluation_metrics: TokenAccuracy
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class LitLanguageModel(LitTBPTT):
             "tie_weights": tie_weights,
         }
         described = {"class_path": class_name(type(core)), "init_args": core.init_args}
-        self.save_hyperparameters({"core": described, **self.settings, **options})
+        self.save_hyperparameters({"core": described, **self.loop_settings, **options})
         self._make_model: Callable[[int], RecurrentLM] = partial(RecurrentLM, core=core, **options)
         self.tokenizer: Tokenizer | None = None
         self.model: RecurrentLM | None = None
-        self.metrics = TokenAccuracy()
+        self.evaluation_metrics = TokenAccuracy()
         self._random = torch.get_rng_state()
 
     def _build(self, tokenizer: Tokenizer) -> None:
@@ -127,7 +127,7 @@ class LitLanguageModel(LitTBPTT):
 
     def evaluation_window(self, window: Window, state: State) -> WindowLoss:
         logits, state = self.predict_window(window, state)
-        self.metrics.update(logits, window.targets, window.mask)
+        self.evaluation_metrics.update(logits, window.targets, window.mask)
         return WindowLoss(*self.outputs_loss(logits, window), state)
 
     def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:

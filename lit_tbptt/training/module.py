@@ -53,14 +53,15 @@ class LitTBPTT(Task, ResumableModule):
             itself, as WarmupCosineLR does, or epochs.
 
     Attributes:
-        settings: The arguments above that are plain values, by name.
+        loop_settings: The arguments above that are plain values, by name.
         loss_name: What the mean loss is called in logs: `train/<loss_name>`, `val/<loss_name>`.
         network_settings: The constructor's arguments that decide the shapes of weights; a new run from the weights of
             a checkpoint takes them from it.
         truncation: Cuts gradients; its `k2` may be changed between steps.
         update: When the weights change.
         evaluation: How validation and test are made.
-        metrics: A torchmetrics metric that `evaluation_window` updates; reset before and logged after an evaluation.
+        evaluation_metrics: A torchmetrics metric that `evaluation_window` updates; it is reset before an evaluation and
+            logged after it. None: only the loss is.
         carry: What the last window handed on.
         position: Where the run stands.
         rank: This process among those that train.
@@ -89,7 +90,7 @@ class LitTBPTT(Task, ResumableModule):
     ) -> None:
         settings = {name: value for name, value in locals().items() if isinstance(value, int | float | str | None)}
         super().__init__(Truncation(k1, k2, recompute_every), clip_norm, optimizer, lr_scheduler, lr_interval)
-        self.settings = settings
+        self.loop_settings = settings
         if not 0 <= state_drop_probability <= 1:
             raise InputError(f"state_drop_probability={state_drop_probability}: must be from 0 to 1")
         if self.truncation.k2 > k1 and not carry_state:
@@ -100,7 +101,7 @@ class LitTBPTT(Task, ResumableModule):
         self.update: Update = StepPerWindow(loss_reduction)
         self.carry_state = carry_state
         self.evaluation = Evaluation(reset_every=None if carry_state else k1)
-        self.metrics: Metric | MetricCollection | None = None
+        self.evaluation_metrics: Metric | MetricCollection | None = None
         self.state_drop_probability = state_drop_probability
 
     def setup(self, stage: str) -> None:
@@ -193,7 +194,7 @@ class LitTBPTT(Task, ResumableModule):
     # Evaluation
 
     def evaluation_window(self, window: Window, state: State) -> WindowLoss:
-        """Returns what a window of an evaluation costs; a subclass with `metrics` updates them here."""
+        """Returns what a window of an evaluation costs; a subclass with `evaluation_metrics` updates them here."""
         return self.window_loss(window, state)
 
     def on_validation_epoch_start(self) -> None:

@@ -101,7 +101,7 @@ class ManualOptimization(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
-        self._schedules: list[Schedule] = []
+        self._schedules: list[Schedule] | None = None
         self.changed_optimizer: dict[str, Any] = {}
         self.changed_schedule: dict[str, Any] = {}
 
@@ -109,6 +109,7 @@ class ManualOptimization(LightningModule):
         # Lightning drops when schedules step under manual optimization. Here it calls the hook, however it was defined:
         # in a subclass, through super(), by a mixin, or set on the instance as LightningCLI does.
         if stage == "fit":
+            self._schedules = None
             self._configure_set_here = self.__dict__.get("configure_optimizers")
             self.configure_optimizers = partial(self._take_schedules, self.configure_optimizers)  # type: ignore[method-assign]
 
@@ -137,6 +138,8 @@ class ManualOptimization(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_fit_start(self) -> None:
+        if self._schedules is None:
+            raise InputError(f"{type(self).__name__}.setup(stage) must call super().setup(stage)")
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         fused = any(optimizer.defaults.get("fused") for optimizer in self.trainer.optimizers)
         if self.clip_norm and scaled and fused:
@@ -163,7 +166,7 @@ class ManualOptimization(LightningModule):
                     group["initial_lr"] = value
                 else:
                     group[name] = tuple(value) if isinstance(value, list) else value
-        for schedule in self._schedules:
+        for schedule in self._schedules or ():
             if "lr" in self.changed_optimizer and hasattr(schedule.scheduler, "base_lrs"):
                 schedule.scheduler.base_lrs = [group["initial_lr"] for group in self.trainer.optimizers[0].param_groups]
             for name, value in self.changed_schedule.items():
@@ -180,7 +183,7 @@ class ManualOptimization(LightningModule):
         Raises:
             InputError: A metric that is monitored does not exist.
         """
-        for schedule in self._schedules:
+        for schedule in self._schedules or ():
             if schedule.interval != interval or count % schedule.frequency:
                 continue
             metric = None

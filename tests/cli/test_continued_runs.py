@@ -8,6 +8,7 @@ import yaml
 from command_line import RUN, curve, equal, last, refused, trained
 
 from lit_tbptt.cli import TextCLI, main
+from lit_tbptt.files.checkpoint import read_checkpoint
 
 
 def test_a_run_is_continued_in_its_own_folder_with_the_settings_it_had(first_run, tmp_path, monkeypatch, capfd):
@@ -119,3 +120,19 @@ def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(first_run):
     message = refused("fit", "--ckpt_path=last")
     assert "no checkpoint that can be read" in message
     assert "last.ckpt" in message
+
+
+def test_a_class_may_be_named_in_any_of_several_configuration_files(words_folder, in_tmp_path, monkeypatch):
+    Path("own_core.py").write_text("from lit_tbptt import GRU\n\n\nclass Own(GRU):\n    pass\n")
+    monkeypatch.syspath_prepend(Path.cwd())
+    Path("mine.yaml").write_text(
+        "model:\n  core:\n    class_path: own_core.Own\n    init_args:\n      hidden_size: 9\n"
+    )
+    Path("small.yaml").write_text("trainer:\n  max_steps: 3\n  enable_model_summary: false\n")
+    both = ["fit", f"--data.path={words_folder}", "--data.num_lanes=3", "--config=mine.yaml", "--config=small.yaml"]
+    main([*both, "--model.k1=5"])
+    main([*both, "--ckpt_path=last", "--trainer.max_steps=5"])
+    assert read_checkpoint("runs/small/version_0/checkpoints/last.ckpt")["global_step"] == 5
+    assert "is not imported because a file says so" in refused(
+        "fit", "--ckpt_path=last", "--config=small.yaml", "--trainer.max_steps=7"
+    )

@@ -94,7 +94,7 @@ def fit(folder, corpus, num_ranks, kind, k2, document_reset, max_steps=STEPS, re
         "values": {name: float(value) for name, value in trainer.callback_metrics.items() if "second" not in name},
         "horizon": {path.name: path.read_text() for path in sorted(folder.glob("gradient_horizon/*.csv"))},
         "random": random,
-        "sums": torch.cat([module.evaluation._sums, module.metrics.num_right[None]]),
+        "sums": torch.cat([module.evaluation._sums, module.evaluation_metrics.num_right[None]]),
     }
 
 

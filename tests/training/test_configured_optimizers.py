@@ -1,0 +1,85 @@
+"""The schedule steps alike, however a module comes to its configure_optimizers."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from loops import batches, fit
+from tasks import Regression
+
+from lit_tbptt import InputError, WarmupCosineLR
+
+
+def configured(module):
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Directly(Regression):
+    def configure_optimizers(self):
+        return configured(self)
+
+
+class ThroughSuper(Directly):
+    def configure_optimizers(self):
+        found = super().configure_optimizers()
+        assert found["lr_scheduler"]["interval"] == "step"
+        return found
+
+
+class Mixin:
+    def configure_optimizers(self):
+        return configured(self)
+
+
+class FromAMixin(Mixin, Regression):
+    pass
+
+
+def on_the_instance(**options):
+    module = Regression(**options)
+    module.configure_optimizers = lambda: configured(module)
+    return module
+
+
+class Rates(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, trainer, module):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("make", [Directly, ThroughSuper, FromAMixin, on_the_instance])
+def test_a_schedule_per_step_steps_by_every_route_and_in_every_fit(make):
+    module = make(k1=5)
+    for _ in range(2):
+        rates = Rates()
+        fit(module, batches(5, 4), max_epochs=1, callbacks=[rates])
+        assert rates.seen == pytest.approx([0.1 * 0.9**step for step in range(1, 14)])
+
+
+class Plain(Regression):
+    """Makes what the constructor was given."""
+
+    def configure_optimizers(self):
+        return super(Regression, self).configure_optimizers()
+
+
+def test_the_constructors_optimizer_and_schedule_are_for_any_task():
+    rates = Rates()
+    module = Plain(k1=5, lr_interval="step")
+    module.optimizer = lambda parameters: torch.optim.SGD(parameters, 0.2)
+    module.lr_scheduler = lambda optimizer: WarmupCosineLR(optimizer, warmup_steps=4)
+    fit(module, batches(5, 4), max_epochs=-1, max_steps=8, callbacks=[rates])
+    assert rates.seen[:4] == pytest.approx([0.2 * 2 / 5, 0.2 * 3 / 5, 0.2 * 4 / 5, 0.2])
+    assert rates.seen[-1] == pytest.approx(0)
+
+
+def test_a_setup_that_leaves_out_the_one_above_is_told():
+    class Forgetful(Regression):
+        def setup(self, stage):
+            pass
+
+    with pytest.raises(InputError, match=r"Forgetful\.setup\(stage\) must call super\(\)\.setup\(stage\)"):
+        fit(Forgetful(k1=5), batches(5))
