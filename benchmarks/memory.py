@@ -36,8 +36,8 @@ def step_memory(k1: int, k2: int, recompute_every: int | None, num_lanes: int) -
 
     from lit_tbptt import Window
 
-    def windows(number: int, num_steps: int) -> Iterator[Window]:
-        return (Window(*torch.randint(256, (2, num_lanes, num_steps))) for _ in range(number))
+    def windows(number: int, num_time_steps: int) -> Iterator[Window]:
+        return (Window(*torch.randint(256, (2, num_lanes, num_time_steps))) for _ in range(number))
 
     torch.set_flush_denormal(True)
     training = Training(k1, k2, recompute_every)

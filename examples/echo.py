@@ -23,9 +23,9 @@ from lit_tbptt.tbptt import State
 class Echoes:
     """Batches of 20 windows over parallel lanes, the same in every epoch."""
 
-    def __init__(self, num_lanes: int, num_steps: int, k1: int, seed: int) -> None:
+    def __init__(self, num_lanes: int, num_time_steps: int, k1: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        x = torch.bernoulli(torch.full((num_lanes, num_steps + 8, 1), 0.5), generator=generator)
+        x = torch.bernoulli(torch.full((num_lanes, num_time_steps + 8, 1), 0.5), generator=generator)
         self.y = torch.bernoulli(0.5 + 0.5 * x[:, 5:-3] - 0.25 * x[:, :-8], generator=generator)
         self.x = x[:, 8:]
         self.k1 = k1
@@ -64,10 +64,10 @@ def main(
     k2: int | None = None,
     carry_state: bool = True,
     num_lanes: int = 200,
-    num_steps: int = 10_000,
+    num_time_steps: int = 10_000,
     seed: int = 1,
 ) -> float:
-    """Trains once through `num_steps` steps of every lane.
+    """Trains once through `num_time_steps` of every lane.
 
     Returns:
         The nats per step on other data.
@@ -76,7 +76,7 @@ def main(
     seed_everything(seed, verbose=False)
     trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
                       enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
-    train, valid = Echoes(num_lanes, num_steps, k1, seed), Echoes(num_lanes, 2000, k1, seed + 1000)
+    train, valid = Echoes(num_lanes, num_time_steps, k1, seed), Echoes(num_lanes, 2000, k1, seed + 1000)
     trainer.fit(Echo(k1, k2, carry_state), train, valid)
     return round(trainer.callback_metrics["val/loss"].item(), 4)
 

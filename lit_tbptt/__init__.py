@@ -17,6 +17,7 @@ from lit_tbptt.tbptt import (
     TruncatedLoss,
     Truncation,
     Update,
+    Updated,
     Window,
     WindowLoss,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "TruncatedLoss",
     "Truncation",
     "Update",
+    "Updated",
     "WarmupCosineLR",
     "Window",
     "WindowLoss",

@@ -14,7 +14,7 @@ REQUESTS = ("save", "SIGTERM", "SIGINT")
 
 
 class Rank(NamedTuple):
-    """One process among those of a run. Its methods are collective: all ranks call them, in the same order.
+    """One process among those of a run. All ranks call `gather` and `all_gather` together, in the same order.
 
     Attributes:
         number: Its number, from 0.

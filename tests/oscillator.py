@@ -83,15 +83,15 @@ class Oscillator(LitTBPTT):
         return ((outputs - window.targets) ** 2).sum(), outputs.numel()
 
 
-class KilledAt(Callback):
-    """Kills its process after some steps, when nothing was prepared for it."""
+class SignalAt(Callback):
+    """Sends its process a signal after some steps."""
 
-    def __init__(self, step: int):
-        self.step = step
+    def __init__(self, step: int, name: str = "SIGKILL"):
+        self.step, self.name = step, name
 
     def on_step_end(self, trainer, module):
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[self.name])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def run(name, *arguments):
 
 @pytest.mark.parametrize("options", [(), ("--k1", "2", "--k2", "9"), ("--carry_state", "false")])
 def test_echo(options):
-    found = run("echo.py", "--num_lanes", 11, "--num_steps", 333, *options)
+    found = run("echo.py", "--num_lanes", 11, "--num_time_steps", 333, *options)
     assert 0.4 < float(re.fullmatch(r"(0\.\d+) nats per step\n", found)[1]) < 0.75
 
 

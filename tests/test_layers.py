@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def test_a_folder_imports_only_from_folders_below(violation, tmp_path):
     assert (result.returncode == 0) == (contract is None)
 
 
+def test_only_two_folders_may_know_lightning():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (forbidden,) = [contract for contract in contracts if contract["type"] == "forbidden"]
+    parts = {path.stem for path in (ROOT / "lit_tbptt").iterdir() if path.stem not in ("__init__", "__pycache__")}
+    assert {name.removeprefix("lit_tbptt.") for name in forbidden["source_modules"]} == parts - {"cli", "training"}
+
+
 def test_every_file_is_short_enough_to_be_read():
-    lengths = {path.name: len(path.read_text().splitlines()) for path in ROOT.glob("lit_tbptt/**/*.py")}
+    lengths = {path: len(path.read_text().splitlines()) for path in ROOT.glob("lit_tbptt/**/*.py")}
     assert max(lengths.values()) < 300, lengths

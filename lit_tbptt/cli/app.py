@@ -65,8 +65,10 @@ class LitCLI(LightningCLI):
         self._now: dict[str, Any] = {}  # the settings of this run, plain
         self._given: list[str] = []
         self._reserved: RunFolder | None = None
-        trainer_defaults = options.pop("trainer_defaults", {})
-        trainer_defaults["callbacks"] = [*trainer_defaults.get("callbacks", []), SignalHandling()]
+        trainer_defaults = dict(options.pop("trainer_defaults", None) or {})
+        callbacks = trainer_defaults.get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        trainer_defaults["callbacks"] = [*callbacks, SignalHandling()]
         with one_message():
             try:
                 super().__init__(
@@ -184,8 +186,7 @@ class LitCLI(LightningCLI):
             if self._nothing_left():
                 return run_loggers(continued, sys.maxsize)  # nothing will be written, so nothing is dropped
             return run_loggers(continued, self._saved_step(), run_state(self._checkpoint)["log"]["tokens"])
-        configs = self._get(self.config, "config") or [None]
-        runs, name = runs_of(None if configs[-1] is None else str(configs[-1])), self._get(self.config, "run_name")
+        runs, name = runs_of(_config_of(self._given)), self._get(self.config, "run_name")
         if not writes:  # only rank 0 does, in the folder that it reserves
             return run_loggers(RunFolder(runs / (name or f"version_{next_version(runs)}")))
         self._reserved = RunFolder.reserve(runs, name)
@@ -277,7 +278,7 @@ class LitCLI(LightningCLI):
     def next_commands(self, best: str, last: str) -> dict[str, str]:
         """Returns what can be done with the run, by purpose."""
         configs = "".join(f" --config {file}" for file in self._get(self.config, "config") or [])
-        named = foreign_classes(self._now)
+        named = "".join(f" --{name} {path}" for name, path in foreign_classes(self._now).items())
         fit = f"python {Path(sys.argv[0]).name} fit{configs} --ckpt_path {last}{named} --trainer.max_steps N"
         return {"continue": fit}
 

@@ -26,3 +26,10 @@ def one_message() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except (DivergenceError, SourceError) as error:
         sys.exit(f"stopped: {error}")
+    except RuntimeError as error:
+        title, *lines = str(error).splitlines()
+        if not title.startswith("Error(s) in loading state_dict"):
+            raise
+        sys.exit(
+            f"error: the weights of the checkpoint are not those of this model: {'; '.join(map(str.strip, lines))}"
+        )

@@ -1,18 +1,23 @@
 """Settings that a checkpoint brings, and how those of a run differ from them."""
 
 import enum
-from collections.abc import Iterator, Mapping, Set
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Set
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
+import lit_tbptt
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.schema import Checkpoint, run_state
 
-# Modules whose classes a checkpoint may name. Only numbers and plain words reach them, nothing that could be imported.
-_KNOWN = ("torch.optim.", "lit_tbptt.", "lightning.pytorch.cli.ReduceLROnPlateau")
-_OBJECTS = ("logger", "callbacks", "plugins", "strategy", "profiler")
+# Sections of a checkpoint's settings with an entry for each option, and those that are an option themselves.
+_SECTIONS, _OPTIONS = ("model", "data", "checkpoint", "trainer"), ("optimizer", "lr_scheduler", "seed_everything")
+# They come from the configuration file each time.
+_OBJECTS = ("callbacks", "logger", "plugins", "profiler", "strategy")
+_PLAIN = (None, Any, ..., NoneType, str, int, float, bool, os.PathLike, list, dict, tuple, set)
 
 
 def checkpoint_settings(
@@ -33,73 +38,84 @@ def checkpoint_settings(
     if sections is None:  # made from Python
         data = checkpoint.get("datamodule_hyper_parameters") or {}
         sections = {"model": checkpoint.get("hyper_parameters") or {}, "data": data}
-    taken = ("model", "data", "optimizer", "lr_scheduler", "seed_everything", "checkpoint", "trainer")
-    settings = {}
-    for section in taken if everything else taken[:2]:
-        values = sections.get(section)
-        if section not in ("model", "data", "checkpoint", "trainer"):
-            settings[section] = values
-        elif isinstance(values, Mapping):
-            # Callbacks, loggers and plugins are objects: they come from the configuration file, each time.
-            settings |= {
-                f"{section}.{key}": value
-                for key, value in values.items()
-                if section != "trainer" or not _names_code(key, value)
-            }
+    settings = {
+        f"{section}.{key}": value
+        for section in (_SECTIONS if everything else _SECTIONS[:2])
+        for key, value in (sections.get(section) or {}).items()
+        if section != "trainer" or not (key in _OBJECTS or isinstance(value, dict | list))
+    }
+    if everything:
+        settings |= {key: sections[key] for key in _OPTIONS if key in sections}
     settings = {name: value for name, value in settings.items() if name in options}
+    kept = {}
     for name, value in settings.items():
-        _check_classes(name, value, options[name], named)
-    return settings
+        foreign = next(_foreign(name, value, named, options), None)
+        if foreign is None:
+            kept[name] = value
+        elif not name.startswith("trainer.") and f"--{name}" not in named:  # what is given now needs no check
+            where, what = foreign
+            raise InputError(
+                f"the checkpoint has {name}={value}: {where} is {what!r}, which is not imported because a file says "
+                f"so; if you trust it, name it: --{where} {what}"
+            )
+    return kept
 
 
 def class_options(parser: ArgumentParser) -> dict[str, bool]:
-    """Returns the options of a parser, and for each whether its value may name a class, which is then imported."""
-    return {action.dest: not _is_plain(getattr(action, "_typehint", None)) for action in parser._actions}
+    """Returns the options of a parser, and for each whether its value may name code, which is then imported."""
+    return {action.dest: not _is_plain(getattr(action, "_typehint", action)) for action in parser._actions}
 
 
 def _is_plain(hint: Any) -> bool:
-    if get_origin(hint) is Literal or hint in (None, Any, ..., NoneType, str, int, float, bool):
-        return True
-    if isinstance(hint, type) and get_origin(hint) is None:
-        return issubclass(hint, enum.Enum) or hint in (list, dict, tuple, set)
     origin = get_origin(hint)
-    known = origin in (list, dict, tuple, set) or "Union" in getattr(origin, "__name__", str(origin))
-    return known and all(map(_is_plain, get_args(hint)))
+    if origin is Literal or hint in _PLAIN:
+        return True
+    if origin is None:
+        return isinstance(hint, type) and issubclass(hint, enum.Enum | os.PathLike)
+    container = isinstance(origin, type) and issubclass(origin, Collection)
+    union = "Union" in getattr(origin, "__name__", str(origin))
+    return (container or union) and all(map(_is_plain, get_args(hint)))
 
 
-def _names_code(key: str, value: Any) -> bool:
-    return isinstance(value, (dict, list)) or key in _OBJECTS or (isinstance(value, str) and "." in value)
-
-
-def _check_classes(name: str, value: Any, may_be_class: bool, named: Set[str]) -> None:
+def _foreign(name: str, value: Any, named: Set[str], options: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
+    """Yields what a value would have jsonargparse import, and where, unless it is known or the user named it."""
     if isinstance(value, Mapping) and "class_path" in value:
-        _check_class(name, value, named)
-    elif isinstance(value, (Mapping, list)):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            _check_classes(name, part, may_be_class, named)
-    elif may_be_class and isinstance(value, str) and "." in value:
-        raise InputError(f"the checkpoint has {name}={value}, which is no class with its arguments")
+        path = str(value["class_path"])
+        if not (_is_known(path) or path in named):
+            yield name, path
+        for arguments in (value.get("init_args"), value.get("dict_kwargs")):
+            for key, part in (arguments or {}).items():
+                yield from _foreign(f"{name}.{key}", part, named, {})
+    elif isinstance(value, Mapping | list | tuple):
+        parts = value.items() if isinstance(value, Mapping) else ((None, part) for part in value)
+        for key, part in parts:
+            inner = name if key is None else f"{name}.{key}"
+            yield from _foreign(inner, part, named, {inner: options.get(inner, options.get(name, True)), **options})
+    elif isinstance(value, str) and options.get(name, True) and value not in named and not _is_word(value):
+        yield name, value
 
 
-def _check_class(name: str, entry: Mapping[str, Any], named: Set[str]) -> None:
-    path, init_args = str(entry["class_path"]), dict(entry.get("init_args") or {})
-    plain = not any(
-        isinstance(value, dict) or (isinstance(value, str) and "." in value) for value in init_args.values()
-    )
-    if not (path.startswith(_KNOWN) and plain) and path not in named:
-        raise InputError(
-            f"the checkpoint has {name}={path} with {init_args}, which is not imported because a file says so; if you "
-            f"trust it, name it: --{name} {path}"
-        )
+def _is_word(value: str) -> bool:
+    # It can only be the name of a class that is imported already. A file of that name would be read as settings.
+    return re.fullmatch(r"[\w-]*", value) is not None and not os.path.exists(value)
 
 
-def foreign_classes(settings: Mapping[str, Any]) -> str:
-    """Returns the options that name the classes of a run's model which a checkpoint alone may not bring."""
-    model = settings.get("model") or {}
-    paths = {
-        key: value["class_path"] for key, value in model.items() if isinstance(value, dict) and "class_path" in value
-    }
-    return "".join(f" --model.{key} {path}" for key, path in paths.items() if not path.startswith(_KNOWN))
+def _is_known(path: str) -> bool:
+    package, _, name = path.rpartition(".")
+    ours = package == "lit_tbptt" and name in lit_tbptt.__all__
+    return ours or path.startswith("torch.optim.") or path == "lightning.pytorch.cli.ReduceLROnPlateau"
+
+
+def foreign_classes(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the classes of a run's settings, by option, which a checkpoint alone may not bring."""
+    sections = [(key, settings.get(key)) for key in ("optimizer", "lr_scheduler")]
+    sections += [
+        (f"{section}.{key}", value)
+        for section in ("model", "data")
+        for key, value in (settings.get(section) or {}).items()
+    ]
+    paths = {name: value["class_path"] for name, value in sections if isinstance(value, dict) and "class_path" in value}
+    return {name: path for name, path in paths.items() if not _is_known(path)}
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

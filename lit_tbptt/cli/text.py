@@ -9,9 +9,9 @@ from jsonargparse import auto_cli
 
 from lit_tbptt.cli.app import LitCLI
 from lit_tbptt.cli.command_line import option
+from lit_tbptt.cli.compressors import MOST_BYTES, comparison_table, compressor_bits_per_byte
 from lit_tbptt.cli.generate import generate
 from lit_tbptt.cli.messages import one_message
-from lit_tbptt.cli.reports import MOST_BYTES, comparison_table, compressor_bits_per_byte
 from lit_tbptt.cli.settings import foreign_classes
 from lit_tbptt.data.text.token_file import TokenFile
 from lit_tbptt.data.text.tokenizers import from_description
@@ -109,8 +109,9 @@ class TextCLI(LitCLI):
         print(f"a sample:\n{sample}\n")
 
     def next_commands(self, best: str, last: str) -> dict[str, str]:
-        core = foreign_classes(self._now).replace("--model.core", "--core")
-        write = f"python {Path(sys.argv[0]).name} generate --ckpt_path {best}{core} --prompt '...'"
+        core = foreign_classes(self._now).get("model.core")
+        named = "" if core is None else f" --core {core}"
+        write = f"python {Path(sys.argv[0]).name} generate --ckpt_path {best}{named} --prompt '...'"
         return {"write": write, **super().next_commands(best, last)}
 
 

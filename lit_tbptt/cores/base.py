@@ -20,8 +20,8 @@ class RecurrentCore(nn.Module, ABC):
     values.
 
     Attributes:
-        input_size: Features per step that `forward` takes.
-        output_size: Features per step that `forward` returns.
+        input_size: Features per time step that `forward` takes.
+        output_size: Features per time step that `forward` returns.
         init_args: The arguments this core was built with, by name.
         noise: What `begin_window` returned for the window that is run; a core in eval mode does not look at it.
     """
@@ -42,14 +42,14 @@ class RecurrentCore(nn.Module, ABC):
     def forward(
         self, inputs: Float[Tensor, "lane time feature"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
-        """Runs over the time axis and returns the outputs and the state after the last step."""
+        """Runs over the time axis and returns the outputs and the state after the last time step."""
 
     @abstractmethod
     def initial_state(self, num_lanes: int) -> State:
         """Returns the state of `num_lanes` lanes that are reset, lane axis first in every leaf."""
 
     def begin_window(self, num_lanes: int) -> Any:
-        """Draws the noise that stays the same over a window and its context, such as the masks of a weight drop.
+        """Draws the noise that stays the same over a window and its context, such as masks of its inputs.
 
         It is called once a window in training and should draw nothing in eval mode; see `Task.begin_window`. None:
         there is no such noise.

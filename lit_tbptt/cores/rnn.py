@@ -29,15 +29,15 @@ class _TorchCore(RecurrentCore):
     ) -> None:
         for name, value in (("hidden_size", hidden_size), ("num_layers", num_layers), ("input_size", input_size)):
             if value is not None and value < 1:
-                raise InputError(f"core.{name}={value}: must be 1 or more")
+                raise InputError(f"{name}={value}: must be 1 or more")
         if not 0 <= dropout < 1:
-            raise InputError(f"core.dropout={dropout}: must be at least 0 and below 1")
+            raise InputError(f"dropout={dropout}: must be at least 0 and below 1")
         super().__init__()
         self.input_size = hidden_size if input_size is None else input_size
         self.output_size = hidden_size
         self.num_layers = num_layers
         # cuDNN draws the dropout between layers from a state of its own, which nothing can save: a run could not be
-        # resumed exactly, nor a step computed again. So with dropout every layer is a module of its own.
+        # resumed exactly, nor a window computed again. So with dropout every layer is a module of its own.
         depth = 1 if dropout else num_layers
         self.rnn = nn.ModuleList(
             module(hidden_size if layer else self.input_size, hidden_size, depth, batch_first=True, **options)
@@ -76,12 +76,12 @@ class RNN(_TorchCore):
     """Elman's network: h_t = f(W x_t + U h_{t-1} + b).
 
     Args:
-        hidden_size: Units per layer; also the features per step that come out.
+        hidden_size: Units per layer; also the features per time step that come out.
         num_layers: Layers, each fed by the one below.
         nonlinearity: f.
         dropout: Probability of dropping a feature between layers, in training.
         learned_initial_state: Whether the initial state is trained; zero otherwise.
-        input_size: Features per step that go in. Left out: `hidden_size`.
+        input_size: Features per time step that go in. Left out: `hidden_size`.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class LSTM(_TorchCore):
     """Long short-term memory (Hochreiter & Schmidhuber 1997), with forget gates (Gers 2000).
 
     Args:
-        hidden_size: Units per layer; also the features per step that come out.
+        hidden_size: Units per layer; also the features per time step that come out.
         num_layers: Layers, each fed by the one below.
         dropout: Probability of dropping a feature between layers, in training.
         learned_initial_state: Whether the initial state is trained; zero otherwise.
-        input_size: Features per step that go in. Left out: `hidden_size`.
+        input_size: Features per time step that go in. Left out: `hidden_size`.
     """
 
     state_names = ("hidden", "cell")
@@ -126,11 +126,11 @@ class GRU(_TorchCore):
     """Gated recurrent unit (Cho 2014), in cuDNN's variant: the reset gate acts after the matrix product.
 
     Args:
-        hidden_size: Units per layer; also the features per step that come out.
+        hidden_size: Units per layer; also the features per time step that come out.
         num_layers: Layers, each fed by the one below.
         dropout: Probability of dropping a feature between layers, in training.
         learned_initial_state: Whether the initial state is trained; zero otherwise.
-        input_size: Features per step that go in. Left out: `hidden_size`.
+        input_size: Features per time step that go in. Left out: `hidden_size`.
     """
 
     def __init__(

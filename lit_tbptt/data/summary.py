@@ -15,25 +15,25 @@ _MOST_CHARACTERS = 60
 
 
 def run_summary(
-    splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer, lanes: Lanes, ranks: Rank
+    splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer, lanes: Lanes, rank: Rank
 ) -> str:
     """Describes the corpus and the first windows of this process's lanes, which it reads without the others."""
     parts = [corpus_table(splits, tokenizer)]
     if isinstance(lanes, StreamedLanes):
         lanes.all_gather = Rank().all_gather
-        shares = [Rank(rank, ranks.num_ranks).share(lanes.num_lanes) for rank in range(ranks.num_ranks)]
+        shares = [Rank(number, rank.num_ranks).share(lanes.num_lanes) for number in range(rank.num_ranks)]
         parts += reading_cost(lanes.num_readers, shares)
     try:
         parts.append(first_windows(lanes, tokenizer))
     except InputError:
-        if ranks.num_ranks == 1:
+        if rank.num_ranks == 1:
             raise
         # There is no text in the lanes of this process; whether in any, all will see together.
     return "\n".join(parts)
 
 
 def corpus_table(splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer) -> str:
-    """Lays the sizes of the splits out as a table, as far as they are known."""
+    """Formats the sizes of the splits, as far as they are known."""
     lines = [f"{'split':12}{'documents':>14}{'tokens':>16}{'bytes':>16}{'bytes/token':>14}"]
     for split, source in splits.items():
         if isinstance(source, DocumentStream):

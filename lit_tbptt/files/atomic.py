@@ -1,10 +1,27 @@
 """Writing a file so that it is the old one or the whole new one, whatever happens."""
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lit_tbptt.errors import InputError
+
+
+def local(path: str | os.PathLike[str]) -> Path:
+    """Returns the path of a local file or folder.
+
+    Raises:
+        InputError: It is a URL, of which `Path` would make a folder's name.
+    """
+    if re.match(r"\w[\w+.-]+:/", str(path)):
+        raise InputError(
+            f"{str(path)!r}: runs and checkpoints are read and written on local disks only; copy the files here, or "
+            "mount the bucket as a folder, and give that path"
+        )
+    return Path(path)
 
 
 @contextmanager

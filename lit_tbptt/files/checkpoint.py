@@ -1,16 +1,14 @@
 """The one writer and the one reader of checkpoints: what is read is what was written. Plain torch."""
 
 import os
-import re
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.files.atomic import replacing
+from lit_tbptt.files.atomic import local, replacing
 from lit_tbptt.files.schema import Checkpoint
 
 
@@ -21,7 +19,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
         InputError: `path` is not a local one.
         OSError: The file cannot be written.
     """
-    with replacing(_local(path)) as beside:
+    with replacing(local(path)) as beside:
         try:
             torch.save(checkpoint, beside)
         except RuntimeError as error:  # what torch's writer makes of a full disk
@@ -36,23 +34,14 @@ def read_checkpoint(
     Raises:
         InputError: There is no such local file, or it is damaged, or it holds more than tensors and plain values.
     """
-    path = _local(path)
+    path = local(path)
     if not path.is_file():
-        raise InputError(f"ckpt_path={str(path)!r}: no such file")
+        raise InputError(f"checkpoint {str(path)!r}: no such file")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:
             return cast(Checkpoint, torch.load(path, map_location=map_location, weights_only=True))
     except Exception as error:
-        raise InputError(f"ckpt_path={str(path)!r}: not a checkpoint that can be read safely ({error})") from error
-    raise InputError(f"ckpt_path={str(path)!r}: damaged: {damaged} does not match its checksum")
-
-
-def _local(path: str | os.PathLike[str]) -> Path:
-    if re.match(r"(?!file:)\w[\w+.-]+://", str(path)):
-        raise InputError(
-            f"ckpt_path={str(path)!r}: checkpoints are read and written on local disks only; copy the file here and "
-            "give its path, or mount the bucket as a folder"
-        )
-    return Path(path)
+        raise InputError(f"checkpoint {str(path)!r}: not a checkpoint that can be read safely ({error})") from error
+    raise InputError(f"checkpoint {str(path)!r}: damaged: {damaged} does not match its checksum")

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from lit_tbptt.errors import InputError
+from lit_tbptt.files.atomic import local
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.schema import Checkpoint
 
@@ -26,10 +27,15 @@ class RunFolder:
 
     Args:
         path: The folder.
+
+    Raises:
+        InputError: It is a URL.
     """
 
+    by_step, by_tokens = "by_step", "by_tokens"  # of TensorBoard
+
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = local(path)
 
     @classmethod
     def reserve(cls, runs: Path, name: str | None = None) -> "RunFolder":
@@ -97,6 +103,16 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def next(self) -> Path:
+        """Returns where a checkpoint is written before it is last.ckpt."""
+        return self.checkpoints / "next.ckpt"
+
+    @property
+    def new_best(self) -> Path:
+        """Returns where a checkpoint is written before it is one of the best."""
+        return self.checkpoints / "new-best.ckpt"
+
+    @property
     def gradient_horizon(self) -> Path:
         return self.path / "gradient_horizon"
 
@@ -128,19 +144,26 @@ class RunFolder:
         if not readable:
             raise InputError("; ".join([f"no checkpoint that can be read in {self.checkpoints}", *broken]))
         # Of the same step, the one written last: it may know of a validation that the other does not.
-        path, checkpoint = max(readable, key=lambda pair: (pair[1]["global_step"], pair[0].stat().st_mtime_ns))
+        path, checkpoint = max(readable, key=lambda pair: (pair[1]["global_step"], _modified(pair[0])))
         for message in broken:
             warnings.warn(f"{message}; {path} is taken instead", stacklevel=2)
         return path, checkpoint
 
     def _written(self) -> float:
-        return max(path.stat().st_mtime for path in self.checkpoints.glob("*.ckpt"))
+        return max(map(_modified, self.checkpoints.glob("*.ckpt")), default=0)
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # a run that goes on has just given it another name
+        return 0
 
 
 def next_version(runs: Path) -> int:
     """Returns the number after the highest version_<n> that there is."""
     numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
-    return max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
+    return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
 
 
 def find_checkpoint(asked: str, runs: Path, run_name: str | None) -> tuple[Path, Checkpoint]:

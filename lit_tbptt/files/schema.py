@@ -27,15 +27,17 @@ class RankState(TypedDict):
     random: dict[str, Any]
 
 
-class HorizonState(TypedDict):
-    """The horizon, which may change while a run goes on.
+class TruncationState(TypedDict):
+    """How gradients are cut; the horizon may change while a run goes on.
 
     Attributes:
-        setting: The `k2` that the run was started with.
-        k2: The one that it has now.
+        k1: The length of a window.
+        k2_setting: The horizon that the run was started with.
+        k2: The horizon that it has now.
     """
 
-    setting: int
+    k1: int
+    k2_setting: int
     k2: int
 
 
@@ -46,7 +48,7 @@ class RunState(TypedDict):
         version: `VERSION` of the package that wrote it.
         position: The fields of `Position`, those of all ranks united.
         ranks: What each rank knows alone, in order.
-        horizon: The horizon.
+        truncation: How gradients are cut.
         log: What `TrainingLog.state_dict` returns.
         metrics: The values of the last evaluation.
         tokenizer: For a language model, what `Tokenizer.describe` returns.
@@ -56,7 +58,7 @@ class RunState(TypedDict):
     version: int
     position: dict[str, Any]
     ranks: list[RankState]
-    horizon: HorizonState
+    truncation: TruncationState
     log: dict[str, Any]
     metrics: dict[str, float]
     tokenizer: NotRequired[dict[str, Any]]
@@ -90,9 +92,9 @@ def run_state(checkpoint: Mapping[str, Any]) -> RunState:
     state = checkpoint.get("lit_tbptt")
     if state is None:
         raise InputError("the checkpoint is not one of this package's: it has no entry lit_tbptt")
-    if state["version"] != VERSION:
+    if state.get("version") != VERSION:
         raise InputError(
-            f"the checkpoint has version {state['version']} of the format, and this installation of lit_tbptt reads "
-            f"version {VERSION}: use the release of lit_tbptt that wrote it"
+            f"the checkpoint has version {state.get('version')} of the format, and this installation of lit_tbptt "
+            f"reads version {VERSION}: use the release of lit_tbptt that wrote it"
         )
     return cast(RunState, state)

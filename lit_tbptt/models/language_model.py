@@ -57,7 +57,7 @@ class RecurrentLM(Task, nn.Module):
         if tie_weights:
             if core.input_size != core.output_size:
                 raise InputError(
-                    f"model.tie_weights=True with core.input_size={core.input_size} and "
+                    f"tie_weights=True with core.input_size={core.input_size} and "
                     f"core.output_size={core.output_size}: tied weights need the two to be equal"
                 )
             self.head.weight = self.embedding.weight

@@ -27,7 +27,7 @@ class WarmupCosineLR(LRScheduler):
         self, optimizer: Optimizer, warmup_steps: int = 100, num_steps: int | None = None, final_ratio: float = 0.0
     ) -> None:
         if warmup_steps < 0:
-            raise InputError(f"lr_scheduler.warmup_steps={warmup_steps}: must be 0 or more")
+            raise InputError(f"warmup_steps={warmup_steps}: must be 0 or more")
         self.warmup_steps = warmup_steps
         self.num_steps = num_steps
         self.final_ratio = final_ratio

@@ -95,14 +95,9 @@ def _stack(described: Sequence[Carry]) -> Carry:
 
 def _cut(context: Iterable[Window], edges: Sequence[int]) -> list[Window]:
     """Cuts a context, whose pieces end where one of its lanes is reset, at more places."""
-    pieces, done = [], 0
+    pieces: list[Window] = []
+    done = 0
     for window in context:
-        rest = window
-        for edge in edges:
-            if done < edge < done + rest.num_time_steps:
-                piece, rest = rest.split(edge - done)
-                pieces.append(piece)
-                done = edge
-        pieces.append(rest)
-        done += rest.num_time_steps
+        pieces += window.cut(edge - done for edge in edges)
+        done += window.num_time_steps
     return pieces

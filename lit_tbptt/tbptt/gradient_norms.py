@@ -38,9 +38,8 @@ class Horizon(NamedTuple):
 def gradient_norms(task: Task, carry: Carry, tokens_back: int) -> Tensor:
     """Returns the norms of d(loss at the last token) / d(state before it), by one backward pass.
 
-    Entry j is over the state that j whole tokens lie between and the last one: entry 0 is over the state that the last
-    token's step starts from. All leaves of a lane's state count together; lanes are averaged. Gradients that are stored
-    anywhere stay as they are.
+    Entry j is over the state entering the token j before the last; entry 0 over the state entering the last token. All
+    leaves of a lane's state count together; lanes are averaged. Gradients that are stored anywhere stay as they are.
 
     Args:
         task: What is trained.
@@ -50,28 +49,28 @@ def gradient_norms(task: Task, carry: Carry, tokens_back: int) -> Tensor:
     Returns:
         `[tokens_back + 1]`, zero where a reset cuts; all zero where no lane's last token is scored.
     """
-    steps = [step for piece in carry.context for step in piece.pieces(1)]
-    before = len(steps) - tokens_back - 1
-    initial = tree_map(Tensor.detach, task.initial_state(steps[0].num_lanes))
+    tokens = [token for piece in carry.context for token in piece.pieces(1)]
+    before = len(tokens) - tokens_back - 1
+    initial = tree_map(Tensor.detach, task.initial_state(tokens[0].num_lanes))
     # What was computed under autocast has another dtype, which an initial state and modules without autocast have not.
     state, given = cast_like(carry.state, initial), []
-    for number, step in enumerate(steps):
+    for number, token in enumerate(tokens):
         with torch.set_grad_enabled(number >= before):
             if number >= before:
                 state = tree_map(_with_gradient, state)
                 given.append([leaf for leaf in tree_leaves(state) if leaf.requires_grad])
-            state = state if step.reset is None else reset_lanes(step.reset, initial, state)
-            if number < len(steps) - 1:
-                state = task.advance(step, state)
+            state = state if token.reset is None else reset_lanes(token.reset, initial, state)
+            if number < len(tokens) - 1:
+                state = task.advance(token, state)
             else:
-                loss = torch.as_tensor(WindowLoss(*task.window_loss(step, state)).loss)
+                loss = torch.as_tensor(WindowLoss(*task.window_loss(token, state)).loss)
     wanted = [leaf for leaves in given for leaf in leaves]
     if not wanted or not loss.requires_grad:
         return torch.zeros(tokens_back + 1, dtype=torch.float64, device=loss.device)
     gradients = iter(torch.autograd.grad(loss, wanted, materialize_grads=True))
     squares = [[next(gradients).abs().double().flatten(1).square().sum(1) for _ in leaves] for leaves in given]
     norms = torch.stack([torch.stack(leaves).sum(0) for leaves in squares]).sqrt()
-    scored = steps[-1].mask_or_ones()[:, 0]
+    scored = tokens[-1].mask_or_ones()[:, 0]
     return torch.where(scored, norms, 0.0).sum(1).flip(0) / scored.sum().clamp(min=1)
 
 

@@ -1,13 +1,13 @@
 """Activation checkpointing through time: long horizons in little memory.
 
-    segments     |----------|----------|----------|------|   of `every` steps
+    segments     |----------|----------|----------|------|   of `every` time steps
     kept         s          s          s          s          the state at each one's start
-    backward                                      <------    a segment is run again, and its steps' activations
+    backward                                      <------    a segment is run again, and its activations
                                        <----------           live only while its gradient is computed
 
-What is kept falls from the activations of k2 steps to k2 / every states, the activations of one segment and what torch
-notes of every operation, for one more forward pass (Gruslys et al. 2016, "Memory-efficient backpropagation through
-time"; Chen et al. 2016, "Training deep nets with sublinear memory cost").
+What is kept falls from the activations of k2 time steps to k2 / every states, the activations of one segment and what
+torch notes of every operation, for one more forward pass (Gruslys et al. 2016, "Memory-efficient backpropagation
+through time"; Chen et al. 2016, "Training deep nets with sublinear memory cost").
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import WindowLoss
 from lit_tbptt.tbptt.window import Window
 
-Run = Callable[[Window, State], WindowLoss]
+RunPart = Callable[[Window, State], WindowLoss]
 """Runs over a part of a window from a state."""
 
 
-def run_in_segments(run: Run, window: Window, state: State, every: int) -> WindowLoss:
+def run_in_segments(run: RunPart, window: Window, state: State, every: int) -> WindowLoss:
     """Does what `run(window, state)` does, and keeps only the states between segments for the backward pass.
 
     Dropout of `[lane, time, feature]` tensors has the very masks that one call over the whole window would have. What
@@ -67,7 +67,7 @@ class _Segments(TorchFunctionMode):
         self.part = slice(0)
         self.num_calls = 0
 
-    def run(self, start: int, run: Run, segment: Window, state: State) -> WindowLoss:
+    def run(self, start: int, run: RunPart, segment: Window, state: State) -> WindowLoss:
         self.part, self.num_calls = slice(start, start + segment.num_time_steps), 0
         now = host_random_state()
         again = start in self.random
@@ -83,9 +83,9 @@ class _Segments(TorchFunctionMode):
         return (self._dropout if func is dropout else func)(*args, **kwargs or {})
 
     def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        place, steps = self.num_calls, self.part.stop - self.part.start
+        place, length = self.num_calls, self.part.stop - self.part.start
         self.num_calls += 1
-        over_time = training and 0 < p < 1 and input.ndim > 2 and input.shape[1] == steps
+        over_time = training and 0 < p < 1 and input.ndim > 2 and input.shape[1] == length
         if over_time and self.part.start == 0:
             # Again in the backward pass, where the generator stands as it did: so it ends as it did, too.
             self.masks[place] = dropout(_ones_like(input, self.num_time_steps), p) != 0
@@ -96,7 +96,7 @@ class _Segments(TorchFunctionMode):
 
 
 def _ones_like(input: Tensor, num_time_steps: int) -> Tensor:
-    """Returns ones with another number of steps, in the same order in memory, which masks are drawn in."""
+    """Returns ones with another number of time steps, in the same order in memory, which masks are drawn in."""
     order = sorted(range(input.ndim), key=input.stride, reverse=True)
     shape = [num_time_steps if axis == 1 else input.shape[axis] for axis in order]
     return input.new_ones(shape).permute([order.index(axis) for axis in range(input.ndim)])

@@ -63,7 +63,8 @@ class Task:
 
         It is called once a window in training, before anything is run, and what it returns is found in `noise`
         whenever a part of this window is run, also when it is run again. It should draw masks only, and nothing in
-        eval mode. None: there is no such noise.
+        eval mode. Under several ranks each draws for its own lanes: noise without a lane axis, such as dropped weights,
+        would differ from rank to rank. None: there is no such noise.
         """
         return None
 

@@ -16,11 +16,10 @@ The run starts from the carried state at the far edge, passes through the contex
 through the window, whose losses are the only ones that count. The state that this run computes at the next window's
 far edge is what is carried on. With k1 = k2 the context is empty and the far edge is the window's start.
 
-The carried state is returned with its graph. An Update (`update.py`) cuts it there, at the latest when the weights
-change.
+The carried state is returned with its graph. Whoever runs the next window cuts it (`update.py`), at the latest when the
+weights change.
 """
 
-from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.carry import Carry
-from lit_tbptt.tbptt.recompute import Run, run_in_segments
+from lit_tbptt.tbptt.recompute import RunPart, run_in_segments
 from lit_tbptt.tbptt.state import State, detach, num_lanes, requires_grad, reset_lanes
 from lit_tbptt.tbptt.task import Task, WindowLoss
 from lit_tbptt.tbptt.window import Window
@@ -129,7 +128,7 @@ class Truncation:
         done = 0
         for piece in (*carry.context, window):
             run, piece_begins = score if piece is window else advance, True
-            for part in _cut(piece, (surplus - done, far_edge - done)):
+            for part in piece.cut((surplus - done, far_edge - done)):
                 with torch.set_grad_enabled(torch.is_grad_enabled() and done >= surplus):
                     if piece_begins:
                         state = self._reset(piece, initial, state)
@@ -145,7 +144,7 @@ class Truncation:
         assert isinstance(total.loss, Tensor)
         return TruncatedLoss(total.loss, total.num_targets, Carry(far_edge_state, tuple(context)), total.penalty)
 
-    def _run(self, run: Run, part: Window, state: State) -> WindowLoss:
+    def _run(self, run: RunPart, part: Window, state: State) -> WindowLoss:
         if self.recompute_every is None:
             return run(part, state)
         return run_in_segments(run, part, state, self.recompute_every)
@@ -172,17 +171,6 @@ def _score(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
 def _advance(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
     task.noise = noise
     return WindowLoss(0, 0, task.advance(part, state))
-
-
-def _cut(piece: Window, places: Iterable[int]) -> Iterator[Window]:
-    """Yields the parts of a window between time steps; those outside of it do not matter."""
-    done = 0
-    for place in sorted(set(places)):
-        if done < place < done + piece.num_time_steps:
-            part, piece = piece.split(place - done)
-            done = place
-            yield part
-    yield piece
 
 
 def _append(context: list[Window], part: Window) -> None:

@@ -50,8 +50,8 @@ class Run:
         task: What is run.
         truncation: Cuts each window's graph.
         agreement: Sums losses and targets over the ranks.
-        repeatable: Whether a call with the windows of the call before it draws the same random numbers again: dropout,
-            and whatever else comes from Python's, NumPy's and torch's global generators.
+        repeatable: Whether a call with the carry and windows of the call before it, the same objects, draws the same
+            random numbers again: dropout, and whatever else comes from Python's, NumPy's and torch's global generators.
     """
 
     def __init__(
@@ -61,25 +61,24 @@ class Run:
         self.truncation = truncation
         self.agreement = agreement or Agreement()
         self.repeatable = repeatable
-        self._windows: Sequence[Window] = ()
+        self._call: tuple[Any, ...] = ()
         self._random: dict[str, Any] = {}
 
     def __call__(self, windows: Sequence[Window], carry: Carry | None) -> RunLoss:
         """Runs over one or more windows, each with a horizon of its own, and sums what they cost."""
-        if self.repeatable:
-            same = len(windows) == len(self._windows) and all(map(operator.is_, windows, self._windows))
-            if same:
-                set_random_state(self._random)
-            else:
-                self._windows, self._random = windows, random_state()
         if not windows:
             raise ValueError("windows: at least one is needed")
+        if self.repeatable:
+            call = (carry, *windows)
+            if len(call) == len(self._call) and all(map(operator.is_, call, self._call)):
+                set_random_state(self._random)
+            else:
+                self._call, self._random = call, random_state()
         costs = []
-        for window in windows:
+        for number, window in enumerate(windows):
+            carry = carry if carry is None or number == 0 else carry.detach()
             loss, num_targets, carry, penalty = self.truncation(self.task, window, carry)
             costs.append((loss, penalty, *self.agreement.exchange(loss, num_targets)))
-            if window is not windows[-1]:
-                carry = carry.detach()
         losses, penalties, total_losses, total_targets = zip(*costs, strict=True)
         assert carry is not None
         return RunLoss(sum(losses), sum_penalties(penalties), carry, sum(total_losses), sum(total_targets))
@@ -135,6 +134,10 @@ class Update(ABC):
             raise InputError(f"loss_reduction={loss_reduction!r}: must be mean or sum")
         self.loss_reduction = loss_reduction
 
+    def num_steps(self, num_windows: int) -> int | None:
+        """Returns how many optimizer steps an epoch of windows makes. None: it is not known."""
+        return None
+
     @abstractmethod
     def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer) -> Updated:
         """Takes the next window.
@@ -162,6 +165,9 @@ class Update(ABC):
 
 class StepPerWindow(Update):
     """One optimizer step per window; nothing is backpropagated across a step beyond what the truncation runs again."""
+
+    def num_steps(self, num_windows: int) -> int | None:
+        return num_windows
 
     def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer) -> Updated:
         cost = run((window,), carry)

@@ -1,6 +1,6 @@
 """What travels from the data to the training loop: windows, and batches of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +39,16 @@ class Window(NamedTuple):
             Window(self.inputs[:, first], self.targets[:, first], self.reset, mask_first),
             Window(self.inputs[:, second], self.targets[:, second], None, mask_second),
         )
+
+    def cut(self, places: Iterable[int]) -> Iterator["Window"]:
+        """Cuts the window before several time steps; those outside of it do not matter."""
+        rest, done = self, 0
+        for place in sorted(set(places)):
+            if done < place < self.num_time_steps:
+                part, rest = rest.split(place - done)
+                done = place
+                yield part
+        yield rest
 
     def pieces(self, num_time_steps: int) -> Iterator["Window"]:
         """Cuts the window into pieces of `num_time_steps`; the last one may be shorter."""

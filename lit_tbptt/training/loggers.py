@@ -95,6 +95,6 @@ def run_loggers(folder: RunFolder, resume_step: int | None = None, resume_tokens
     root = {"save_dir": str(runs.parent), "name": runs.name, "version": folder.name}
     return [
         RunCSVLogger(folder, resume_step),
-        TensorBoardLogger(**root, sub_dir="by_step", purge_step=resume_step),
-        TokensTensorBoardLogger(**root, sub_dir="by_tokens", purge_step=resume_tokens),
+        TensorBoardLogger(**root, sub_dir=folder.by_step, purge_step=resume_step),
+        TokensTensorBoardLogger(**root, sub_dir=folder.by_tokens, purge_step=resume_tokens),
     ]

@@ -24,7 +24,8 @@ class LitTBPTT(Task, ResumableModule):
     A subclass is a task: it gives `initial_state` and `window_loss`, or `predict_window` with `outputs_loss`. The data
     are any iterable of `Batch`es whose windows follow each other: row i of every window continues row i of the one
     before. An iterable that also has `state_dict` and `load_state_dict`, as all `Lanes` have, is resumed at the batch
-    where a run was stopped. One that has `set_epoch` is told the number of every epoch.
+    where a run was stopped. `set_epoch`, if there is one, gets the number of every
+    epoch.
 
     A lane is reset to its initial state where the data say so (`Window.reset`), in every epoch's first window, and
     where `carry_state` or `state_drop_probability` says so.
@@ -89,8 +90,10 @@ class LitTBPTT(Task, ResumableModule):
         lr_interval: Literal["step", "epoch"] | None = None,
     ) -> None:
         settings = {name: value for name, value in locals().items() if isinstance(value, int | float | str | None)}
-        super().__init__(Truncation(k1, k2, recompute_every), clip_norm, optimizer, lr_scheduler, lr_interval)
+        super().__init__(Truncation(k1, k2, recompute_every))
         self.loop_settings = settings
+        if clip_norm is not None and not clip_norm > 0:
+            raise InputError(f"clip_norm={clip_norm}: must be above 0; leave it out for no clipping")
         if not 0 <= state_drop_probability <= 1:
             raise InputError(f"state_drop_probability={state_drop_probability}: must be from 0 to 1")
         if self.truncation.k2 > k1 and not carry_state:
@@ -103,6 +106,8 @@ class LitTBPTT(Task, ResumableModule):
         self.evaluation = Evaluation(reset_every=None if carry_state else k1)
         self.evaluation_metrics: Metric | MetricCollection | None = None
         self.state_drop_probability = state_drop_probability
+        self.clip_norm = clip_norm
+        self.optimizer, self.lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -1,4 +1,4 @@
-"""Clipping and schedules under manual optimization, which Lightning leaves to the module."""
+"""The optimizer under manual optimization: its steps, clipping and schedules, which Lightning leaves to the module."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_tbptt.errors import InputError
@@ -74,33 +74,21 @@ class ModuleOptimizer:
 
 
 class ManualOptimization(LightningModule):
-    """A LightningModule that makes its own optimizer steps.
+    """A LightningModule that makes its own optimizer steps; `LitTBPTT` describes the settings.
 
-    Args:
-        clip_norm: Largest norm of the gradient of all parameters together. None: it is not clipped.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the schedule from the optimizer. None: the learning rate stays.
-        lr_interval: Whether the schedule counts optimizer steps or epochs. None: what the schedule says of itself.
-
-    Raises:
-        InputError: `clip_norm` is not above 0.
+    Attributes:
+        changed_optimizer: Options that a resumed run sets, over those of the checkpoint.
+        changed_schedule: Likewise of the schedule.
     """
 
-    def __init__(
-        self,
-        clip_norm: float | None = None,
-        optimizer: OptimizerCallable = AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: Literal["step", "epoch"] | None = None,
-    ) -> None:
+    clip_norm: float | None
+    optimizer: OptimizerCallable
+    lr_scheduler: LRSchedulerCallable | None
+    lr_interval: Literal["step", "epoch"] | None
+
+    def __init__(self) -> None:
         super().__init__()
-        if clip_norm is not None and not clip_norm > 0:
-            raise InputError(f"clip_norm={clip_norm}: must be above 0; leave it out for no clipping")
         self.automatic_optimization = False
-        self.clip_norm = clip_norm
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
         self._schedules: list[Schedule] | None = None
         self.changed_optimizer: dict[str, Any] = {}
         self.changed_schedule: dict[str, Any] = {}
@@ -108,6 +96,7 @@ class ManualOptimization(LightningModule):
     def setup(self, stage: str) -> None:
         # Lightning drops when schedules step under manual optimization. Here it calls the hook, however it was defined:
         # in a subclass, through super(), by a mixin, or set on the instance as LightningCLI does.
+        self._give_configure_back()  # a fit before may have failed in between
         if stage == "fit":
             self._schedules = None
             self._configure_set_here = self.__dict__.get("configure_optimizers")
@@ -115,10 +104,15 @@ class ManualOptimization(LightningModule):
 
     def _take_schedules(self, configure: Callable[[], Any]) -> Any:
         configured, self._schedules = take_schedules(configure())
-        del self.configure_optimizers
-        if self._configure_set_here is not None:
-            self.configure_optimizers = self._configure_set_here  # type: ignore[method-assign]
+        self._give_configure_back()
         return configured
+
+    def _give_configure_back(self) -> None:
+        ours = self.__dict__.get("configure_optimizers")
+        if isinstance(ours, partial) and ours.func == self._take_schedules:
+            del self.configure_optimizers
+            if self._configure_set_here is not None:
+                self.configure_optimizers = self._configure_set_here  # type: ignore[method-assign]
 
     def configure_optimizers(self) -> Any:
         """Makes the optimizer and the schedule that the constructor was given."""

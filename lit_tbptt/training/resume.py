@@ -22,7 +22,6 @@ class ResumableModule(ManualOptimization):
 
     Args:
         truncation: Cuts gradients; its horizon is saved.
-        *optimization: What `ManualOptimization` takes.
 
     Attributes:
         carry: What the last window handed on.
@@ -34,8 +33,8 @@ class ResumableModule(ManualOptimization):
 
     initial_state: Callable[[int], State]
 
-    def __init__(self, truncation: Truncation, *optimization: Any) -> None:
-        super().__init__(*optimization)
+    def __init__(self, truncation: Truncation) -> None:
+        super().__init__()
         self.truncation = truncation
         self._first_k2 = truncation.k2
         self.carry: Carry | None = None
@@ -55,7 +54,7 @@ class ResumableModule(ManualOptimization):
         saved = new_run_state(checkpoint)
         saved["position"] = dict(vars(position))
         saved["ranks"] = list(ranks)
-        saved["horizon"] = {"setting": self._first_k2, "k2": self.truncation.k2}
+        saved["truncation"] = {"k1": self.truncation.k1, "k2_setting": self._first_k2, "k2": self.truncation.k2}
         saved["log"] = self.log_book.state_dict(self.trainer)
         saved["metrics"] = self._metrics
         position.rewrite(checkpoint, self._resumable_loader())
@@ -64,13 +63,18 @@ class ResumableModule(ManualOptimization):
         loader = self.trainer.train_dataloader
         return hasattr(loader, "load_state_dict") and hasattr(loader, "state_dict")
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self._resume = None  # of a resume that failed in between
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = run_state(checkpoint)
         if self._trainer is None:
             return
         # Lightning converts the module to float64 only after it has loaded the weights: into float32, rounded.
         self._trainer.precision_plugin.convert_module(self)
         if self._trainer.state.fn == "fit":
-            self._resume = run_state(checkpoint)
+            self._resume = saved
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -91,6 +95,12 @@ class ResumableModule(ManualOptimization):
         self.log_book.start_clock()
 
     def _continue(self, saved: RunState) -> None:
+        truncation = saved["truncation"]
+        if truncation["k1"] != self.truncation.k1:
+            raise InputError(
+                f"k1={self.truncation.k1}, where the run to be resumed has k1={truncation['k1']}: a resumed run cannot "
+                "change it, since its windows would be others; keep it, or start a new run from these weights"
+            )
         self.position = Position(**saved["position"])
         if self.position.data is not None and not self._resumable_loader():
             raise InputError(
@@ -100,8 +110,8 @@ class ResumableModule(ManualOptimization):
             )
         self._skip_windows = 0 if self.position.batch_finished else self.position.batch_window
         self._metrics = saved["metrics"]
-        if saved["horizon"]["setting"] == self._first_k2:  # otherwise this run was started with another one
-            self.truncation.k2 = saved["horizon"]["k2"]
+        if truncation["k2_setting"] == self._first_k2:  # otherwise this run was started with another one
+            self.truncation.k2 = truncation["k2"]
         ranks = saved["ranks"]
         carries = [rank["carry"] for rank in ranks if rank["carry"] is not None]
         if carries:

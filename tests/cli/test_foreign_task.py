@@ -46,7 +46,7 @@ def refused(*arguments):
 @pytest.fixture
 def killed(in_tmp_path):
     """A run that was killed after step 19, of which step 16 was saved."""
-    killer = ["--trainer.callbacks=oscillator.KilledAt", "--trainer.callbacks.step=19"]
+    killer = ["--trainer.callbacks=oscillator.SignalAt", "--trainer.callbacks.step=19"]
     command = [sys.executable, oscillator.__file__, "fit", *OPTIONS, *killer]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -70,6 +70,23 @@ def test_a_foreign_task_is_killed_and_continued_to_the_same_bits(killed, tmp_pat
         assert torch.equal(found["state_dict"][name], value)
     assert rows == trained(curve(RUN.path))
     assert [float(row["train/lr"]) for row in rows[:2]] == pytest.approx([0.05 * 0.9**3, 0.05 * 0.9**6])
+
+
+def test_a_signal_saves_and_stops_and_what_a_resume_cannot_keep_is_said(in_tmp_path):
+    stopping = [
+        "--trainer.callbacks=oscillator.SignalAt",
+        "--trainer.callbacks.step=7",
+        "--trainer.callbacks.name=SIGTERM",
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        LitCLI(Oscillator, WavesData, ["fit", *OPTIONS, *stopping])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert read_checkpoint(RUN.last)["global_step"] == 8  # the next boundary
+    assert "k1=5, where the run to be resumed has k1=4" in refused("fit", "--ckpt_path=last", "--model.k1=5")
+    message = refused("fit", "--ckpt_path=last", "--model.hidden_size=8")
+    assert "the weights of the checkpoint are not those of this model: size mismatch" in message
+    LitCLI(Oscillator, WavesData, ["fit", "--ckpt_path=last", "--trainer.max_steps=10"])
+    assert read_checkpoint(RUN.last)["global_step"] == 10
 
 
 def test_it_has_what_the_command_line_has_for_text(in_tmp_path, capfd):

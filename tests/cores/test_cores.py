@@ -101,10 +101,10 @@ def test_with_dropout_between_layers_it_equals_torchs_own_lstm_too():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"hidden_size": 0}, "core.hidden_size=0"),
-        ({"num_layers": 0}, "core.num_layers=0"),
-        ({"dropout": 1.0}, "core.dropout=1.0"),
-        ({"input_size": -1}, "core.input_size=-1"),
+        ({"hidden_size": 0}, "hidden_size=0"),
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"input_size": -1}, "input_size=-1"),
     ],
 )
 def test_bad_sizes_are_refused(arguments, message):

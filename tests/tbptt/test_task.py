@@ -22,12 +22,12 @@ class Penalized(Recurrence):
 
 def penalized_gradient(inputs, k1, k2, w=0.5):
     """d(loss + penalty)/dw with frozen w, every window from a graph of its own that begins at the far edge."""
-    num_steps, total = inputs.shape[1], 0.0
-    for start in range(0, num_steps, k1):
+    num_time_steps, total = inputs.shape[1], 0.0
+    for start in range(0, num_time_steps, k1):
         weight = torch.tensor(w, dtype=torch.float64, requires_grad=True)
         h = torch.zeros(len(inputs), dtype=torch.float64)
         objective = 0.0
-        for step in range(min(start + k1, num_steps)):
+        for step in range(min(start + k1, num_time_steps)):
             if step <= max(0, start - (k2 - k1)):
                 h = h.detach()
             h = weight * h + inputs[:, step]

@@ -60,6 +60,21 @@ def test_a_run_repeated_from_the_same_carry_is_the_same(over_time, recompute_eve
     assert not torch.equal(second[0], first[0])
 
 
+def test_another_carry_or_a_longer_list_of_windows_is_no_repetition():
+    model = language_model("free")
+    run, held = Run(model, Truncation(K1), repeatable=True), windows(1)
+    first = run(held, None)
+    again = run(held, None)
+    assert torch.equal(again.loss, first.loss)
+    assert not torch.equal(
+        run(held, first.carry.detach()).carry.state["hidden"], run(held, again.carry.detach()).carry.state["hidden"]
+    )
+    held.append(held[0])
+    before = torch.get_rng_state()
+    run(held, None)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
 def on_a_rank(over_time):
     dist.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))
     found = twice(over_time, num_ranks=2, rank=dist.get_rank())

@@ -59,6 +59,23 @@ def test_a_schedule_per_step_steps_by_every_route_and_in_every_fit(make):
         assert rates.seen == pytest.approx([0.1 * 0.9**step for step in range(1, 14)])
 
 
+def test_a_fit_that_fails_in_between_leaves_nothing_behind():
+    class FailsOnce(Directly):
+        failed = False
+
+        def setup(self, stage):
+            super().setup(stage)
+            if not self.failed:
+                self.failed = True
+                raise ValueError("not yet")
+
+    module, rates = FailsOnce(k1=5), Rates()
+    with pytest.raises(ValueError, match="not yet"):
+        fit(module, batches(5, 4))
+    fit(module, batches(5, 4), max_epochs=1, callbacks=[rates])
+    assert rates.seen == pytest.approx([0.1 * 0.9**step for step in range(1, 14)])
+
+
 class Plain(Regression):
     """Makes what the constructor was given."""
 

@@ -20,7 +20,14 @@ def fit(lanes, **options):
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"), [({"max_epochs": 3}, 21), ({"max_steps": 5}, 5), ({"max_epochs": 2, "max_steps": 9}, 9)]
+    ("options", "expected"),
+    [
+        ({"max_epochs": 3}, 21),
+        ({"max_steps": 5}, 5),
+        ({"max_epochs": 2, "max_steps": 9}, 9),
+        ({"max_epochs": 2, "limit_train_batches": 3}, 12),
+        ({"max_epochs": 2, "limit_train_batches": 1.0}, 14),
+    ],
 )
 def test_its_total_is_the_number_of_steps(options, expected):
     lanes = StridedLanes(np.arange(75) % 11 + 2, 0, 3, 4, 2)  # 7 windows in 4 batches

@@ -3,8 +3,12 @@
 import pytest
 from command_line import curve
 from letters import streamed, strided
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
+from loops import batches, fit
 from resuming import EPOCHS, K1, LANES, WINDOWS, everything, fit_text, monitored, per_epoch, per_step, same
+from tasks import Regression
+
+from lit_tbptt import InputError
 
 TEXTS = ["".join(chr(98 + (i * j) % 11) for j in range(i * i % 23)) for i in range(19)]
 
@@ -134,3 +138,26 @@ def test_continued_from_wherever_a_checkpoint_was_saved(windows_per_batch, val, 
         assert steps.run == list(range(int(path.name[:2]) + 1, EPOCHS * WINDOWS + 1)), path
         same(everything(trainer, module), expected)
         assert curve(folder) == whole_curve, path
+
+
+class Refusing(LightningDataModule):
+    """Its data were not those of the checkpoint."""
+
+    def train_dataloader(self):
+        return batches(5, 4)
+
+    def state_dict(self):
+        return {"data": 1}
+
+    def load_state_dict(self, state_dict):
+        raise InputError("other data")
+
+
+def test_a_resume_that_is_refused_leaves_nothing_for_the_next_fit(tmp_path):
+    fit(Regression(k1=5), Refusing(), max_epochs=1).save_checkpoint(tmp_path / "one.ckpt", weights_only=False)
+    module = Regression(k1=5)
+    with pytest.raises(InputError, match="other data"):
+        fit(module, Refusing(), resume=tmp_path / "one.ckpt")
+    trainer = fit(module, Refusing(), max_epochs=1)
+    assert module.position.step == trainer.global_step == 13
+    assert module.position.window == 13

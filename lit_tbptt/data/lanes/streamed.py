@@ -232,7 +232,7 @@ class _LaneGroup:
         return [*self._counts, self.reader.num_empty]
 
     def fill(self, tokens: np.ndarray, resets: np.ndarray, first: int) -> int:
-        """Writes the next tokens of the lanes into `tokens`, and returns how many steps hold any.
+        """Writes the next tokens of the lanes into `tokens`, and returns how many time steps hold any.
 
         Args:
             tokens: `[lane, time + 1]`, to be written.

@@ -1,4 +1,4 @@
-"""What can go wrong while a corpus is read, over a network above all: what is tried again, and what it is called."""
+"""Errors while a corpus is read, over a network above all: which are retried, and how they are reported."""
 
 import logging
 import time

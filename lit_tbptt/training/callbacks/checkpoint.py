@@ -127,7 +127,7 @@ class RunCheckpoint(Checkpoint):
                 self.folder.last.replace(self.folder.previous)
             path.replace(self.folder.last)
 
-        path = self.folder.checkpoints / "next.ckpt"
+        path = self.folder.next
         self._save(trainer, path, place)
 
     def _rank(self, trainer: Trainer, score: float) -> None:
@@ -143,7 +143,7 @@ class RunCheckpoint(Checkpoint):
             path.replace(self.folder.best(place))
 
         # First the new file, under a name that nothing looks for; then the worse ones move down.
-        path = self.folder.checkpoints / "new-best.ckpt"
+        path = self.folder.new_best
         if not self._save(trainer, path, insert):
             self.scores = before
 

@@ -25,12 +25,11 @@ from lit_tbptt.training.loggers import TokensTensorBoardLogger
 class GradientHorizon(Callback):
     """Draws the norm of d(loss at a window's last token) / d(state j tokens before it), on the data of the training.
 
-    It shows what a choice of k2 cuts. One extra backward pass runs step by step over the windows just trained on, with
-    today's weights, from the state that was carried into them, without autocast. Training goes on as if it had not
+    It shows what a choice of k2 cuts. One extra backward pass runs token by token over the windows just trained on,
+    with today's weights, from the state that was carried into them, without autocast. Training goes on as if it had not
     been: random numbers, carried state, gradients and buffers stay as they are. For that one pass the activations of
-    `tokens_back` steps are kept, also with `recompute_every`.
+    `tokens_back` tokens are kept, also with `recompute_every`.
 
-    Every curve is logged as `horizon/ratio_per_token`, `horizon/tokens_to_1_percent` and `horizon/share_beyond_k2` (see
     Every curve is logged as `horizon/ratio_per_token`, `horizon/tokens_to_1_percent` and `horizon/share_beyond_k2` (see
     `lit_tbptt.tbptt.gradient_norms`), and written to `gradient_horizon/` in the run's folder, or in `default_root_dir`
     without a logger, as a table and a picture; TensorBoard has the picture too. Drawing needs matplotlib, the extra
@@ -85,7 +84,7 @@ class GradientHorizon(Callback):
     def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
         """Keeps the windows that the next curve goes back over, and draws it where it is due."""
         step, number, truncation = trainer.global_step, pl_module.position.window, pl_module.truncation
-        back = self.tokens_back or 2 * truncation.k2
+        back = max(self.tokens_back or 2 * truncation.k2, truncation.k2)  # which may have been made longer
         if self._record is not None and self._record_window == number - 1:
             self._record = Carry(self._record.state, (*self._record.context, window))
         else:
