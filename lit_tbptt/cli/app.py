@@ -21,7 +21,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.run_folder import RunFolder, find_checkpoint, next_version, runs_of
 from lit_tbptt.files.schema import Checkpoint, run_state
-from lit_tbptt.training.callbacks import SafeCheckpointIO, SignalHandling, StepProgressBar
+from lit_tbptt.training.callbacks import RunCheckpoint, SafeCheckpointIO, SignalHandling, StepProgressBar
 from lit_tbptt.training.loggers import run_loggers
 from lit_tbptt.training.module import LitTBPTT
 
@@ -167,8 +167,9 @@ class LitCLI(LightningCLI):
                 f"trainer.strategy={trainer.strategy}: it forks or spawns processes that bring no model back; from the "
                 "command line use ddp"
             )
-        for saving in made.checkpoint_callbacks:
-            saving.settings = self._now
+        for callback in made.checkpoint_callbacks:
+            if isinstance(callback, RunCheckpoint):
+                callback.settings = self._now
         if own_loggers:
             made.loggers = self._run_loggers(continued, made.is_global_zero)
         return made
@@ -199,6 +200,10 @@ class LitCLI(LightningCLI):
         return self._checkpoint is not None and 0 <= end <= self._checkpoint["global_step"]
 
     def before_fit(self) -> None:
+        own = type(self.model).configure_optimizers is not LitTBPTT.configure_optimizers
+        if own and any(arg.startswith(("--optimizer", "--lr_scheduler")) for arg in self._given):
+            name = f"{type(self.model).__name__}.configure_optimizers"
+            say(f"{name} makes the optimizer: --optimizer and --lr_scheduler count only where it calls super()")
         weights = self._get(self.config, "init_from")
         if self._checkpoint is not None:
             if weights is not None:
@@ -243,7 +248,7 @@ class LitCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Evaluates the best checkpoint, prints a table, and says where everything lies."""
-        saved = self.trainer.checkpoint_callback
+        saved = next(callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint))
         path = saved.best_model_path or saved.last_model_path
         if self.trainer.fast_dev_run or not path:
             return

@@ -140,7 +140,7 @@ def changed_options(key: str, saved: Mapping[str, Any], now: Mapping[str, Any]) 
         InputError: It would change the class itself.
     """
     before, current = saved.get(key) or {}, now.get(key) or {}
-    if before and before.get("class_path") != current.get("class_path"):
+    if key in saved and before.get("class_path") != current.get("class_path"):
         raise InputError(
             f"{key}={current.get('class_path')}, where the run to be resumed has {before.get('class_path')}: a resumed "
             "run cannot change it; keep it, or start a new run from these weights with --init_from"

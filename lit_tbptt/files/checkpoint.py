@@ -1,5 +1,6 @@
 """The one writer and the one reader of checkpoints: what is read is what was written. Plain torch."""
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -24,6 +25,18 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
             torch.save(checkpoint, beside)
         except RuntimeError as error:  # what torch's writer makes of a full disk
             raise OSError(str(error).splitlines()[0]) from error
+
+
+def is_plain(value: Any) -> bool:
+    """Tells whether a value can stand in a checkpoint that is read again: tensors and plain values."""
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # whatever pickling the value raises
+        return False
+    return True
 
 
 def read_checkpoint(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.window import Window
 
@@ -24,6 +25,28 @@ class WindowLoss(NamedTuple):
     num_targets: Tensor | int
     state: State
     penalty: Tensor | None = None
+
+    @classmethod
+    def of(cls, task: "Task", returned: Any) -> "WindowLoss":
+        """Returns what a task returned from `window_loss`, in this form.
+
+        Raises:
+            InputError: It is something else.
+        """
+        name = f"{type(task).__name__}.window_loss"
+        if not isinstance(returned, tuple | list) or len(returned) not in (3, 4):
+            raise InputError(
+                f"{name} returned a {type(returned).__name__}"
+                + (f" of {len(returned)} values" if isinstance(returned, tuple | list) else "")
+                + ": it must return (loss, num_targets, state), or these and a penalty"
+            )
+        loss = returned[0]
+        if not isinstance(loss, Tensor) or loss.ndim:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(
+                f"{name} returned a loss of {shape}: it must be a tensor without axes, summed over targets"
+            )
+        return cls(*returned)
 
     def followed_by(self, later: "WindowLoss") -> "WindowLoss":
         """Returns what this part of a window and the part after it cost together."""
@@ -75,15 +98,16 @@ class Task:
             "window_loss(window, state)"
         )
 
-    def outputs_loss(self, outputs: Any, window: Window) -> tuple[Tensor, Tensor | int]:
-        """Returns the loss of outputs, summed over the scored targets, and the number of these."""
+    def outputs_loss(self, outputs: Any, window: Window) -> tuple[Any, ...]:
+        """Returns the loss of outputs, summed over the scored targets, and the number of these; or also a penalty."""
         raise NotImplementedError(f"{type(self).__name__} must define outputs_loss(outputs, window)")
 
     def window_loss(self, window: Window, state: State) -> WindowLoss:
         """Returns what the window costs, and the state after it; left alone, from `predict_window`, `outputs_loss`."""
         outputs, state = self.predict_window(window, state)
-        return WindowLoss(*self.outputs_loss(outputs, window), state)
+        loss, num_targets, *penalty = self.outputs_loss(outputs, window)
+        return WindowLoss(loss, num_targets, state, *penalty)
 
     def advance(self, window: Window, state: State) -> State:
         """Returns the state after a window that is not scored; a task may leave out here what only the loss needs."""
-        return WindowLoss(*self.window_loss(window, state)).state
+        return WindowLoss.of(self, self.window_loss(window, state)).state

@@ -83,6 +83,8 @@ class Truncation:
 
     @k2.setter
     def k2(self, k2: int) -> None:
+        if not isinstance(k2, int):
+            raise InputError(f"k2={k2!r}: must be a whole number of time steps")
         if k2 < self.k1:
             raise InputError(
                 f"k2={k2} with k1={self.k1}: the horizon must cover the window, or some losses would have no gradient "
@@ -165,7 +167,7 @@ class Truncation:
 
 def _score(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
     task.noise = noise
-    return WindowLoss(*task.window_loss(part, state))
+    return WindowLoss.of(task, task.window_loss(part, state))
 
 
 def _advance(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:

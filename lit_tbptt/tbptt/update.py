@@ -139,7 +139,7 @@ class Update(ABC):
         return None
 
     @abstractmethod
-    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer) -> Updated:
+    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, last: bool) -> Updated:
         """Takes the next window.
 
         Args:
@@ -147,6 +147,7 @@ class Update(ABC):
             carry: What it returned for the window before. None: every lane is reset.
             run: Runs windows.
             optimizer: Changes the weights.
+            last: Whether it is the last window of the epoch, after which no gradient may wait for a step.
         """
 
     def objective(self, cost: RunLoss, num_ranks: int) -> Float[Tensor, ""]:
@@ -169,7 +170,7 @@ class StepPerWindow(Update):
     def num_steps(self, num_windows: int) -> int | None:
         return num_windows
 
-    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer) -> Updated:
+    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, last: bool) -> Updated:
         cost = run((window,), carry)
         optimizer.zero_grad()
         optimizer.backward(self.objective(cost, run.agreement.num_ranks))

@@ -14,6 +14,7 @@ class Evaluated(Protocol):
     """What an Evaluation asks of the module."""
 
     trainer: Any
+    noise: Any
     evaluation_metrics: Metric | MetricCollection | None
     device: torch.device
 
@@ -40,6 +41,7 @@ class Evaluation:
 
     def begin(self, module: Evaluated) -> None:
         """Forgets the state and the sums of the evaluation before."""
+        module.noise = None  # of the last window of training
         self._state = None
         self._sums = torch.zeros(2, dtype=torch.float64, device=module.device)
         if module.evaluation_metrics is not None:

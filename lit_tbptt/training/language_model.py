@@ -216,9 +216,10 @@ class LitLanguageModel(LitTBPTT):
         if core is None:
             core = getattr(cores, described["class_path"].removeprefix("lit_tbptt."), None)
             if core is None:
+                path = described["class_path"]
                 raise InputError(
-                    f"the checkpoint's core is a {described['class_path']}, which is not imported because a file says "
-                    "so; pass the class, or one that you have built, as core"
+                    f"the checkpoint's core is a {path}, which is not imported because a file says so; pass the class, "
+                    f"or one that you have built, as core (generate: --core {path})"
                 )
         if isinstance(core, type):
             core = core(**described["init_args"])

@@ -96,6 +96,8 @@ class LitTBPTT(Task, ResumableModule):
             raise InputError(f"clip_norm={clip_norm}: must be above 0; leave it out for no clipping")
         if not 0 <= state_drop_probability <= 1:
             raise InputError(f"state_drop_probability={state_drop_probability}: must be from 0 to 1")
+        if lr_interval not in (None, "step", "epoch"):
+            raise InputError(f"lr_interval={lr_interval!r}: must be step or epoch, or left out")
         if self.truncation.k2 > k1 and not carry_state:
             raise InputError(
                 f"k2={k2} with carry_state=False: nothing lies before a window that a gradient could reach; leave k2 "
@@ -135,21 +137,29 @@ class LitTBPTT(Task, ResumableModule):
             batches_before=trainer.fit_loop.epoch_loop.total_batch_idx,
             batch_finished=False,
         )
-        optimizer = ModuleOptimizer(self)
-        for window in batch.windows[done:]:
+        optimizer, stepped = ModuleOptimizer(self), True
+        for number, window in enumerate(batch.windows[done:], done + 1):
             if trainer.global_step == trainer.max_steps:
                 break
             window = self._with_resets(window)
-            updated = self.update(window, self.carry, self._run, optimizer)
+            last = trainer.is_last_batch and number == len(batch.windows)
+            updated = self.update(window, self.carry, self._run, optimizer, last)
+            stepped = updated.stepped
             self.carry = updated.carry
             self.log_book.add(self.position.step + 1, updated.loss, updated.num_targets)
             self.position.window += 1
             self.position.batch_window += 1
-            if updated.stepped:
+            if stepped:
                 self._after_step()
             self._call_callbacks("on_window_end", window)
-            if updated.stepped:
+            if stepped:
                 self._call_callbacks("on_step_end")
+        if not stepped:
+            raise InputError(
+                f"{type(self.update).__name__} made no step after the last of {len(batch.windows)} windows of a batch, "
+                "and a checkpoint taken there would lose its gradient: choose windows_per_batch so that every batch "
+                "ends with a step, and let the update step where last is true"
+            )
         # Lightning's x-axis for what others log (LearningRateMonitor, self.log in a subclass): it counts batches, and
         # adds this one when it is done.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
-from lit_tbptt.files.schema import Checkpoint, RankState, RunState, new_run_state, run_state
+from lit_tbptt.files.schema import Checkpoint, RankState, RunState, TruncationState, new_run_state, run_state
 from lit_tbptt.random_state import random_state, separate_generators, set_random_state
 from lit_tbptt.ranks import Agreement, Rank
 from lit_tbptt.tbptt import Carry, Truncation
@@ -75,6 +75,16 @@ class ResumableModule(ManualOptimization):
         self._trainer.precision_plugin.convert_module(self)
         if self._trainer.state.fn == "fit":
             self._resume = saved
+            self._take_truncation(saved["truncation"])
+
+    def _take_truncation(self, saved: TruncationState) -> None:
+        if saved["k1"] != self.truncation.k1:
+            raise InputError(
+                f"k1={self.truncation.k1}, where the run to be resumed has k1={saved['k1']}: a resumed run cannot "
+                "change it, since its windows would be others; keep it, or start a new run from these weights"
+            )
+        if saved["k2_setting"] == self._first_k2:  # otherwise this run was started with another one
+            self.truncation.k2 = saved["k2"]
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -95,12 +105,6 @@ class ResumableModule(ManualOptimization):
         self.log_book.start_clock()
 
     def _continue(self, saved: RunState) -> None:
-        truncation = saved["truncation"]
-        if truncation["k1"] != self.truncation.k1:
-            raise InputError(
-                f"k1={self.truncation.k1}, where the run to be resumed has k1={truncation['k1']}: a resumed run cannot "
-                "change it, since its windows would be others; keep it, or start a new run from these weights"
-            )
         self.position = Position(**saved["position"])
         if self.position.data is not None and not self._resumable_loader():
             raise InputError(
@@ -110,8 +114,6 @@ class ResumableModule(ManualOptimization):
             )
         self._skip_windows = 0 if self.position.batch_finished else self.position.batch_window
         self._metrics = saved["metrics"]
-        if truncation["k2_setting"] == self._first_k2:  # otherwise this run was started with another one
-            self.truncation.k2 = truncation["k2"]
         ranks = saved["ranks"]
         carries = [rank["carry"] for rank in ranks if rank["carry"] is not None]
         if carries:

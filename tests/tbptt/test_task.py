@@ -5,7 +5,7 @@ import torch
 from tasks import Recurrence, windows_of
 from torch.testing import assert_close
 
-from lit_tbptt import Task, Truncation, Window, WindowLoss
+from lit_tbptt import InputError, Task, Truncation, Window, WindowLoss
 
 
 class Penalized(Recurrence):
@@ -81,6 +81,39 @@ def test_window_loss_and_advance_follow_from_predict_window_and_outputs_loss():
     assert (num_targets, penalty) == (15, None)
     assert torch.equal(task.advance(Window(inputs, targets), task.initial_state(3)), state)
     assert_close(state, inputs.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, r"Odd\.window_loss returned a NoneType: it must return \(loss, num_targets, state\)"),
+        ((torch.zeros(()), 1), "returned a tuple of 2 values"),
+        ((torch.zeros(3), 1, ()), r"returned a loss of \(3,\): it must be a tensor without axes, summed over targets"),
+        ((2.5, 1, ()), "returned a loss of float"),
+        ((torch.zeros(()), 1, (), None, 0), "returned a tuple of 5 values"),
+    ],
+)
+def test_a_task_that_returns_something_else_is_named(returned, message):
+    class Odd(Task):
+        def initial_state(self, num_lanes):
+            return ()
+
+        def window_loss(self, window, state):
+            return returned
+
+    with pytest.raises(InputError, match=message):
+        Truncation(3)(Odd(), Window(torch.zeros(2, 3), torch.zeros(2, 3)))
+
+
+def test_outputs_loss_may_give_a_penalty_too():
+    class Penalizing(Predicting):
+        def outputs_loss(self, outputs, window):
+            return *super().outputs_loss(outputs, window), outputs.sum()
+
+    inputs, targets = torch.randn(2, 3, 5, dtype=torch.float64)
+    task = Penalizing()
+    cost = task.window_loss(Window(inputs, targets), task.initial_state(3))
+    assert cost.penalty == inputs.cumsum(1).sum()
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_what_truncation_returns_is_attached_and_an_update_detaches_it():
     task, (window,) = Recurrence(), windows_of(inputs, inputs, K1)
     assert Truncation(K1)(task, window).carry.state["h"].requires_grad
     optimizer = Plain(torch.optim.SGD(task.parameters(), 0.1))
-    updated = StepPerWindow()(window, None, Run(task, Truncation(K1)), optimizer)
+    updated = StepPerWindow()(window, None, Run(task, Truncation(K1)), optimizer, False)
     assert not updated.carry.state["h"].requires_grad
     assert updated.stepped
 
@@ -149,7 +149,7 @@ def test_the_gradient_is_of_loss_and_penalty_and_the_loss_reported_is_not(reduct
     optimizer = Plain(torch.optim.SGD(task.parameters(), 0.01))
     for window in windows_of(inputs, inputs, K1):
         loss = (expected**2 * window.inputs**2).sum()
-        updated = update(window, None, run, optimizer)
+        updated = update(window, None, run, optimizer, False)
         assert updated.loss.item() == pytest.approx(loss.item(), abs=1e-12)
         step = 2 * expected * ((window.inputs**2).sum() + window.inputs.numel())
         expected -= 0.01 * step.item() / (window.inputs.numel() if reduction == "mean" else 1)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.files.checkpoint import read_checkpoint, write_checkpoint
+from lit_tbptt.files.checkpoint import is_plain, read_checkpoint, write_checkpoint
 from lit_tbptt.files.run_folder import RunFolder
 from lit_tbptt.files.schema import new_run_state
 
@@ -87,6 +87,13 @@ class RunCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        for owner in filter(None, (pl_module, getattr(trainer, "datamodule", None))):
+            objects = [name for name, value in owner.hparams.items() if not is_plain(value)]
+            if objects:
+                raise InputError(
+                    f"{type(owner).__name__}.save_hyperparameters() keeps {', '.join(objects)}, and a checkpoint holds "
+                    f"tensors and plain values only: save_hyperparameters(ignore={objects})"
+                )
         self.folder = RunFolder(trainer.log_dir or trainer.default_root_dir)
         self.monitor = self.monitor or f"val/{pl_module.loss_name}"
         self._saved_at = time.monotonic()
