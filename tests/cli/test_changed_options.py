@@ -42,7 +42,7 @@ def test_optimizer_options_can_change_on_a_resume_and_its_class_cannot(first_run
     ("change", "message"),
     [
         ("--data.num_lanes=4", "data.num_lanes: 4, where .* has 3"),
-        ("--model.k1=6", "model.k1: 6, where .* has 5"),
+        ("--model.k1=6", "k1=6, where .* has k1=5"),
         ("--data.windows_per_batch=3", "data.windows_per_batch: 3, where .* has 2"),
         ("--data.tokenizer=byte", "vocabulary of 257.*vocabulary of 8"),
         ("--model.core.hidden_size=11", r"model\.core=.*'hidden_size': 11.* trained with .*'hidden_size': 9"),
