@@ -69,10 +69,14 @@ class RecurrentLM(Task, nn.Module):
     def initial_state(self, num_lanes: int) -> State:
         return self.core.initial_state(num_lanes)
 
-    def begin_window(self, num_lanes: int) -> dict[str, Any]:
+    def begin_window(self, num_lanes: int) -> dict[str, Any] | None:
         """Draws the core's noise, and the masks of shared dropouts, `[lane, 1, feature]`, scaled to keep the mean."""
-        noise = {"core": self.core.begin_window(num_lanes)}
-        if self.dropout_over_time == "shared" and self.training:
+        core = self.core.begin_window(num_lanes)
+        shared = self.dropout_over_time == "shared" and self.training
+        if core is None and not shared:
+            return None
+        noise = {"core": core}
+        if shared:
             ones = self.embedding.weight.new_ones
             noise["embedding"] = dropout(ones(num_lanes, 1, self.core.input_size), self.embedding_dropout)
             noise["output"] = dropout(ones(num_lanes, 1, self.core.output_size), self.output_dropout)
@@ -98,7 +102,9 @@ class RecurrentLM(Task, nn.Module):
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         """Runs embedding and core, without the output layer."""
-        self.core.noise = None if self.noise is None else self.noise["core"]
+        noise = None if self.noise is None else self.noise["core"]
+        if self.core.noise is not noise:  # to set an attribute of a torch module takes time
+            self.core.noise = noise
         return self.core(self._drop(self.embedding(tokens), "embedding", self.embedding_dropout), state)
 
     def forward(

@@ -33,10 +33,9 @@ class WindowLoss(NamedTuple):
         Raises:
             InputError: It is something else.
         """
-        name = f"{type(task).__name__}.window_loss"
         if not isinstance(returned, tuple | list) or len(returned) not in (3, 4):
             raise InputError(
-                f"{name} returned a {type(returned).__name__}"
+                f"{type(task).__name__}.window_loss returned a {type(returned).__name__}"
                 + (f" of {len(returned)} values" if isinstance(returned, tuple | list) else "")
                 + ": it must return (loss, num_targets, state), or these and a penalty"
             )
@@ -44,7 +43,8 @@ class WindowLoss(NamedTuple):
         if not isinstance(loss, Tensor) or loss.ndim:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(
-                f"{name} returned a loss of {shape}: it must be a tensor without axes, summed over targets"
+                f"{type(task).__name__}.window_loss returned a loss of {shape}: it must be a tensor without axes, "
+                "summed over the scored targets"
             )
         return cls(*returned)
 

@@ -20,6 +20,7 @@ The carried state is returned with its graph. Whoever runs the next window cuts 
 weights change.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -131,7 +132,7 @@ class Truncation:
         for piece in (*carry.context, window):
             run, piece_begins = score if piece is window else advance, True
             for part in piece.cut((surplus - done, far_edge - done)):
-                with torch.set_grad_enabled(torch.is_grad_enabled() and done >= surplus):
+                with torch.no_grad() if done < surplus else nullcontext():
                     if piece_begins:
                         state = self._reset(piece, initial, state)
                     cost = self._run(run, part, state)
@@ -166,13 +167,18 @@ class Truncation:
 
 
 def _score(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
-    task.noise = noise
+    _set_noise(task, noise)
     return WindowLoss.of(task, task.window_loss(part, state))
 
 
 def _advance(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
-    task.noise = noise
+    _set_noise(task, noise)
     return WindowLoss(0, 0, task.advance(part, state))
+
+
+def _set_noise(task: Task, noise: Any) -> None:
+    if task.noise is not noise:  # to set an attribute of a torch module takes time
+        task.noise = noise
 
 
 def _append(context: list[Window], part: Window) -> None:

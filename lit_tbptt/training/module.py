@@ -138,6 +138,10 @@ class LitTBPTT(Task, ResumableModule):
             batch_finished=False,
         )
         optimizer, stepped = ModuleOptimizer(self), True
+        window_hooks, step_hooks = (
+            [getattr(callback, hook) for callback in trainer.callbacks if hasattr(callback, hook)]
+            for hook in ("on_window_end", "on_step_end")
+        )
         for number, window in enumerate(batch.windows[done:], done + 1):
             if trainer.global_step == trainer.max_steps:
                 break
@@ -151,9 +155,10 @@ class LitTBPTT(Task, ResumableModule):
             self.position.batch_window += 1
             if stepped:
                 self._after_step()
-            self._call_callbacks("on_window_end", window)
-            if stepped:
-                self._call_callbacks("on_step_end")
+            for on_window_end in window_hooks:
+                on_window_end(trainer, self, window)
+            for on_step_end in step_hooks if stepped else ():
+                on_step_end(trainer, self)
         if not stepped:
             raise InputError(
                 f"{type(self.update).__name__} made no step after the last of {len(batch.windows)} windows of a batch, "
@@ -178,11 +183,6 @@ class LitTBPTT(Task, ResumableModule):
         self.agreement.sync()
         if self.position.step % self.trainer.log_every_n_steps == 0:
             self.log_dict(self._log_training(), prog_bar=True, logger=False, batch_size=1)
-
-    def _call_callbacks(self, hook: str, *args: Any) -> None:
-        for callback in self.trainer.callbacks:
-            if hasattr(callback, hook):
-                getattr(callback, hook)(self.trainer, self, *args)
 
     def on_train_epoch_start(self) -> None:
         loader = self.trainer.train_dataloader
