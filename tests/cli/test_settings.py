@@ -62,7 +62,7 @@ HOSTILE = {
     "where text may stand too": {"text": "evil.A"},
     "where anything may stand": {"anything": {"x": [{"class_path": "evil.A"}]}},
     "in a group": {"part.fn": "evil.a"},
-    "a file of settings": {"act": "/tmp/evil.yaml"},
+    "a file of settings": {"act": "folder/evil.yaml"},
     "a file in the working directory": {"act": "evilfile"},
     "ours, but not public": {"act": {"class_path": "lit_tbptt.cli.app.LitCLI"}},
 }
