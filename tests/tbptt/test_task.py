@@ -50,8 +50,10 @@ def test_a_penalty_counts_for_the_windows_own_time_steps_alone(k1, k2, recompute
         values.append((cost.loss.item(), cost.penalty.item()))
         carry = cost.carry.detach()
     assert_close(task.w.grad, penalized_gradient(inputs, k1, k2), rtol=0, atol=1e-10)
-    losses = [Truncation(17)(Recurrence(), window).loss for window in windows_of(inputs, inputs, 17)]
-    assert sum(loss for loss, _ in values) == pytest.approx(sum(losses).item(), abs=1e-10)
+    (whole,) = windows_of(inputs, inputs, 17)
+    expected = Truncation(17)(Penalized(), whole)
+    assert sum(loss for loss, _ in values) == pytest.approx(expected.loss.item(), abs=1e-10)
+    assert sum(penalty for _, penalty in values) == pytest.approx(expected.penalty.item(), abs=1e-10)
 
 
 def test_without_a_penalty_there_is_none():
