@@ -60,6 +60,7 @@ class Window(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Window":
         """Returns the window with every tensor replaced by what `function` makes of it."""
+        # A type checker does not see that inputs and targets are never None.
         return Window(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
 
     def with_reset(self, lanes: Bool[Tensor, "lane"]) -> "Window":

@@ -100,6 +100,7 @@ class ManualOptimization(LightningModule):
         if stage == "fit":
             self._schedules = None
             self._configure_set_here = self.__dict__.get("configure_optimizers")
+            # On the instance, where Lightning looks; a type checker wants methods left alone.
             self.configure_optimizers = partial(self._take_schedules, self.configure_optimizers)  # type: ignore[method-assign]
 
     def _take_schedules(self, configure: Callable[[], Any]) -> Any:

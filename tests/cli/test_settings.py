@@ -31,7 +31,7 @@ def parser():
         "path": Path | None,
         "paths": Sequence[str] | None,
         "sizes": Optional[list[int]],  # noqa: UP045 - as users write it
-        "either": Union[str, int, None],  # noqa: UP007
+        "either": Union[str, int, None],  # noqa: UP007 - likewise
         "word": Literal["a", "b"],
         "anything": dict[str, Any] | None,
     }
