@@ -1,11 +1,15 @@
+import atexit
 import os
 import random
+import shutil
 import sys
 import tempfile
 
+CACHES = tempfile.mkdtemp(prefix="lit_tbptt_tests_")
 # Before anything imports datasets: no test reaches the Hub, none touches the user's caches.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="lit_tbptt_tests_")
+os.environ["HF_HOME"] = CACHES
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = CACHES
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # as the command line does
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
@@ -28,11 +32,19 @@ import torch  # noqa: E402
 pytest.register_assert_rewrite("command_line", "resuming")  # they assert for the tests
 
 from command_line import FIRST_RUN  # noqa: E402
+from leftovers import _nothing_is_left  # noqa: E402, F401 - a fixture of every test
 
 from lit_tbptt import Batch, Carry, TruncatedLoss, Window, WindowLoss  # noqa: E402
 from lit_tbptt.tbptt.update import RunLoss, Updated  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@atexit.register
+def pytest_unconfigure():
+    """Leaves no file. Workers of pytest-xdist never come to `atexit`; processes to fork from know no pytest."""
+    shutil.rmtree(CACHES, ignore_errors=True)
+
 
 # The hook passes over named tuples, whose constructors are made by typing.
 for checked in (Batch, Carry, RunLoss, TruncatedLoss, Updated, Window, WindowLoss):

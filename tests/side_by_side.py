@@ -4,13 +4,14 @@ import threading
 from itertools import chain
 
 from letters import as_lists
+from processes import PATIENCE
 
 
 class SideBySide:
     """Lets the lanes of several ranks run side by side, as processes would."""
 
     def __init__(self, num_ranks):
-        self.values, self.barrier = [None] * num_ranks, threading.Barrier(num_ranks, timeout=20)
+        self.values, self.barrier = [None] * num_ranks, threading.Barrier(num_ranks, timeout=PATIENCE)
 
     def all_gather(self, rank):
         def all_gather(numbers):

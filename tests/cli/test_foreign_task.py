@@ -1,8 +1,6 @@
 """LitCLI for a task and a data module that are not of this package."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import oscillator
@@ -11,6 +9,7 @@ import torch
 import yaml
 from command_line import curve, trained
 from oscillator import Oscillator, WavesData
+from processes import run_script, start, status_of
 
 from lit_tbptt import RunFolder
 from lit_tbptt.cli import LitCLI
@@ -47,9 +46,8 @@ def refused(*arguments):
 def killed(in_tmp_path):
     """A run that was killed after step 19, of which step 16 was saved."""
     killer = ["--trainer.callbacks=oscillator.SignalAt", "--trainer.callbacks.step=19"]
-    command = [sys.executable, oscillator.__file__, "fit", *OPTIONS, *killer]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = start(run_script, oscillator.__file__, "fit", *OPTIONS, *killer, log="log")
+    assert status_of(process) == -signal.SIGKILL, Path("log").read_text()
     assert read_checkpoint(RUN.last)["global_step"] == 16
 
 

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import torch
 from command_line import SMALL_RUN
 from letters import strided
 from lightning.pytorch import Callback, Trainer
-from processes import TESTS, together
+from processes import TESTS, run_script, start, status_of, together, wait_until
 from tasks import Batches, Regression, windows_of
 
 from lit_tbptt import (
@@ -30,7 +27,7 @@ from lit_tbptt.files.checkpoint import read_checkpoint
 
 TRAIN = TESTS.parent / "train.py"
 CHECKPOINTS = Path("runs/default/version_0/checkpoints")
-STEPS = 2000
+STEPS = 10**6  # more than it comes to before it is stopped
 
 
 def runs(pid):
@@ -41,41 +38,30 @@ def runs(pid):
         return False
 
 
-def wait_for_the_end(pid):
-    deadline = time.monotonic() + 60
-    while runs(pid):
-        assert time.monotonic() < deadline, f"process {pid} still runs"
-        time.sleep(0.05)
-
-
 @pytest.fixture
-def running(words_folder, tmp_path, monkeypatch):
-    """A run of two processes that Lightning has started, with a checkpoint; and the number of the second process."""
-    monkeypatch.chdir(tmp_path)
+def running(words_folder, in_tmp_path):
+    """A run of two processes, the second started by Lightning, with a checkpoint; and the number of the second."""
     steps = [f"--trainer.max_steps={STEPS}", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    command = [sys.executable, TRAIN, "fit", f"--data.path={words_folder}", *SMALL_RUN, *steps]
-    with open("log", "w") as log:
-        process = subprocess.Popen([*command, "--checkpoint.every_n_steps=3"], stdout=log, stderr=log)
-    deadline = time.monotonic() + 100
-    while not (CHECKPOINTS / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    arguments = ["fit", f"--data.path={words_folder}", *SMALL_RUN, *steps, "--checkpoint.every_n_steps=3"]
+    process = start(run_script, TRAIN, *arguments, log="log")
+    wait_until(lambda: (CHECKPOINTS / "last.ckpt").exists() or not process.is_alive())
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     (second,) = [int(pid) for pid in children if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     yield process, second
     for pid in (process.pid, second):
         if runs(pid):
             os.kill(pid, signal.SIGKILL)
-    process.wait()
+    process.join()
 
 
 def test_a_signal_to_one_process_saves_and_stops_all_and_one_alone_goes_on(running):
     process, second = running
     os.kill(second, signal.SIGTERM)
-    assert process.wait(timeout=60) == 143, Path("log").read_text()
+    assert status_of(process) == 143, Path("log").read_text()
     step = read_checkpoint(CHECKPOINTS / "last.ckpt")["global_step"]
     assert 0 < step < STEPS
     assert Path("log").read_text().count(f"stopped by SIGTERM after optimizer step {step}; saved") == 1
-    wait_for_the_end(second)
+    wait_until(lambda: not runs(second))
     main(["fit", "--ckpt_path=last", f"--trainer.max_steps={step + 5}", "--trainer.devices=1"])
     assert read_checkpoint(CHECKPOINTS / "last.ckpt")["global_step"] == step + 5
 
@@ -85,8 +71,8 @@ def test_a_process_that_dies_takes_the_other_along(running, killed):
     process, second = running
     pids = [process.pid, second]
     os.kill(pids[killed], signal.SIGKILL)
-    assert process.wait(timeout=60) != 0
-    wait_for_the_end(second)
+    assert status_of(process) != 0
+    wait_until(lambda: not runs(second))
 
 
 def lanes_of(rank, nothing):
@@ -212,22 +198,18 @@ def test_processes_that_do_not_meet_the_same_stay_together(tmp_path):
     }
 
 
+def fit_forked(folder):
+    inputs = torch.rand(3, 40)
+    model, options = Regression(k1=5), {"logger": False, "enable_progress_bar": False, "default_root_dir": folder}
+    before = [part.clone() for part in model.parameters()]
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", devices=2, strategy="ddp_fork", callbacks=[RunCheckpoint()], **options
+    )
+    trainer.fit(model, Batches(windows_of(inputs, inputs, 5)))
+    assert not any(map(torch.equal, before, model.parameters()))
+
+
 def test_processes_that_are_forked_bring_the_weights_back(tmp_path):
-    program = f"""
-import sys
-sys.path.insert(0, {str(TESTS)!r})
-import torch
-from lightning.pytorch import Trainer
-from tasks import Batches, Regression, windows_of
-from lit_tbptt import RunCheckpoint
-inputs = torch.rand(3, 40)
-model, saving = Regression(k1=5), RunCheckpoint()
-before = [part.clone() for part in model.parameters()]
-options = dict(accelerator="cpu", devices=2, strategy="ddp_fork", logger=False, enable_progress_bar=False)
-trainer = Trainer(max_epochs=1, callbacks=[saving], default_root_dir={str(tmp_path)!r}, **options)
-trainer.fit(model, Batches(windows_of(inputs, inputs, 5)))
-assert not any(map(torch.equal, before, model.parameters()))
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 0, ended.stderr
+    process = start(fit_forked, tmp_path, log=tmp_path / "log")
+    assert status_of(process) == 0, (tmp_path / "log").read_text()
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()

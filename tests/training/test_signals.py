@@ -1,33 +1,45 @@
 """Signals to a run from the command line."""
 
+import os
 import signal
-import subprocess
-import sys
-import time
+from pathlib import Path
 
 import pytest
-from command_line import RUN, last
+from command_line import RUN, curve, last
+from processes import TESTS, run_script, start, status_of, wait_until
 
 from lit_tbptt.cli import main
 
+LAST = RUN / "checkpoints" / "last.ckpt"
+ENDLESS = ["--trainer.max_steps=1000000", "--trainer.limit_val_batches=0"]
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
-def test_signals_save_and_stop_or_go_on(first_run, number, status):
-    arguments = [*first_run, "--trainer.max_steps=400", "--lr_scheduler.num_steps=400"]
-    script = f"import sys; sys.argv = ['train.py', *{arguments!r}]; from lit_tbptt.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    metrics = RUN / "metrics.csv"
-    deadline = time.monotonic() + 100
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == status, errors
+
+@pytest.fixture
+def running(first_run):
+    """A run that has logged, has saved nothing, and does not end by itself."""
+    process = start(run_script, TESTS.parent / "train.py", *first_run, *ENDLESS, log="log")
+    wait_until(lambda: (RUN / "metrics.csv").exists() or not process.is_alive())
+    yield process
+    process.kill()
+    process.join()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_stops(running, number, status):
+    os.kill(running.pid, number)
+    assert status_of(running) == status, Path("log").read_text()
     step = last()["global_step"]
-    if status:
-        assert 0 < step < 400
-        assert f"stopped by {number.name} after optimizer step {step}; saved" in errors
-        main(["fit", "--ckpt_path=last"])
-    assert last()["global_step"] == 400
+    assert step > 0
+    assert f"stopped by {number.name} after optimizer step {step}; saved" in Path("log").read_text()
+    main(["fit", "--ckpt_path=last", f"--trainer.max_steps={step + 7}"])
+    assert last()["global_step"] == step + 7
+
+
+def test_a_signal_saves_and_the_run_goes_on(running):
+    os.kill(running.pid, signal.SIGUSR1)
+    wait_until(lambda: LAST.exists() or not running.is_alive())
+    saved = last()["global_step"]
+    wait_until(lambda: int(curve()[-1]["step"]) > saved + 3 or not running.is_alive())
+    os.kill(running.pid, signal.SIGTERM)
+    assert status_of(running) == 143, Path("log").read_text()
+    assert last()["global_step"] > saved

@@ -1,7 +1,7 @@
 """Errors while a corpus is read, over a network above all: which are retried, and how they are reported."""
 
 import logging
-import time
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,6 +14,8 @@ from lit_tbptt.errors import InputError, SourceError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+# Set when the process is about to end: nothing is waited for, or tried again, any more.
+process_ends = threading.Event()
 # Seconds to wait before each further try: about five minutes in all.
 WAITS = (1, 2, 5, 10, 20, 30, 60, 60, 60, 60)
 # A server that sends nothing for a minute is given up; `aiohttp` itself would wait for five.
@@ -69,7 +71,8 @@ def read_with_retries(read: Callable[[], T], where: str) -> T:
                     f"{trouble}; when it can be read again, start again, or continue a run with --ckpt_path last"
                 ) from error
             logger.warning("%s; trying again in %s s", trouble, wait)
-            time.sleep(wait)
+            if process_ends.wait(wait):
+                raise
     raise AssertionError
 
 

@@ -1,6 +1,5 @@
 """Reading beside training: one thread, a bounded number of items ahead."""
 
-import atexit
 import threading
 import weakref
 from collections import deque
@@ -8,8 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-# Seconds that the end of the process waits for a read to end: one that is cut off inside a library aborts the process.
-_PATIENCE = 5
 _NAME = "lit_tbptt reader"
 
 
@@ -17,8 +14,7 @@ class ReadAhead(Generic[T]):
     """Iterates over what another thread makes.
 
     All that is ready is taken at once, so that the threads rarely wait for each other. An error that the thread meets
-    is raised here, after the items before it. The thread ends when it is closed, at the latest with the process, which
-    waits some seconds for it and not for a source that hangs.
+    is raised here, after the items before it. The thread ends when it is closed, at the latest by `close_all`.
 
     Args:
         make: Returns the iterator; called in the thread.
@@ -75,11 +71,9 @@ class ReadAhead(Generic[T]):
 _open: weakref.WeakSet[ReadAhead] = weakref.WeakSet()
 
 
-@atexit.register
-def _close_all() -> None:
+def close_all() -> list[threading.Thread]:
+    """Closes all that are open, and returns the threads to wait for."""
     for reading in list(_open):
         reading.close()
-    # Of all threads, not of `_open`: the last thing a thread does is to let go of its reader, tensors and all.
-    for thread in threading.enumerate():
-        if thread.name == _NAME:
-            thread.join(_PATIENCE)
+    # All threads, not those of `_open`: the last thing a thread does is to let go of its reader, tensors and all.
+    return [thread for thread in threading.enumerate() if thread.name == _NAME]

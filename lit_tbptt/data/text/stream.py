@@ -9,6 +9,7 @@ import numpy as np
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 
+import lit_tbptt.data.text.process_end  # noqa: F401 - so that the process waits for the reads at its end
 from lit_tbptt.data.text.documents import rows_per_read, text_rows
 from lit_tbptt.data.text.network import read_with_retries
 from lit_tbptt.data.text.tokenizers import Tokenizer

@@ -1,5 +1,6 @@
 """Streams over a network that fails, and files that are damaged: nothing lost, nothing twice, or a clear stop."""
 
+import contextlib
 import http.server
 import json
 import socket
@@ -36,23 +37,30 @@ class Server:
     """
 
     def __init__(self, folder):
-        self.folder, self.troubles, self.requests = folder, {}, []
+        self.folder, self.troubles, self.requests, self.connections = folder, {}, [], []
         self.down, self.lasts = False, 10**6
         self.silence = threading.Event()
         handler = type("Handler", (Handler,), {"about": self})
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self):
         self.silence.set()
         self.server.shutdown()
+        for connection in self.connections:  # which the other side would keep
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self.server.server_close()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def setup(self):
+        super().setup()
+        self.about.connections.append(self.connection)
 
     def log_message(self, *args):
         pass
@@ -109,7 +117,7 @@ def server(tmp_path, monkeypatch):
     folder.mkdir()
     for shard in range(SHARDS):
         texts = TEXTS[shard::SHARDS]
-        Dataset.from_dict({"text": texts}).to_parquet(folder / f"{shard}.parquet", batch_size=40)
+        Dataset.from_dict({"text": texts}).to_parquet(folder / f"{shard}.parquet", batch_size=60)
         (folder / f"{shard}.json").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     serving = Server(folder)
     yield serving

@@ -1,11 +1,15 @@
 """The thread that reads ahead ends when it is no longer needed."""
 
-import subprocess
-import sys
+import ctypes
 import threading
 
 from letters import UNEVEN, streamed
+from processes import PATIENCE, start, status_of
 from sources import files
+
+from lit_tbptt import StreamedLanes
+from lit_tbptt.data import document_stream, load_documents
+from lit_tbptt.data.text.tokenizers import ByteTokenizer
 
 
 def test_a_reader_ends_with_its_iterator():
@@ -18,21 +22,20 @@ def test_a_reader_ends_with_its_iterator():
     assert len(running()) == len(before) + 1
     batches.close()
     for thread in running():
-        thread.join(5)
+        thread.join(PATIENCE)
     assert running() == before
 
 
+def read_and_end(folder):
+    stream = document_stream(load_documents(str(folder), streaming=True)["train"], "train")
+    batches = iter(StreamedLanes(stream, ByteTokenizer(), 4, 8, 4, repeat=True, num_readers=2))
+    print(len([next(batches) for _ in range(7)]), flush=True)
+    ctypes.pythonapi.Py_Exit(0)  # the interpreter ends as after a program's last line
+
+
 def test_a_process_ends_while_its_stream_is_read(tmp_path):
-    """A thread that is stopped inside of a library would abort the process."""
+    """A thread that is stopped inside a library would abort the process."""
     files("parquet")(tmp_path)
-    program = f"""
-from lit_tbptt import StreamedLanes
-from lit_tbptt.data import document_stream, load_documents
-from lit_tbptt.data.text.tokenizers import ByteTokenizer
-stream = document_stream(load_documents({str(tmp_path)!r}, streaming=True)["train"], "train")
-batches = iter(StreamedLanes(stream, ByteTokenizer(), 4, 8, 4, repeat=True, num_readers=2))
-print(len([next(batches) for _ in range(7)]))
-"""
-    for _ in range(3):
-        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        assert (ended.returncode, ended.stdout) == (0, "7\n"), ended.stderr
+    ends = [start(read_and_end, tmp_path, log=tmp_path / f"{number}.log") for number in range(3)]
+    for number, end in enumerate(ends):
+        assert (status_of(end), (tmp_path / f"{number}.log").read_text()) == (0, "7\n")

@@ -1,0 +1,29 @@
+"""What a test leaves behind: threads and processes."""
+
+import multiprocessing.resource_tracker
+import threading
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+from processes import wait_until
+
+# For as long as the process lives: those of fsspec for all its connections, and that of progress bars.
+LASTING = ("fsspecIO", "asyncio_", "tqdm", "TMonitor")
+
+
+def threads():
+    return {thread for thread in threading.enumerate() if not thread.name.startswith(LASTING)}
+
+
+def processes():
+    children = {int(pid) for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()}
+    lasting = {forkserver._forkserver._forkserver_pid, multiprocessing.resource_tracker._resource_tracker._pid}
+    return children - lasting
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left():
+    before = threads() | processes()
+    yield
+    wait_until(lambda: threads() | processes() <= before, lambda: f"left: {(threads() | processes()) - before}")
