@@ -29,6 +29,8 @@ READERS = 4
 
 
 class TakesAWhile:
+    """Keeps the interpreter in its end for a while."""
+
     def __del__(self, sleep=time.sleep):  # modules are gone by then
         sleep(0.2)
 

@@ -1,5 +1,6 @@
 """What a test leaves behind: threads and processes."""
 
+import contextlib
 import multiprocessing.resource_tracker
 import threading
 from multiprocessing import forkserver
@@ -17,7 +18,10 @@ def threads():
 
 
 def processes():
-    children = {int(pid) for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()}
+    children = set()
+    for of_thread in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+            children |= {int(pid) for pid in of_thread.read_text().split()}
     lasting = {forkserver._forkserver._forkserver_pid, multiprocessing.resource_tracker._resource_tracker._pid}
     return children - lasting
 

@@ -53,5 +53,5 @@ def test_the_two_commands_are_one_line_each():
     lines = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
     assert [line.split("&& ")[-1] for line in lines] == [
         ".venv/bin/python train.py fit",
-        ".venv/bin/python -m pytest -n 2",
+        '.venv/bin/python -m pytest -n 2 -m "not slow"',
     ]

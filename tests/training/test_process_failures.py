@@ -66,7 +66,7 @@ def test_a_signal_to_one_process_saves_and_stops_all_and_one_alone_goes_on(runni
     assert read_checkpoint(CHECKPOINTS / "last.ckpt")["global_step"] == step + 5
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_dies_takes_the_other_along(running, killed):
     process, second = running
     pids = [process.pid, second]

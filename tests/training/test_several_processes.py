@@ -141,7 +141,7 @@ def alone(tmp_path_factory):
     return corpus, fit_all(folder, corpus, 1)
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_so_many_processes_train_as_one(num_ranks, alone, tmp_path):
     corpus, expected = alone
     found = together(tmp_path, num_ranks, fit_all, tmp_path, corpus, num_ranks)
@@ -179,7 +179,7 @@ def fit_stopped(folder, corpus, num_ranks):
     return whole, fit(folder / "stopped", corpus, num_ranks, "strided", 12, True, STEPS, last, **options)
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_process_continues_its_own_random_numbers(num_ranks, tmp_path):
     found = together(tmp_path, num_ranks, fit_stopped, tmp_path, write_corpus(tmp_path), num_ranks)
     for whole, resumed in found:
