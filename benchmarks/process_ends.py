@@ -1,7 +1,7 @@
 """Ends processes while they read a stream, and counts their exit statuses: all must be 0.
 
 python benchmarks/process_ends.py                    200 ends over local parquet, beside 8 busy processes
-python benchmarks/process_ends.py --slow_read 8      over HTTP, each end during a read that takes 8 seconds
+python benchmarks/process_ends.py --slow_read 9      over HTTP, each end during a read that takes 9 seconds
 
 Each process is forked from one that has imported everything, reads some batches, and ends as a program does: by
 running off its end. It takes a while to end (0.2 s), as it would with more to clean up.
@@ -35,11 +35,11 @@ class TakesAWhile:
         sleep(0.2)
 
 
-def write_corpus(folder):
-    """Four files of 1 MB and 10 row groups."""
+def write_corpus(folder, longest):
+    """Four files of 1000 documents in 10 row groups."""
     if os.fork() == 0:  # so that no thread of pyarrow exists where the processes are forked
         for number in range(READERS):
-            texts = ["abcdefgh" * (i * i % 300) for i in range(1000)]
+            texts = ["abcdefgh" * (i * i % longest) for i in range(1000)]
             datasets.Dataset.from_dict({"text": texts}).to_parquet(folder / f"{number}.parquet", batch_size=100)
         os._exit(0)
     os.wait()
@@ -87,7 +87,8 @@ def read(folder, number, url):
     else:
         documents = load_documents(str(folder), streaming=True)
     stream = document_stream(documents["train"], "train")
-    batches = iter(StreamedLanes(stream, ByteTokenizer(), READERS, 900, 4, repeat=True, num_readers=READERS))
+    k1 = 6000 if url else 900
+    batches = iter(StreamedLanes(stream, ByteTokenizer(), READERS, k1, 4, repeat=True, num_readers=READERS))
     for _ in range(random.Random(number).randrange(1, 20)):
         next(batches)
     if url:
@@ -109,7 +110,7 @@ def main():
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     folder = Path(tempfile.mkdtemp())
-    write_corpus(folder)
+    write_corpus(folder, 6000 if options.slow_read else 300)  # fsspec reads 5 MB of a file at once
     server, url = serve(folder, options.slow_read) if options.slow_read else (None, "")
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.busy)]
     running, statuses, begun = set(), Counter(), time.monotonic()
