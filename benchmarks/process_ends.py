@@ -11,6 +11,7 @@ import argparse
 import http.server
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,7 @@ def main():
         process.kill()
     if server:
         os.kill(server, 9)
+    shutil.rmtree(folder)
     print(f"{options.ends} ends in {time.monotonic() - begun:.0f} s, by exit status: {dict(statuses)}")
     return None
 
