@@ -57,6 +57,7 @@ class Server:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for its headers to be acknowledged
 
     def setup(self):
         super().setup()
@@ -108,7 +109,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(network, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(network, "WAITS", (0,) * 9)
     monkeypatch.setattr(network, "_STALL", 0.5)
     for name in ("READ", "OPEN"):
         monkeypatch.setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0)
