@@ -43,6 +43,4 @@ def reset_lanes(reset: Bool[Tensor, "lane"], initial: State, carried: State) -> 
     `torch.where` and not indexing: there is no host synchronization, and gradient reaches `initial` from exactly the
     lanes that were reset.
     """
-    return tree_map(
-        lambda fresh, old: torch.where(reset.view(-1, *[1] * (old.ndim - 1)), fresh, old), initial, carried
-    )
+    return tree_map(lambda fresh, old: torch.where(reset.view(-1, *[1] * (old.ndim - 1)), fresh, old), initial, carried)

@@ -33,7 +33,8 @@ def wait_for_arrow() -> None:
 
     pyarrow has no call for that. With one thread left in each of its two pools, the others end after their present
     task, and tasks run in the order in which they came, so a new task ends after all others. Reading CSV from memory
-    passes through both pools and holds no Python object.
+    passes through both pools and holds no Python object. There is no limit: a read over a network that stalls is given
+    up after a minute, and no thread can be started here to watch over this one.
     """
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)

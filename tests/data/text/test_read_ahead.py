@@ -1,17 +1,23 @@
 """The thread that reads ahead ends when it is no longer needed."""
 
 import ctypes
+import io
+import sys
 import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
 from letters import UNEVEN, streamed
-from processes import PATIENCE, start, status_of
+from processes import PATIENCE, start, status_of, wait_until
 from sources import files
 
 from lit_tbptt import StreamedLanes
 from lit_tbptt.data import document_stream, load_documents
 from lit_tbptt.data.text.network import read_with_retries
+from lit_tbptt.data.text.process_end import wait_for_arrow
 from lit_tbptt.data.text.read_ahead import ReadAhead
 from lit_tbptt.data.text.tokenizers import ByteTokenizer
 
@@ -79,3 +85,35 @@ def test_the_end_of_a_process_waits_for_a_read_and_cuts_the_wait_for_the_next_tr
         status = status_of(start(end_during, read, log=log, folder=tmp_path / read.__name__))
         assert status == 0, log.read_text()
         assert (tmp_path / read.__name__ / "ended").exists()
+
+
+class SlowFile(io.BytesIO):
+    under_way, seconds = 0, 0.02
+
+    def read(self, size=-1):
+        self.under_way += 1
+        time.sleep(self.seconds)
+        self.under_way -= 1
+        return super().read(size)
+
+
+def leave_a_scan():
+    pa.set_cpu_count(2)
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table({"text": ["a" * 150] * 1000}), content, row_group_size=10)
+    file = SlowFile(content.getvalue())
+    scan = pyarrow.dataset.ParquetFileFormat().make_fragment(pa.PythonFile(file, "r"))
+    options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+    batches = scan.to_batches(batch_readahead=16, fragment_scan_options=options)
+    next(batches)
+    file.seconds = 0.1
+    wait_until(lambda: file.under_way)  # pyarrow reads ahead, in a thread of its own
+    del scan, batches
+    wait_for_arrow()
+    assert file.under_way == 0
+    assert sys.getrefcount(file) == 2  # the name and the argument: pyarrow holds it no more
+
+
+def test_the_end_of_a_process_waits_for_what_pyarrow_reads_by_itself(tmp_path):
+    log = tmp_path / "log"
+    assert status_of(start(leave_a_scan, log=log)) == 0, log.read_text()
