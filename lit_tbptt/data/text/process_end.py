@@ -38,8 +38,11 @@ def wait_for_arrow() -> None:
     """
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
+    memory = pa.BufferOutputStream()  # of pyarrow itself: pa.py_buffer would be one more Python object to release
+    memory.write(b"a\n1\n")
+    table = memory.getvalue()
     for _ in range(_ROUNDS):
-        csv.read_csv(pa.py_buffer(b"a\n1\n"))
+        csv.read_csv(table)
 
 
 @atexit.register
