@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
+
+from lit_tbptt.errors import InputError
 
 State = Any
 
@@ -21,15 +23,49 @@ def requires_grad(state: State) -> bool:
 
 
 def num_lanes(state: State) -> int | None:
-    """Returns the number of lanes, or None for a state without a leaf.
+    """Returns the number of lanes of a state, which is checked; or None for one without a leaf.
 
     Raises:
-        ValueError: The leaves disagree, so some leaf does not have the lane axis first.
+        InputError: A leaf is no tensor, or the leaves disagree, so that some leaf does not have the lane axis first.
     """
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in tree_leaves(state)}
+    leaves = tree_leaves(state)
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        path, leaf = next((path, leaf) for path, leaf in _leaves_with_path(state) if not isinstance(leaf, Tensor))
+        raise InputError(
+            "a state is made of tensors in tuples, lists and dictionaries, and "
+            f"state{keystr(path)} is a {type(leaf).__name__}"
+        )
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
     if len(sizes) > 1:
-        raise ValueError(f"the state's leaves must all have the lane axis first, but their first sizes are {sizes}")
+        raise InputError(f"the state's leaves must all have the lane axis first, but their first sizes are {sizes}")
     return sizes.pop() if sizes else None
+
+
+def versions(state: State) -> list[int]:
+    """Returns how often each leaf has been changed in place."""
+    return [leaf._version for leaf in tree_leaves(state)]
+
+
+def check_versions(state: State, before: list[int]) -> None:
+    """Makes sure that no leaf has been changed in place since `versions` was called.
+
+    Raises:
+        InputError: One has. The state is run from more than once: for the context, and where it is computed again.
+    """
+    if versions(state) != before:
+        changed = [
+            keystr(path)
+            for (path, leaf), version in zip(_leaves_with_path(state), before, strict=True)
+            if leaf._version != version
+        ]
+        raise InputError(
+            f"state{changed[0]} was changed in place, and it is run from more than once: return a new tensor, n + 1 "
+            "and not n += 1"
+        )
+
+
+def _leaves_with_path(state: State) -> list[tuple[Any, Any]]:
+    return tree_flatten_with_path(state)[0]
 
 
 def cast_like(state: State, given: State) -> State:

@@ -31,7 +31,7 @@ from torch import Tensor
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.recompute import RunPart, run_in_segments
-from lit_tbptt.tbptt.state import State, detach, num_lanes, requires_grad, reset_lanes
+from lit_tbptt.tbptt.state import State, check_versions, detach, num_lanes, requires_grad, reset_lanes, versions
 from lit_tbptt.tbptt.task import Task, WindowLoss
 from lit_tbptt.tbptt.window import Window
 
@@ -111,6 +111,7 @@ class Truncation:
             )
         initial = task.initial_state(window.num_lanes)
         if carry is None:
+            num_lanes(initial)
             carry = Carry(detach(initial))
             window = window.with_reset(torch.ones(window.num_lanes, dtype=torch.bool, device=window.inputs.device))
         if num_lanes(carry.state) not in (None, window.num_lanes):
@@ -168,12 +169,18 @@ class Truncation:
 
 def _score(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
     _set_noise(task, noise)
-    return WindowLoss.of(task, task.window_loss(part, state))
+    before = versions(state)
+    cost = WindowLoss.of(task, task.window_loss(part, state))
+    check_versions(state, before)
+    return cost
 
 
 def _advance(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
     _set_noise(task, noise)
-    return WindowLoss(0, 0, task.advance(part, state))
+    before = versions(state)
+    cost = WindowLoss(0, 0, task.advance(part, state))
+    check_versions(state, before)
+    return cost
 
 
 def _set_noise(task: Task, noise: Any) -> None:

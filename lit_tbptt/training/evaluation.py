@@ -7,7 +7,7 @@ import torch
 from torchmetrics import Metric, MetricCollection
 
 from lit_tbptt.tbptt import Batch, Window, WindowLoss
-from lit_tbptt.tbptt.state import State, detach, reset_lanes
+from lit_tbptt.tbptt.state import State, detach, num_lanes, reset_lanes
 
 
 class Evaluated(Protocol):
@@ -56,6 +56,7 @@ class Evaluation:
                 initial = module.initial_state(window.num_lanes)
                 state = self._state
                 if state is None or self.reset_every:
+                    num_lanes(initial)
                     state = initial
                 elif window.reset is not None:
                     state = reset_lanes(window.reset, initial, state)

@@ -138,3 +138,38 @@ def test_influence_balancing(horizon, expected):
         assert found < 0
     else:
         assert found == pytest.approx(expected, abs=6e-4)
+
+
+class InPlace(Recurrence):
+    """Counts its steps in the state, in place."""
+
+    def initial_state(self, num_lanes):
+        return {"h": super().initial_state(num_lanes)["h"], "counts": [torch.zeros(num_lanes)]}
+
+    def window_loss(self, window, state):
+        state["counts"][0] += window.num_time_steps
+        total, count, after = super().window_loss(window, state)
+        return total, count, {"h": after["h"], "counts": state["counts"]}
+
+
+@pytest.mark.parametrize("options", [{}, {"k2": 8}, {"recompute_every": 2}])
+def test_a_state_that_is_changed_in_place_is_named(options):
+    windows = windows_of(torch.ones(2, 12, dtype=torch.float64), torch.zeros(2, 12), 3)
+    truncation = Truncation(3, **options)
+    with pytest.raises(
+        InputError, match=r"state\['counts'\]\[0\] was changed in place, .* return a new tensor, n \+ 1"
+    ):
+        truncation(InPlace(), windows[0])
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [(None, r"state\['more'\] is a NoneType"), (3, r"state\['more'\] is a int"), (torch.zeros(5), "lane axis first")],
+)
+def test_a_state_of_something_else_than_tensors_by_lane_is_refused(leaf, message):
+    class More(Recurrence):
+        def initial_state(self, num_lanes):
+            return super().initial_state(num_lanes) | {"more": leaf}
+
+    with pytest.raises(InputError, match=message):
+        Truncation(3)(More(), windows_of(torch.ones(2, 3), torch.zeros(2, 3), 3)[0])
