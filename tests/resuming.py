@@ -5,6 +5,7 @@ import random
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ProgressBar
 
 from lit_tbptt import GRU, LitLanguageModel, RunCheckpoint, RunFolder, StridedLanes, WarmupCosineLR, run_loggers
 from lit_tbptt.data.text.tokenizers import CharTokenizer
@@ -13,9 +14,9 @@ LANES, K1, TOKENS, EPOCHS = 3, 4, 3 * 25, 2
 WINDOWS = 7  # of 4, 4, 4, 4, 4, 4 and 1 tokens
 
 
-def plain(windows_per_batch):
-    ids = np.random.default_rng(5).integers(2, 13, TOKENS)
-    return StridedLanes(ids, 0, LANES, K1, windows_per_batch), StridedLanes(ids[:20], 0, 2, 6)
+def plain(windows_per_batch, num_lanes=LANES, seed=5):
+    ids = np.random.default_rng(seed).integers(2, 13, TOKENS)
+    return StridedLanes(ids, 0, num_lanes, K1, windows_per_batch), StridedLanes(ids[:20], 0, 2, 6)
 
 
 def per_step(optimizer):
@@ -64,6 +65,7 @@ def fit_text(
     val=0.5,
     callbacks=(),
     data=plain,
+    save=True,
     **training,
 ):
     """Runs in a process whose generators stand anywhere, and returns what the end looks like."""
@@ -77,14 +79,14 @@ def fit_text(
         max_epochs=EPOCHS,
         max_steps=max_steps,
         accelerator="cpu",
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         num_sanity_val_steps=0,
         enable_model_summary=False,
         log_every_n_steps=3,
         val_check_interval=val or 1.0,
         check_val_every_n_epoch=None if isinstance(val, int) and val else 1,
         logger=run_loggers(RunFolder(folder), *((saved["position"]["step"], saved["log"]["tokens"]) if saved else ())),
-        callbacks=[steps, RunCheckpoint(), *callbacks],
+        callbacks=[steps, *([RunCheckpoint()] if save else ()), *callbacks],
     )
     trainer.fit(module, train, validation if val else None, ckpt_path=resume)
     return trainer, module, steps

@@ -24,6 +24,7 @@ from lit_tbptt.files.schema import Checkpoint, run_state
 from lit_tbptt.training.callbacks import RunCheckpoint, SafeCheckpointIO, SignalHandling, StepProgressBar
 from lit_tbptt.training.loggers import run_loggers
 from lit_tbptt.training.module import LitTBPTT
+from lit_tbptt.training.position import Position
 
 say = rank_zero_only(print)
 # Options of the trainer that manual optimization cannot take, and what to use instead.
@@ -197,7 +198,9 @@ class LitCLI(LightningCLI):
 
     def _nothing_left(self) -> bool:
         end = self._get(self.config, "trainer").max_steps
-        return self._checkpoint is not None and 0 <= end <= self._checkpoint["global_step"]
+        if self._checkpoint is None or not 0 <= end <= self._checkpoint["global_step"]:
+            return False
+        return not Position(**run_state(self._checkpoint)["position"]).awaits_end
 
     def before_fit(self) -> None:
         own = type(self.model).configure_optimizers is not LitTBPTT.configure_optimizers
@@ -252,6 +255,8 @@ class LitCLI(LightningCLI):
         path = saved.best_model_path or saved.last_model_path
         if self.trainer.fast_dev_run or not path:
             return
+        # An evaluation of the best checkpoint is no point of the curves.
+        loggers, self.trainer.loggers = self.trainer.loggers, []
         results = {}
         for split, prefix, evaluate in (
             ("validation", "val", self.trainer.validate),
@@ -260,6 +265,7 @@ class LitCLI(LightningCLI):
             if self.has_split(split):
                 evaluate(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
                 results[split] = self._metrics(prefix)
+        self.trainer.loggers = loggers
         if results:
             say(f"\n{result_table(results)}\n")
         folder = self.trainer.log_dir  # asked by all

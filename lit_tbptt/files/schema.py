@@ -49,8 +49,9 @@ class RunState(TypedDict):
         position: The fields of `Position`, those of all ranks united.
         ranks: What each rank knows alone, in order.
         truncation: How gradients are cut.
+        stopping: Whether a callback, such as EarlyStopping, has stopped the run, and it has not ended yet.
         log: What `TrainingLog.state_dict` returns.
-        metrics: The values of the last evaluation.
+        metrics: What the trainer's `callback_metrics` held.
         tokenizer: For a language model, what `Tokenizer.describe` returns.
         settings: For a run from the command line, its settings by section.
     """
@@ -59,8 +60,9 @@ class RunState(TypedDict):
     position: dict[str, Any]
     ranks: list[RankState]
     truncation: TruncationState
+    stopping: bool
     log: dict[str, Any]
-    metrics: dict[str, float]
+    metrics: dict[str, Tensor]
     tokenizer: NotRequired[dict[str, Any]]
     settings: NotRequired[dict[str, Any]]
 

@@ -1,6 +1,7 @@
 """A language model for Lightning: `RecurrentLM` in the loop of `LitTBPTT`, with its tokenizer."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Self
@@ -54,6 +55,8 @@ class LitLanguageModel(LitTBPTT):
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        # Strategies that shard are refused in any case.
+        warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
         core = LSTM() if core is None else core
         options: dict[str, Any] = {
             "embedding_dropout": embedding_dropout,
@@ -86,16 +89,25 @@ class LitLanguageModel(LitTBPTT):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
-        if self.model is not None and tokenizer is not None:
+        self.configure_model()
+        tokenizer = self._tokenizer_of_data()
+        if tokenizer is not None:
             self._check_tokenizer(tokenizer)
-        elif tokenizer is not None:
-            if self.trainer.world_size > 1:
-                # Lightning seeds again where it starts several processes; the weights are to be those of one.
-                torch.set_rng_state(self._random)
-            self._build(tokenizer)
-        elif self.model is None:
+
+    def configure_model(self) -> None:
+        """Makes the network, if there is none; called by `setup`, and before by callbacks that average weights."""
+        if self.model is not None:
+            return
+        tokenizer = self._tokenizer_of_data()
+        if tokenizer is None:
             raise InputError("the vocabulary is not known: the datamodule must have a `tokenizer`")
+        if self.trainer.world_size > 1:
+            # Lightning seeds again where it starts several processes; the weights are to be those of one.
+            torch.set_rng_state(self._random)
+        self._build(tokenizer)
+
+    def _tokenizer_of_data(self) -> Tokenizer | None:
+        return getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
 
     # The task
 

@@ -14,6 +14,7 @@ from lit_tbptt.tbptt import Batch, Run, StepPerWindow, Task, Truncation, Update,
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.training.ddp import check_lanes, check_strategy
 from lit_tbptt.training.evaluation import Evaluation
+from lit_tbptt.training.hooks import check_callbacks, step_hooks, window_hooks
 from lit_tbptt.training.optimization import ModuleOptimizer
 from lit_tbptt.training.resume import ResumableModule
 
@@ -114,17 +115,22 @@ class LitTBPTT(Task, ResumableModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         check_strategy(self.trainer)
+        check_callbacks(self.trainer)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self._run = Run(self, self.truncation, self.agreement, self.update.repeats)
         # We log every n optimizer steps, however many of them a batch holds.
         warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
+        # Our own checkpoints are not wrong for being of the weights after a step.
+        warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization and every_n_train_steps")
 
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Hands the windows of a batch to the update, and stops at `trainer.max_steps` even inside a batch."""
+        _check_batch(batch)
+        self._is_continued()
         trainer = self.trainer
         done, self._skip_windows = self._skip_windows, 0
         self.position = replace(
@@ -136,17 +142,15 @@ class LitTBPTT(Task, ResumableModule):
             data=batch.position,
             batches_before=trainer.fit_loop.epoch_loop.total_batch_idx,
             batch_finished=False,
+            last_batch=trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches,
         )
         optimizer, stepped = ModuleOptimizer(self), True
-        window_hooks, step_hooks = (
-            [getattr(callback, hook) for callback in trainer.callbacks if hasattr(callback, hook)]
-            for hook in ("on_window_end", "on_step_end")
-        )
+        on_window_end, on_step_end = window_hooks(trainer), step_hooks(trainer, batch, batch_idx)
         for number, window in enumerate(batch.windows[done:], done + 1):
             if trainer.global_step == trainer.max_steps:
                 break
             window = self._with_resets(window)
-            last = trainer.is_last_batch and number == len(batch.windows)
+            last = self.position.last_batch and number == len(batch.windows)
             updated = self.update(window, self.carry, self._run, optimizer, last)
             stepped = updated.stepped
             self.carry = updated.carry
@@ -155,10 +159,10 @@ class LitTBPTT(Task, ResumableModule):
             self.position.batch_window += 1
             if stepped:
                 self._after_step()
-            for on_window_end in window_hooks:
-                on_window_end(trainer, self, window)
-            for on_step_end in step_hooks if stepped else ():
-                on_step_end(trainer, self)
+            for hook in on_window_end:
+                hook(trainer, self, window)
+            for hook in on_step_end if stepped else ():
+                hook(trainer, self)
         if not stepped:
             raise InputError(
                 f"{type(self.update).__name__} made no step after the last of {len(batch.windows)} windows of a batch, "
@@ -179,21 +183,26 @@ class LitTBPTT(Task, ResumableModule):
 
     def _after_step(self) -> None:
         self.position.step += 1
-        self.step_schedules("step", self.position.step, self._metrics)
+        self.step_schedules("step", self.position.step)
         self.agreement.sync()
-        if self.position.step % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps
+        if every and self.position.step % every == 0:
             self.log_dict(self._log_training(), prog_bar=True, logger=False, batch_size=1)
 
     def on_train_epoch_start(self) -> None:
+        self._epoch_ended = False
         loader = self.trainer.train_dataloader
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(self.current_epoch)
 
     def on_train_epoch_end(self) -> None:
+        self._is_continued()
+        self._epoch_ended = True
+        # Where a run is continued at an epoch's end, Lightning has counted the last batch once more.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         # Lightning also ends an epoch that is only broken off: by max_steps, by EarlyStopping.
-        was_last = self.trainer.is_last_batch or self.position.batch + 1 >= self.trainer.num_training_batches
-        if self.position.at_batch_end and was_last:
-            self.step_schedules("epoch", self.position.epoch + 1, self._metrics)
+        if self.position.at_batch_end and self.position.last_batch:
+            self.step_schedules("epoch", self.position.epoch + 1)
             self.position = self.position.next_epoch()
 
     def on_train_end(self) -> None:
@@ -216,6 +225,7 @@ class LitTBPTT(Task, ResumableModule):
         self._begin_evaluation(self.trainer.val_dataloaders)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        _check_batch(batch)
         self.evaluation.add(self, batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -225,12 +235,15 @@ class LitTBPTT(Task, ResumableModule):
         self._begin_evaluation(self.trainer.test_dataloaders)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        _check_batch(batch)
         self.evaluation.add(self, batch)
 
     def on_test_epoch_end(self) -> None:
         self._end_evaluation("test", self.trainer.test_dataloaders)
 
     def on_validation_start(self) -> None:
+        # Where max_steps breaks a batch off, Lightning validates at a place that the run continued would pass by.
+        self._metrics_before = None if self.position.at_batch_end else dict(self.trainer.callback_metrics)
         self.log_book.pause_clock()
 
     def on_validation_end(self) -> None:
@@ -245,14 +258,23 @@ class LitTBPTT(Task, ResumableModule):
         values = {
             f"{stage}/{name}": value for name, value in (self.describe_loss(mean_loss, loaders) | metrics).items()
         }
-        # For callbacks that monitor a metric; the loggers get it at our own x-axis. It is of all ranks already.
+        fitting = self.trainer.state.fn == "fit"
+        # It is of all ranks already.
         warnings.filterwarnings("ignore", ".*sync_dist=True.* when logging on epoch level in distributed setting")
-        self.log_dict(values, logger=False)
-        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You called `self.log.*no logger configured")
+            # For callbacks that monitor a metric, and for `validate`, which returns only what loggers may get. In a fit
+            # they get it over optimizer steps, below.
+            self.log_dict(values, logger=not fitting)
+        if not fitting or self.trainer.sanity_checking:
             return  # an evaluation of some checkpoint is no point of the training curve
-        # Where max_steps breaks a batch off, Lightning validates at a place that the run continued would pass by.
-        passing = not self.position.at_batch_end
-        self.log_book.write(self.trainer, values, passing)
-        if not passing:
-            self._metrics |= values
+        self.log_book.write(self.trainer, values, passing=not self.position.at_batch_end)
         self.position.batch_finished = self.position.at_batch_end
+
+
+def _check_batch(batch: Any) -> None:
+    if not isinstance(batch, Batch):
+        raise InputError(
+            f"the data give a {type(batch).__name__} where a Batch of windows is expected: give one iterable of Batch, "
+            "such as StridedLanes, for training and for each evaluation, not a list or a dictionary of them"
+        )

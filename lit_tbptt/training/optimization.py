@@ -1,59 +1,33 @@
 """The optimizer under manual optimization: its steps, clipping and schedules, which Lightning leaves to the module."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import _configure_optimizers, _configure_schedulers_automatic_opt
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim import LBFGS, Optimizer
 
 from lit_tbptt.errors import InputError
 
 
-class Schedule(NamedTuple):
-    """A schedule and when it steps, in the words of Lightning's `lr_scheduler` dictionary.
-
-    Attributes:
-        scheduler: Any scheduler of torch.
-        interval: `step` or `epoch`.
-        frequency: It steps at every N-th of them.
-        monitor: The metric that a `ReduceLROnPlateau` looks at.
-        strict: Whether a metric that is not there is an error.
-    """
-
-    scheduler: LRScheduler
-    interval: str = "epoch"
-    frequency: int = 1
-    monitor: str | None = None
-    strict: bool = True
-
-
-def take_schedules(configured: Any) -> tuple[Any, list[Schedule]]:
-    """Takes what `configure_optimizers` returns apart.
+def take_schedules(configured: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+    """Takes what `configure_optimizers` returns apart, as Lightning does under automatic optimization.
 
     Under manual optimization Lightning keeps the schedulers, to save them, but drops when they step.
 
-    Returns:
-        The same for Lightning, without what it would drop; and the schedules.
-
     Raises:
-        InputError: There is not exactly one optimizer.
+        InputError: There is not exactly one optimizer, or it needs a closure.
     """
-    schedulers: Any = []
-    optimizers = configured
-    if isinstance(configured, dict):
-        optimizers = configured["optimizer"]
-        schedulers = [configured["lr_scheduler"]] if configured.get("lr_scheduler") is not None else []
-    elif isinstance(configured, tuple) and len(configured) == 2 and isinstance(configured[0], (list, tuple)):
-        optimizers, schedulers = configured
-    optimizers = list(optimizers) if isinstance(optimizers, (list, tuple)) else [optimizers]
-    if len(optimizers) != 1 or not isinstance(optimizers[0], Optimizer):
+    optimizers, schedulers, monitor = _configure_optimizers(configured)
+    if len(optimizers) != 1:
         raise InputError(f"configure_optimizers must give one optimizer, and gave {optimizers}")
-    schedules = [Schedule(**entry) if isinstance(entry, dict) else Schedule(entry) for entry in schedulers]
-    return (optimizers, [schedule.scheduler for schedule in schedules]), schedules
+    if isinstance(optimizers[0], LBFGS):
+        raise InputError("configure_optimizers gave an LBFGS, which runs a window several times a step: not supported")
+    return optimizers, _configure_schedulers_automatic_opt(schedulers, monitor)
 
 
 class ModuleOptimizer:
@@ -89,7 +63,7 @@ class ManualOptimization(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self._schedules: list[Schedule] | None = None
+        self._schedules: list[LRSchedulerConfig] | None = None
         self.changed_optimizer: dict[str, Any] = {}
         self.changed_schedule: dict[str, Any] = {}
 
@@ -104,9 +78,9 @@ class ManualOptimization(LightningModule):
             self.configure_optimizers = partial(self._take_schedules, self.configure_optimizers)  # type: ignore[method-assign]
 
     def _take_schedules(self, configure: Callable[[], Any]) -> Any:
-        configured, self._schedules = take_schedules(configure())
+        optimizers, self._schedules = take_schedules(configure())
         self._give_configure_back()
-        return configured
+        return optimizers, [schedule.scheduler for schedule in self._schedules]
 
     def _give_configure_back(self) -> None:
         ours = self.__dict__.get("configure_optimizers")
@@ -135,19 +109,18 @@ class ManualOptimization(LightningModule):
     def on_fit_start(self) -> None:
         if self._schedules is None:
             raise InputError(f"{type(self).__name__}.setup(stage) must call super().setup(stage)")
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        fused = any(optimizer.defaults.get("fused") for optimizer in self.trainer.optimizers)
-        if self.clip_norm and scaled and fused:
-            raise InputError(
-                f"clip_norm={self.clip_norm} with a fused optimizer and trainer.precision=16-mixed: such an "
-                "optimizer unscales the gradients itself, after they would be clipped; set optimizer.fused=false, or "
-                "trainer.precision=bf16-mixed"
-            )
+        self.trainer.strategy.lr_scheduler_configs = self._schedules  # for callbacks such as LearningRateMonitor
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here, and not before the step: only here are the gradients unscaled under fp16.
-        if self.clip_norm is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
+        if self.clip_norm is None:
+            return
+        precision = self.trainer.precision_plugin
+        scaler = getattr(precision, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # a fused optimizer would do it in its step, after the clipping
+        # Not clip_gradients, which refuses fused optimizers, under bf16 too.
+        precision.clip_grad_by_norm(optimizer, self.clip_norm)
 
     def change_optimizer(self) -> None:
         """Sets the options in `changed_optimizer` and `changed_schedule`, over what a checkpoint has restored.
@@ -167,13 +140,12 @@ class ManualOptimization(LightningModule):
             for name, value in self.changed_schedule.items():
                 setattr(schedule.scheduler, name, value)
 
-    def step_schedules(self, interval: str, count: int, metrics: Mapping[str, Any]) -> None:
+    def step_schedules(self, interval: str, count: int) -> None:
         """Steps the schedules of an interval.
 
         Args:
             interval: `step` or `epoch`.
             count: How many of them are done.
-            metrics: The values that a `ReduceLROnPlateau` may monitor, beside the trainer's.
 
         Raises:
             InputError: A metric that is monitored does not exist.
@@ -182,14 +154,14 @@ class ManualOptimization(LightningModule):
             if schedule.interval != interval or count % schedule.frequency:
                 continue
             metric = None
-            if isinstance(schedule.scheduler, ReduceLROnPlateau):
-                known = {**metrics, **self.trainer.callback_metrics}
-                value = known.get(str(schedule.monitor))
+            if schedule.reduce_on_plateau:
+                metrics = self.trainer.callback_metrics
+                value = metrics.get(str(schedule.monitor))
                 # Process 0 decides, for a metric of the user's own may differ.
                 metric = self.trainer.strategy.broadcast(None if value is None else float(value))
                 if metric is None and schedule.strict and interval == "epoch":
                     raise InputError(
-                        f"lr_scheduler.monitor={schedule.monitor!r}: no such metric; there are {', '.join(known)}"
+                        f"lr_scheduler.monitor={schedule.monitor!r}: no such metric; there are {', '.join(metrics)}"
                     )
                 if metric is None:
                     continue

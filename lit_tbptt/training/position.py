@@ -27,6 +27,7 @@ class Position:
         data: What the batch says of its place in the data. None: the start of an epoch.
         batches_before: Batches of the whole run before this one.
         batch_finished: Whether all that follows the batch's last window, validation in the first place, is done too.
+        last_batch: Whether it is the epoch's last.
     """
 
     step: int = 0
@@ -38,11 +39,22 @@ class Position:
     data: Mapping[str, Any] | None = None
     batches_before: int = 0
     batch_finished: bool = False
+    last_batch: bool = False
 
     @property
     def at_batch_end(self) -> bool:
         """Whether every window of the batch is done."""
         return self.batch_window == self.batch_windows
+
+    @property
+    def at_epoch_start(self) -> bool:
+        """Whether no batch of the epoch has begun."""
+        return self.batch_windows == 0
+
+    @property
+    def awaits_end(self) -> bool:
+        """Whether what follows the batch's last window is still to come: a validation, the epoch's end."""
+        return not self.at_epoch_start and self.at_batch_end and (self.last_batch or not self.batch_finished)
 
     def next_epoch(self) -> "Position":
         """Returns the start of the next epoch."""
@@ -60,12 +72,14 @@ class Position:
         """Returns what a loader's `load_state_dict` takes: the batch to start at, how many to skip, the epoch."""
         return {"position": self.data, "skip": int(self.batch_finished), "epoch": self.epoch}
 
-    def rewrite(self, checkpoint: dict[str, Any], resumable_loader: bool) -> None:
+    def rewrite(self, checkpoint: dict[str, Any], stopping: bool, loader_state: Mapping[str, Any] | None) -> None:
         """Rewrites the counters in Lightning's part of a checkpoint, so that it continues from here.
 
         Args:
             checkpoint: The checkpoint, changed in place.
-            resumable_loader: Whether the training data takes a `loader_state`.
+            stopping: Whether a callback has stopped the run, and the epoch is still to be ended.
+            loader_state: What the training data say of themselves; where they are continued is added. None: they
+                cannot be continued.
         """
         checkpoint["epoch"], checkpoint["global_step"] = self.epoch, self.step
         loop = checkpoint["loops"]["fit_loop"]
@@ -73,7 +87,7 @@ class Position:
         done = self.batch + int(self.batch_finished)
         started = self.epoch + int(inside)
         # Lightning gives a loader its state only where an epoch is begun, or ready to begin.
-        ready = self.epoch + 1 if resumable_loader else started
+        ready = started if loader_state is None else self.epoch + 1
         epochs = {"ready": ready, "started": started, "processed": self.epoch, "completed": self.epoch}
         counted = ("ready", "started", "processed", "completed")
         # Lightning schedules validations that are not tied to epochs by the batches of the whole run.
@@ -83,7 +97,7 @@ class Position:
         progress = loop["epoch_loop.batch_progress"]
         progress |= {"total": total, "current": dict.fromkeys(counted, done)}
         # While it is true, Lightning ends the epoch before it has fetched another batch.
-        progress["is_last_batch"] = progress["is_last_batch"] and self.batch_finished
+        progress["is_last_batch"] = (self.last_batch or stopping) and self.batch_finished
         loop["epoch_loop.manual_optimization.optim_step_progress"] = {"total": steps, "current": dict(steps)}
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] = self.step
         # Evaluation is never continued half-way: it starts again.
@@ -91,8 +105,8 @@ class Position:
             if key.startswith("epoch_loop.val_loop") and key.endswith("batch_progress"):
                 for part in ("total", "current"):
                     value[part] = dict.fromkeys(value[part], 0)
-        if resumable_loader:
-            loop["state_dict"]["combined_loader"] = [self.loader_state()]
+        if loader_state is not None:
+            loop["state_dict"]["combined_loader"] = [{**loader_state, **self.loader_state()}]
 
 
 def _united(parts: Sequence[Any]) -> Any:

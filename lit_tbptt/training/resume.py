@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import torch
+from torch import Tensor
+
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.schema import Checkpoint, RankState, RunState, TruncationState, new_run_state, run_state
@@ -44,7 +47,10 @@ class ResumableModule(ManualOptimization):
         self.log_book = TrainingLog()
         self._resume: RunState | None = None
         self._skip_windows = 0
-        self._metrics: dict[str, float] = {}
+        self._max_steps = -1
+        self._log_every_n_steps = 0
+        self._stopping = self._epoch_ended = False
+        self._metrics_before: dict[str, Tensor] | None = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own: RankState = {"carry": None if self.carry is None else self.carry.describe(), "random": random_state()}
@@ -55,9 +61,12 @@ class ResumableModule(ManualOptimization):
         saved["position"] = dict(vars(position))
         saved["ranks"] = list(ranks)
         saved["truncation"] = {"k1": self.truncation.k1, "k2_setting": self._first_k2, "k2": self.truncation.k2}
+        saved["stopping"] = self.trainer.should_stop and not self._epoch_ended
         saved["log"] = self.log_book.state_dict(self.trainer)
-        saved["metrics"] = self._metrics
-        position.rewrite(checkpoint, self._resumable_loader())
+        metrics = self.trainer.callback_metrics if self._metrics_before is None else self._metrics_before
+        saved["metrics"] = {name: torch.as_tensor(value).detach().cpu() for name, value in metrics.items()}
+        loader = self.trainer.train_dataloader
+        position.rewrite(checkpoint, saved["stopping"], loader.state_dict() if self._resumable_loader() else None)
 
     def _resumable_loader(self) -> bool:
         loader = self.trainer.train_dataloader
@@ -75,7 +84,19 @@ class ResumableModule(ManualOptimization):
         self._trainer.precision_plugin.convert_module(self)
         if self._trainer.state.fn == "fit":
             self._resume = saved
+            self._check_precision(checkpoint)
             self._take_truncation(saved["truncation"])
+
+    def _check_precision(self, checkpoint: Mapping[str, Any]) -> None:
+        # Callbacks that average weights leave the average under "state_dict".
+        weights = checkpoint.get("current_model_state", checkpoint["state_dict"])
+        for name, ours in self.state_dict().items():
+            if name in weights and weights[name].dtype != ours.dtype:
+                raise InputError(
+                    f"trainer.precision={self.trainer.precision} makes weights of {ours.dtype}, where the run to be "
+                    f"resumed has {weights[name].dtype}: a resumed run cannot change it; keep the precision, or start "
+                    "a new run from these weights"
+                )
 
     def _take_truncation(self, saved: TruncationState) -> None:
         if saved["k1"] != self.truncation.k1:
@@ -90,12 +111,19 @@ class ResumableModule(ManualOptimization):
         super().on_fit_start()
         self.rank = rank_of(self.trainer)
         self.agreement = Agreement(self.rank.num_ranks)
+        loop = self.trainer.fit_loop.epoch_loop
+        self._max_steps, self._log_every_n_steps = loop.max_steps, self.trainer.log_every_n_steps
+        if self._resume is not None:
+            position = Position(**self._resume["position"])
+            if position.awaits_end and position.step == loop.max_steps:
+                loop.max_steps += 1  # or Lightning would return at once
 
     def on_train_start(self) -> None:
         check_lanes(self.trainer.train_dataloader, self.trainer)
         saved, self._resume = self._resume, None
-        self.carry, self.position, self.log_book, self._metrics = None, Position(), TrainingLog(), {}
+        self.carry, self.position, self.log_book, self._metrics_before = None, Position(), TrainingLog(), None
         self._skip_windows = 0
+        self._stopping = self._epoch_ended = False
         if saved is not None:
             self._continue(saved)
         if saved is None or len(saved["ranks"]) != self.rank.num_ranks:
@@ -103,6 +131,13 @@ class ResumableModule(ManualOptimization):
         if self.rank.num_ranks > 1:
             fix_gradient_layout(self)
         self.log_book.start_clock()
+
+    def _is_continued(self) -> None:
+        """Called where Lightning has gone on with the epoch: from here on all is as it would have been."""
+        self.trainer.fit_loop.epoch_loop.max_steps = self._max_steps
+        self.trainer.log_every_n_steps = self._log_every_n_steps
+        if self._stopping:
+            self.trainer.should_stop, self._stopping = True, False
 
     def _continue(self, saved: RunState) -> None:
         self.position = Position(**saved["position"])
@@ -112,8 +147,12 @@ class ResumableModule(ManualOptimization):
                 f"{type(self.trainer.train_dataloader).__name__}, cannot start there: give it state_dict() and "
                 "load_state_dict(state), as StridedLanes has, or resume from a checkpoint of an epoch's end"
             )
+        self._stopping = saved["stopping"]
         self._skip_windows = 0 if self.position.batch_finished else self.position.batch_window
-        self._metrics = saved["metrics"]
+        if self._skip_windows:
+            self.trainer.log_every_n_steps = 0  # callbacks have logged already where the batch began
+        # What callbacks and schedules monitor, as Lightning has rounded it: an epoch's end may be what comes next.
+        self.trainer.callback_metrics.update(saved["metrics"])
         ranks = saved["ranks"]
         carries = [rank["carry"] for rank in ranks if rank["carry"] is not None]
         if carries:

@@ -226,3 +226,12 @@ def test_a_run_that_diverges_names_the_last_good_checkpoint(run):
     )
     assert "the training loss is" in message
     assert "a learning rate of about 1e+30" in message
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64"])
+def test_the_defaults_train_in_every_precision(precision, words_folder, in_tmp_path):
+    """The default job's optimizer is fused, and its gradients are clipped."""
+    options = ["--model.core.hidden_size=9", "--trainer.max_steps=6", f"--trainer.precision={precision}"]
+    cli = TextCLI(["fit", f"--data.path={words_folder}", *SMALL_RUN, *options, "--trainer.val_check_interval=4"])
+    assert (cli.trainer.optimizers[0].defaults["fused"], cli.model.clip_norm) == (True, 1.0)
+    assert cli.trainer.global_step == 6

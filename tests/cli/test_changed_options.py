@@ -47,6 +47,7 @@ def test_optimizer_options_can_change_on_a_resume_and_its_class_cannot(first_run
         ("--data.tokenizer=byte", "vocabulary of 257.*vocabulary of 8"),
         ("--model.core.hidden_size=11", r"model\.core=.*'hidden_size': 11.* trained with .*'hidden_size': 9"),
         ("--model.tie_weights=true", "model.tie_weights=True .* trained with False"),
+        ("--trainer.precision=64", r"trainer.precision=64-true makes .*float64, where .* has torch.float32"),
     ],
 )
 def test_what_a_resume_cannot_keep_is_an_error_that_names_both(first_run, change, message):

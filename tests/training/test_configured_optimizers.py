@@ -3,6 +3,8 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import Logger
 from loops import batches, fit
 from tasks import Regression
 
@@ -57,6 +59,74 @@ def test_a_schedule_per_step_steps_by_every_route_and_in_every_fit(make):
         rates = Rates()
         fit(module, batches(5, 4), max_epochs=1, callbacks=[rates])
         assert rates.seen == pytest.approx([0.1 * 0.9**step for step in range(1, 14)])
+
+
+def exponential(optimizer):
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+
+def plateau(optimizer):
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.9, patience=0, threshold=10, mode="max")
+
+
+FORMS = {
+    "an optimizer": lambda optimizer: optimizer,
+    "two lists": lambda optimizer: ([optimizer], [exponential(optimizer)]),
+    "lists, a dictionary": lambda optimizer: (
+        [optimizer],
+        [{"scheduler": exponential(optimizer), "interval": "step", "name": "mine"}],
+    ),
+    "a dictionary": lambda optimizer: {"optimizer": optimizer, "lr_scheduler": exponential(optimizer)},
+    "a frequency": lambda optimizer: {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": exponential(optimizer), "interval": "step", "frequency": 2, "name": "mine"},
+    },
+    "a list of dictionaries": lambda optimizer: [{"optimizer": optimizer, "lr_scheduler": exponential(optimizer)}],
+    "a monitor": lambda optimizer: {
+        "optimizer": optimizer,
+        "lr_scheduler": plateau(optimizer),
+        "monitor": "train/loss",
+    },
+    "reduce_on_plateau": lambda optimizer: {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": plateau(optimizer), "reduce_on_plateau": True, "monitor": "train/loss"},
+    },
+}
+# Steps and epochs by which each has multiplied the rate by 0.9, after two epochs of 13 steps.
+TIMES = dict(zip(FORMS, (0, 2, 26, 2, 13, 2, 1, 1), strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_that_lightning_takes(form):
+    module, monitor, logged = Regression(k1=5), LearningRateMonitor(), Recording()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    module.configure_optimizers = lambda: FORMS[form](optimizer)
+    fit(module, batches(5), callbacks=[monitor] if TIMES[form] else [], logger=logged)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.9 ** TIMES[form])
+    if TIMES[form]:
+        name = "mine" if form in ("lists, a dictionary", "a frequency") else "lr-SGD"
+        assert {name} == {key for row in logged.rows for key in row if "SGD" in key or key == "mine"}
+
+
+class Recording(Logger):
+    name, version = "recording", 0
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_hyperparams(self, *args):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append(metrics)
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    module = Regression(k1=5)
+    module.configure_optimizers = lambda: torch.optim.LBFGS(module.parameters())
+    with pytest.raises(InputError, match="gave an LBFGS, which runs a window several times a step: not supported"):
+        fit(module, batches(5))
 
 
 def test_a_fit_that_fails_in_between_leaves_nothing_behind():

@@ -185,13 +185,30 @@ def test_under_fp16_the_unscaled_gradient_is_clipped():
     assert norms["16 0.05"] == pytest.approx(norms["32 0.05"], rel=0.01)
 
 
-def test_fused_optimizers_are_refused_where_they_would_be_clipped_scaled():
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("bits", ["bf16", "fp16"])
+def test_a_fused_optimizer_steps_by_the_clipped_gradient_in_mixed_precision(bits, fused):
+    """With SGD the step is the gradient times the learning rate, so its norm tells how the gradient was clipped."""
+    steps = []
+
     class Fused(Regression):
         def configure_optimizers(self):
-            return torch.optim.AdamW(self.parameters(), fused=True)
+            return torch.optim.SGD(self.parameters(), 0.1, fused=fused)
 
-    with pytest.raises(InputError, match=r"clip_norm=0\.1 with a fused optimizer and trainer\.precision=16-mixed"):
-        fit(Fused(k1=5, clip_norm=0.1), batches(5), precision=None, plugins=[half_precision()])
+    class Steps(Callback):
+        def on_train_batch_start(self, trainer, module, *args):
+            self.before = [parameter.detach().clone() for parameter in module.parameters()]
+
+        def on_train_batch_end(self, trainer, module, *args):
+            moved = [after - before for after, before in zip(module.parameters(), self.before, strict=True)]
+            steps.append(torch.nn.utils.get_total_norm([part.detach() for part in moved]).item() / 0.1)
+
+    data = tuple(part.float() for part in sequence())
+    plugin = {"bf16": {"precision": "bf16-mixed"}, "fp16": {"precision": None, "plugins": [half_precision()]}}[bits]
+    fit(Fused(k1=5, clip_norm=0.05), batches(5, 1, data), callbacks=[Steps()], **plugin)
+    assert len(steps) == 26
+    assert max(steps) == pytest.approx(0.05, rel=1e-3)
+    assert min(steps) > 0
 
 
 def test_any_module_is_loaded_from_a_checkpoint_and_resumed(tmp_path):
@@ -226,3 +243,31 @@ def test_bad_settings_are_refused():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(InputError, match="warmup_steps=-1"):
         WarmupCosineLR(optimizer, warmup_steps=-1)
+
+
+@pytest.mark.parametrize("options", [{"barebones": True}, {"log_every_n_steps": 0}])
+def test_a_run_that_logs_nothing(options):
+    module, quiet = pair(k1=5, lr=0.1)
+    settings = {"max_epochs": 2, "accelerator": "cpu", "precision": "64-true"}
+    if "barebones" not in options:
+        settings |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    Trainer(**settings, **options).fit(quiet, batches(5, 4))
+    fit(module, batches(5, 4))
+    same_weights(quiet, module)
+
+
+def test_validate_and_test_return_what_they_have_measured():
+    module = Regression(k1=5)
+    trainer = fit(module, batches(5), max_epochs=1)
+    for name, evaluate in (("val", trainer.validate), ("test", trainer.test)):
+        (metrics,) = evaluate(module, batches(5), verbose=False)
+        assert metrics == {f"{name}/loss": trainer.callback_metrics[f"{name}/loss"]}
+        assert metrics[f"{name}/loss"] > 0
+
+
+def test_several_loaders_are_refused():
+    message = "where a Batch of windows is expected: give one iterable of Batch"
+    with pytest.raises(InputError, match=f"the data give a dict {message}"):
+        fit(Regression(k1=5), {"a": batches(5), "b": batches(5)})
+    with pytest.raises(InputError, match=f"the data give a list {message}"):
+        fit(Regression(k1=5), [batches(5), batches(5)])

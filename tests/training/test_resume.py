@@ -1,11 +1,12 @@
 """A run that is stopped anywhere and continued is the run that was never stopped, to the last bit."""
 
 import pytest
+import torch
 from command_line import curve
 from letters import streamed, strided
 from lightning.pytorch import Callback, LightningDataModule
 from loops import batches, fit
-from resuming import EPOCHS, K1, LANES, WINDOWS, everything, fit_text, monitored, per_epoch, per_step, same
+from resuming import EPOCHS, K1, LANES, WINDOWS, everything, fit_text, monitored, per_epoch, per_step, plain, same
 from tasks import Regression
 
 from lit_tbptt import InputError
@@ -138,6 +139,38 @@ def test_continued_from_wherever_a_checkpoint_was_saved(windows_per_batch, val, 
         assert steps.run == list(range(int(path.name[:2]) + 1, EPOCHS * WINDOWS + 1)), path
         same(everything(trainer, module), expected)
         assert curve(folder) == whole_curve, path
+
+
+@pytest.mark.parametrize("windows_per_batch", [1, 4])
+def test_lanes_without_a_datamodule_know_what_must_not_change(windows_per_batch, tmp_path):
+    folder = tmp_path / "run" / "version_0"
+    fit_text(folder, windows_per_batch, per_step, 5)
+    others = {
+        r"windows_per_batch=\d, where the run to be resumed has windows_per_batch=\d": lambda _: plain(2),
+        r"num_lanes=4, where the run to be resumed has num_lanes=3": lambda count: plain(count, LANES + 1),
+        r"ids=75 ids with checksum \w+, where": lambda count: plain(count, seed=6),
+    }
+    for message, data in others.items():
+        with pytest.raises(InputError, match=message):
+            fit_text(folder, windows_per_batch, per_step, resume=folder / "checkpoints" / "last.ckpt", data=data)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_plateau_compares_what_lightning_has_rounded(seed, tmp_path):
+    """Every improvement counts, so a metric that comes back in another precision would show."""
+
+    def every_improvement(optimizer):
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5, threshold=0)
+        scheduler.monitor = "val/nats_per_token"
+        return scheduler
+
+    options = {"data": lambda count: plain(count, seed=seed), "val": 1.0}
+    whole, again = tmp_path / "whole" / "version_0", tmp_path / "again" / "version_0"
+    copies = Copies(tmp_path / "copies")
+    expected = everything(*fit_text(whole, 4, every_improvement, callbacks=[copies], **options)[:2])
+    for path in copies.paths:
+        trainer, module, _ = fit_text(again, 4, every_improvement, resume=path, **options)
+        same(everything(trainer, module), expected)
 
 
 class Refusing(LightningDataModule):

@@ -73,17 +73,34 @@ class Lanes(ABC):
         Where a run stands in the middle of an epoch, its module knows from the batches: loaders are read ahead.
         """
         position, skip = self._start
-        return {"position": position, "skip": skip, "epoch": self.epoch}
+        return {"position": position, "skip": skip, "epoch": self.epoch, "fixed": self._fixed()}
+
+    @abstractmethod
+    def _fixed(self) -> dict[str, Any]:
+        """Returns what decides the windows, by argument: what a run that is continued cannot change."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration, and only that, begin later.
 
         Args:
             state: `position`, what a batch said of its place, or None for the start; `skip`, how many batches from
-                that one on to leave out; `epoch`, the number of the epoch.
+                that one on to leave out; `epoch`, the number of the epoch; what else `state_dict` has returned.
+
+        Raises:
+            InputError: The lanes that the state is of had other windows.
         """
+        ours = self._fixed()
+        for name, theirs in state.get("fixed", ours).items():
+            if ours.get(name) != theirs:
+                raise InputError(
+                    f"{name}={ours.get(name)}, where the run to be resumed has {name}={theirs}: a resumed run cannot "
+                    "change it, since its windows would be others; keep it, or start a new run from these weights"
+                )
         self._start = (state["position"], state["skip"])
         self.epoch = state["epoch"]
+
+    def _sizes(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("num_lanes", "k1", "windows_per_batch", "eos")}
 
     def _cut(self, tokens: np.ndarray, resets: np.ndarray) -> tuple[Window, ...]:
         """Cuts the tokens of a batch into windows.

@@ -96,6 +96,11 @@ class StreamedLanes(Lanes):
         self.num_documents = self.num_tokens = self.num_empty = 0
         self._said_empty = False
 
+    def _fixed(self) -> dict[str, Any]:
+        order = {name: getattr(self, name) for name in ("num_readers", "document_reset", "shuffle_seed", "repeat")}
+        documents = f"{self.stream.num_shards} shards, the first document {self.stream.first_document_hash[:16]}"
+        return self._sizes() | order | {"stream": documents}
+
     def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
         return self._agreed(position, skip, self.epoch)
 

@@ -7,8 +7,9 @@ lane 1   t5 t6 t7 t8 t9 |
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -146,6 +147,15 @@ class StridedLanes(Lanes):
                 resets[(place - begin - 1) // self.k1] = True
             piece += 1
 
+    def _fixed(self) -> dict[str, Any]:
+        order = {name: getattr(self, name) for name in ("document_reset", "shuffle_seed", "rotation_seed")}
+        ids, ends = self._checksums
+        return self._sizes() | order | {"ids": ids, "document_ends": ends}
+
+    @cached_property
+    def _checksums(self) -> tuple[str, str]:
+        return _checksum(self.ids, "ids"), _checksum(self.document_ends, "ends")
+
     def _layout(self) -> _Layout:
         if self._layout_of is None or self._layout_of[0] != self.epoch:
             self._layout_of = (self.epoch, self._lay_out())
@@ -168,6 +178,16 @@ class StridedLanes(Lanes):
         if self.document_reset:
             starts = places[np.searchsorted(places, starts)]
         return _Layout(sources, lengths, places, starts)
+
+
+def _checksum(numbers: np.ndarray, noun: str) -> str:
+    """Describes an array by its length and a checksum, of at most a million of its elements in evenly spaced blocks."""
+    block = 1024
+    starts = range(0, len(numbers), max(block, -(-len(numbers) // 1024)))
+    total = 0
+    for start in starts:
+        total = crc32(np.asarray(numbers[start : start + block], np.int64).tobytes(), total)
+    return f"{len(numbers)} {noun} with checksum {total:08x}"
 
 
 def _rotate(sources: np.ndarray, lengths: np.ndarray, offset: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:

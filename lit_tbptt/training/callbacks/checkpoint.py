@@ -87,6 +87,10 @@ class RunCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        if stage != "fit":
+            return
+        # Last, so that what it saves holds what the others have done.
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
         for owner in filter(None, (pl_module, getattr(trainer, "datamodule", None))):
             objects = [name for name, value in owner.hparams.items() if not is_plain(value)]
             if objects:
@@ -100,9 +104,8 @@ class RunCheckpoint(Checkpoint):
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves where steps or minutes say so."""
-        if "save" in pl_module.agreement.agreed or (
-            self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        ):
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if "save" in pl_module.agreement.agreed or due:
             self.save_last(trainer)
         elif self.every_n_minutes and (time.monotonic() - self._saved_at) / 60 >= self.every_n_minutes:
             pl_module.agreement.request("save")  # clocks differ: all save at the next boundary
@@ -123,8 +126,22 @@ class RunCheckpoint(Checkpoint):
             self._rank(trainer, self.sign * score)
         self.save_last(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.save_last(trainer)
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        # Where max_steps breaks an epoch off, Lightning ends it all the same; a run that is continued goes on with it.
+        position, loop = pl_module.position, trainer.fit_loop
+        if trainer.global_step == trainer.max_steps and not (position.at_batch_end and position.last_batch):
+            validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+            position.batch_finished = position.at_batch_end and not validates
+            self.save_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not in on_train_end, where callbacks that average weights put the average in their place.
+        if trainer.global_step == trainer.max_steps:
+            ends = pl_module.position.at_epoch_start  # otherwise max_steps has broken it off, see above
+        else:
+            ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if ends:
+            self.save_last(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
         """Writes `last.ckpt`, and keeps the one before it as `previous.ckpt`."""

@@ -16,6 +16,7 @@ from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.errors import DivergenceError, InputError
 from lit_tbptt.ranks import Agreement
 from lit_tbptt.training.callbacks.checkpoint import RunCheckpoint
+from lit_tbptt.training.hooks import trained_weights
 
 _REQUESTS = {"SIGTERM": "SIGTERM", "SIGINT": "SIGINT", "SIGUSR1": "save"}
 
@@ -51,6 +52,10 @@ class SignalHandling(Callback):
                 number = signal.Signals[name]
                 self._before[number] = signal.signal(number, self._handle)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Last, so that what is saved before a stop holds what the others have done.
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
+
     # Not earlier: Lightning puts its own handlers in place just before. They would talk to the other processes from
     # inside the handler, and hang.
 
@@ -69,7 +74,9 @@ class SignalHandling(Callback):
         self._batches_left -= 1
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._batches_left >= 0:
             pl_module.agreement.sync()
-            self._act(trainer, pl_module.agreement.agreed)
+            if pl_module.agreement.agreed:
+                with trained_weights(trainer, pl_module):
+                    self._act(trainer, pl_module.agreement.agreed)
             _exchange(pl_module)
 
     def _act(self, trainer: Trainer, agreed: Set[str]) -> None:

@@ -152,3 +152,21 @@ def test_the_number_of_batches_is_known_where_it_is_always_the_same():
 def test_options_that_need_the_documents_say_so():
     with pytest.raises(InputError, match="document_ends=None"):
         StridedLanes(np.arange(11), EOS, 2, 3, document_reset=True)
+
+
+def test_lanes_that_are_continued_must_be_the_same():
+    ids = np.arange(40)
+    options = {"document_ends": np.array([7, 40]), "document_reset": True, "shuffle_seed": 3}
+    state = StridedLanes(ids, 0, 4, 5, 2, **options).state_dict()
+    StridedLanes(ids.copy(), 0, 4, 5, 2, local_lanes=range(1, 3), **options).load_state_dict(state)
+    others = {
+        r"num_lanes=5, where the run to be resumed has num_lanes=4: a resumed": (ids, 0, 5, 5, 2),
+        r"k1=4, where .* has k1=5": (ids, 0, 4, 4, 2),
+        r"windows_per_batch=1, where": (ids, 0, 4, 5, 1),
+        r"ids=40 ids with checksum [0-9a-f]{8}, where .* has ids=40 ids with checksum": (ids[::-1], 0, 4, 5, 2),
+    }
+    for message, arguments in others.items():
+        with pytest.raises(InputError, match=message):
+            StridedLanes(*arguments, **options).load_state_dict(state)
+    with pytest.raises(InputError, match="shuffle_seed=4, where"):
+        StridedLanes(ids, 0, 4, 5, 2, **options | {"shuffle_seed": 4}).load_state_dict(state)

@@ -1,0 +1,80 @@
+"""What callbacks do after every window and every optimizer step, of which one Lightning batch holds several."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+
+from lit_tbptt.errors import InputError
+from lit_tbptt.tbptt import Batch
+
+# Lightning's callbacks that look at the number of optimizer steps where a batch ends: they are called after each of its
+# steps too. At the batch's end they find that they have seen the last one.
+_COUNT_STEPS = (WeightAveraging, ModelCheckpoint)
+
+
+# Lightning's callbacks that rely on automatic optimization, and what to use instead.
+_REFUSED = {
+    StochasticWeightAveraging: "it steps a schedule of its own once a batch; use EMAWeightAveraging, or "
+    "WeightAveraging with torch.optim.swa_utils.SWALR as lr_scheduler",
+    LearningRateFinder: "it raises the learning rate once a batch, and a batch holds several steps; compare short "
+    "runs with trainer.max_steps",
+    BatchSizeFinder: "the number of lanes decides what is learned and not only how much memory is used; set num_lanes",
+}
+
+
+def check_callbacks(trainer: Trainer) -> None:
+    """Makes sure that no callback relies on automatic optimization, and that no two of them average weights.
+
+    Raises:
+        InputError: One does, or two do.
+    """
+    for callback in trainer.callbacks:
+        for refused, reason in _REFUSED.items():
+            if isinstance(callback, refused):
+                raise InputError(f"trainer.callbacks={type(callback).__name__}: {reason}")
+    averaging = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
+    if len(averaging) > 1:
+        raise InputError(
+            f"trainer.callbacks={', '.join(averaging)}: each keeps its average as the model's weights; use one of them"
+        )
+
+
+@contextmanager
+def trained_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Puts the weights that are trained in place, inside a validation of their average."""
+    averaging = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
+    for callback in averaging:
+        callback.on_validation_epoch_end(trainer, pl_module)  # it does nothing else
+    yield
+    for callback in averaging:
+        callback.on_validation_epoch_start(trainer, pl_module)
+
+
+def window_hooks(trainer: Trainer) -> list[Callable[..., None]]:
+    """Returns what is called as `hook(trainer, module, window)` after a window."""
+    return [callback.on_window_end for callback in trainer.callbacks if hasattr(callback, "on_window_end")]
+
+
+def step_hooks(trainer: Trainer, batch: Batch, batch_idx: int) -> list[Callable[..., None]]:
+    """Returns what is called as `hook(trainer, module)` after an optimizer step in a batch."""
+    hooks: list[Any] = []
+    for callback in trainer.callbacks:
+        if isinstance(callback, _COUNT_STEPS):
+            hooks.append(partial(_end_batch, callback, batch, batch_idx))
+        if hasattr(callback, "on_step_end"):
+            hooks.append(callback.on_step_end)
+    return hooks
+
+
+def _end_batch(callback: Callback, batch: Batch, batch_idx: int, trainer: Trainer, pl_module: LightningModule) -> None:
+    callback.on_train_batch_end(trainer, pl_module, None, batch, batch_idx)

@@ -1,0 +1,291 @@
+"""Runs with Lightning's own callbacks: stopped anywhere and continued, they end as the run that never was."""
+
+import os
+import shutil
+import signal
+from collections import Counter
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+from command_line import curve
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
+)
+from loops import batches, fit, sequence
+from resuming import WINDOWS, everything, fit_text, monitored, per_epoch, per_step, same
+from tasks import Regression
+from torch.utils._pytree import tree_flatten
+
+from lit_tbptt import GradientHorizon, InputError, RunCheckpoint, SignalHandling
+from lit_tbptt.files.checkpoint import read_checkpoint
+
+# Of a ModelCheckpoint whose run is continued.
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+LOSS = "val/nats_per_token"
+
+
+class Snapshots(RunCheckpoint):
+    """Saves after every step too, and copies the run's folder after every save."""
+
+    def __init__(self, folder, copies):
+        super().__init__(every_n_steps=1)
+        self.run, self.copies, self.saved = folder, copies, []
+
+    def save_last(self, trainer):
+        super().save_last(trainer)
+        if self.copies is not None:
+            self.saved.append(shutil.copytree(self.run, self.copies / f"{len(self.saved):03}-{trainer.global_step:02}"))
+
+
+class Counting(Callback):
+    """A callback of the user's own, with a state."""
+
+    def __init__(self):
+        self.counts = Counter()
+
+    def on_step_end(self, trainer, module):
+        self.counts["step"] += 1
+
+    def on_validation_end(self, trainer, module):
+        self.counts["validation"] += 1
+
+    def on_train_epoch_end(self, trainer, module):
+        self.counts["epoch"] += 1
+
+    def state_dict(self):
+        return dict(self.counts)
+
+    def load_state_dict(self, state):
+        self.counts = Counter(state)
+
+
+class Stopping(Callback):
+    """Stops the run after a step, once."""
+
+    def __init__(self, how, step):
+        self.how, self.step = how, step
+
+    def on_step_end(self, trainer, module):
+        if trainer.global_step == self.step and self.how == "exception":
+            raise RuntimeError("stopped")
+        if trainer.global_step == self.step and self.how == "Ctrl-C":
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+CALLBACKS = {
+    "EarlyStopping": lambda folder: EarlyStopping(LOSS, patience=1, min_delta=10.0),
+    "EarlyStopping of training": lambda folder: EarlyStopping("train/nats_per_token", patience=7, strict=False),
+    "ModelCheckpoint": lambda folder: ModelCheckpoint(folder / "own", "{step}", LOSS, save_top_k=2),
+    "ModelCheckpoint of steps": lambda folder: ModelCheckpoint(
+        folder / "own", "{step}", every_n_train_steps=3, save_top_k=-1
+    ),
+    "EMAWeightAveraging": lambda folder: EMAWeightAveraging(decay=0.7),
+    "EMAWeightAveraging of epochs": lambda folder: EMAWeightAveraging(
+        update_every_n_steps=3, update_starting_at_epoch=0
+    ),
+    "WeightAveraging": lambda folder: WeightAveraging(),
+    "LearningRateMonitor": lambda folder: LearningRateMonitor(),
+    "GradientHorizon": lambda folder: GradientHorizon(every_n_steps=3),
+    "Timer": lambda folder: Timer("01:00:00:00"),
+    "ModelSummary": lambda folder: ModelSummary(2),
+    "RichProgressBar": lambda folder: RichProgressBar(),
+    "a user's own": lambda folder: Counting(),
+}
+
+
+class Case:
+    """A run that is stopped and continued."""
+
+    def __init__(self, folder, names, windows_per_batch, schedule, validation):
+        self.folder = folder / "run" / "version_0"
+        self.names, self.options = names, {"k2": 7, "val": validation, "save": False}
+        self.batches = (windows_per_batch, schedule)
+
+    def run(self, max_steps=-1, resume=None, copies=None, stopping=()):
+        self.snapshots = Snapshots(self.folder, copies)
+        own = [CALLBACKS[name](self.folder) for name in self.names]
+        callbacks = [*own, *stopping, self.snapshots]
+        trainer, module, _ = fit_text(
+            self.folder, *self.batches, max_steps, resume, callbacks=callbacks, **self.options
+        )
+        states = [callback.state_dict() for callback in own if not isinstance(callback, Timer)]
+        for state in states:
+            state.pop("current_score", None)  # ModelCheckpoint saves it, and does not restore it
+        kept = {path.name: read_checkpoint(path)["state_dict"] for path in self.folder.glob("*/*.ckpt")}
+        return everything(trainer, module), states, kept, curve(self.folder)
+
+    def resumed(self):
+        return self.run(resume=self.folder / "checkpoints" / "last.ckpt")
+
+
+def equal(found, expected, extra_files=False):
+    same(found[0], expected[0])
+    (states, structure), (others, other_structure) = tree_flatten(found[1]), tree_flatten(expected[1])
+    assert structure == other_structure
+    assert all(np.array_equal(state, other) for state, other in zip(states, others, strict=True)), (states, others)
+    assert found[2].keys() >= expected[2].keys() if extra_files else found[2].keys() == expected[2].keys()
+    for file, weights in expected[2].items():
+        if file != "previous.ckpt":  # a stop saves once more
+            assert all(torch.equal(weights[name], found[2][file][name]) for name in weights), file
+    assert found[3] == expected[3]
+
+
+def killed_at_every_save(case, folder):
+    expected = case.run(copies=folder / "copies")
+    for copy in case.snapshots.saved[:-1]:  # at the last one nothing is left to do
+        shutil.rmtree(case.folder)
+        shutil.copytree(copy, case.folder)
+        yield copy.name, case.resumed(), expected
+
+
+def stopped(how, case, steps=(1, 3, 4, 6, 7, 9, 12)):
+    expected = case.run()
+    end = expected[0][1][1]
+    for step in steps[how == "exception" :]:  # after the first step nothing would have been saved
+        if step >= end:
+            break
+        shutil.rmtree(case.folder)
+        if how == "max_steps":
+            try:
+                case.run(step)
+            except RuntimeError as error:
+                # Of EarlyStopping, where Lightning ends an epoch before its validation. The run is saved by then.
+                assert "Early stopping conditioned on metric" in str(error)  # noqa: PT017
+        else:
+            with pytest.raises(SystemExit if how == "Ctrl-C" else RuntimeError):
+                case.run(stopping=[Stopping(how, step), *([SignalHandling()] if how == "Ctrl-C" else ())])
+        yield f"step {step}", case.resumed(), expected
+
+
+def check(folder, name, second, validation, stop, windows_per_batch, schedule):
+    names = [name] if second in (None, name) else [name, second]
+    case = Case(folder, names, windows_per_batch, schedule, validation)
+    if sum("WeightAveraging" in name for name in names) > 1:
+        with pytest.raises(InputError, match="each keeps its average as the model's weights; use one of them"):
+            case.run()
+        return
+    runs = killed_at_every_save(case, folder) if stop == "kill" else stopped(stop, case)
+    for place, found, expected in runs:
+        try:
+            # What Lightning does at the end of a run that max_steps breaks off stays in ModelCheckpoint's folder.
+            equal(found, expected, extra_files=stop == "max_steps")
+        except BaseException as error:
+            error.add_note(f"continued from {place}")
+            raise
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_a_callback_in_a_run_that_is_killed(name, tmp_path):
+    check(tmp_path, name, None, 1.0, "kill", 4, per_epoch)
+
+
+FACTORS = [
+    list(CALLBACKS),
+    [None, *CALLBACKS],
+    [1.0, 0.5, 2],  # an epoch, half an epoch, two batches
+    ["kill", "max_steps", "exception", "Ctrl-C"],
+    [1, 4],
+    [per_step, per_epoch, monitored],
+]
+
+
+def pairwise(factors):
+    """Returns cases in which every two values of two factors meet."""
+    pairs = list(combinations(range(len(factors)), 2))
+    open_pairs = {(a, b, x, y) for a, b in pairs for x, y in product(factors[a], factors[b])}
+    cases = []
+    for first, second in product(factors[0], factors[1]):
+        case = [first, second]
+        for place in range(2, len(factors)):
+            met = [sum((a, place, case[a], value) in open_pairs for a in range(place)) for value in factors[place]]
+            case.append(factors[place][met.index(max(met))])
+        open_pairs -= {(a, b, case[a], case[b]) for a, b in pairs}
+        cases.append(case)
+    assert not open_pairs
+    return cases
+
+
+def name_of(value):
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", pairwise(FACTORS), ids=lambda case: " | ".join(name_of(value) for value in case))
+def test_the_matrix(case, tmp_path):
+    check(tmp_path, *case)
+
+
+@pytest.mark.parametrize("windows_per_batch", [1, 4])
+def test_weights_are_averaged_after_every_step(windows_per_batch):
+    averages, weights = EMAWeightAveraging(decay=0.7), []
+
+    class Weights(Callback):
+        def on_step_end(self, trainer, module):
+            weights.append({name: value.clone() for name, value in module.state_dict().items()})
+
+    module = Regression(k1=5)
+    data = tuple(part.float() for part in sequence())
+    callbacks = [averages, Weights()]
+    fit(module, batches(5, windows_per_batch, data), max_epochs=1, callbacks=callbacks, precision="32-true")
+    expected = weights[0]  # torch's AveragedModel begins with a copy
+    for later in weights[1:]:
+        expected = {name: 0.7 * value + 0.3 * later[name] for name, value in expected.items()}
+    assert len(weights) == 13
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("windows_per_batch", [1, 4])
+def test_model_checkpoint_saves_after_the_steps_it_is_told(windows_per_batch, tmp_path):
+    callback = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=5, save_top_k=-1)
+    fit(Regression(k1=5), batches(5, windows_per_batch), callbacks=[callback], enable_checkpointing=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step={step}.ckpt" for step in (10, 15, 20, 25, 5)]
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (StochasticWeightAveraging(0.01), "StochasticWeightAveraging: it steps a schedule of its own .* use EMAW"),
+        (LearningRateFinder(), "LearningRateFinder: it raises the learning rate once a batch"),
+        (BatchSizeFinder(), "BatchSizeFinder: the number of lanes decides what is learned"),
+    ],
+)
+def test_what_relies_on_automatic_optimization_is_refused(callback, message):
+    class WithData(Regression):
+        batch_size = 3
+
+        def train_dataloader(self):
+            return batches(5)
+
+    with pytest.raises(InputError, match=message):
+        fit(WithData(k1=5), None, callbacks=[callback])
+
+
+def test_a_run_killed_in_its_last_validation_makes_it_again(tmp_path):
+    """The epoch's step of the schedule, the validation and best.ckpt are what the run that goes on has."""
+
+    class Killed(Callback):
+        def on_validation_batch_end(self, trainer, *args):
+            if trainer.global_step == 7:
+                raise RuntimeError("killed")
+
+    case = Case(tmp_path, [], 4, per_epoch, 1.0)
+    expected = case.run(WINDOWS)
+    shutil.rmtree(case.folder)
+    with pytest.raises(RuntimeError, match="killed"):
+        case.run(WINDOWS, stopping=[Killed()])
+    equal(case.run(WINDOWS, resume=case.folder / "checkpoints" / "last.ckpt"), expected)
+    assert "best.ckpt" in expected[2]
