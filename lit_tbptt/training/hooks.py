@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     LearningRateFinder,
+    LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
@@ -63,6 +64,17 @@ def trained_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[No
 def window_hooks(trainer: Trainer) -> list[Callable[..., None]]:
     """Returns what is called as `hook(trainer, module, window)` after a window."""
     return [callback.on_window_end for callback in trainer.callbacks if hasattr(callback, "on_window_end")]
+
+
+def between_hooks(trainer: Trainer, batch: Batch, batch_idx: int) -> list[Callable[[], None]]:
+    """Returns what is called before every window but the batch's first, before which Lightning calls it."""
+    monitors = [callback for callback in trainer.callbacks if isinstance(callback, LearningRateMonitor)]
+    return [partial(_monitor, callback, trainer, batch, batch_idx) for callback in monitors]
+
+
+def _monitor(callback: Callback, trainer: Trainer, batch: Batch, batch_idx: int) -> None:
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # its x-axis
+    callback.on_train_batch_start(trainer, trainer.lightning_module, batch, batch_idx)
 
 
 def step_hooks(trainer: Trainer, batch: Batch, batch_idx: int) -> list[Callable[..., None]]:

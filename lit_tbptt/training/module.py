@@ -14,7 +14,7 @@ from lit_tbptt.tbptt import Batch, Run, StepPerWindow, Task, Truncation, Update,
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.training.ddp import check_lanes, check_strategy
 from lit_tbptt.training.evaluation import Evaluation
-from lit_tbptt.training.hooks import check_callbacks, step_hooks, window_hooks
+from lit_tbptt.training.hooks import between_hooks, check_callbacks, step_hooks, window_hooks
 from lit_tbptt.training.optimization import ModuleOptimizer
 from lit_tbptt.training.resume import ResumableModule
 
@@ -133,6 +133,11 @@ class LitTBPTT(Task, ResumableModule):
         self._is_continued()
         trainer = self.trainer
         done, self._skip_windows = self._skip_windows, 0
+        if done and len(batch.windows) != self.position.batch_windows:
+            raise InputError(
+                f"windows_per_batch: the batch to be continued has {len(batch.windows)} windows, where the run to be "
+                f"resumed has {self.position.batch_windows}: a resumed run cannot change it; keep it"
+            )
         self.position = replace(
             self.position,
             epoch=self.current_epoch,
@@ -146,9 +151,12 @@ class LitTBPTT(Task, ResumableModule):
         )
         optimizer, stepped = ModuleOptimizer(self), True
         on_window_end, on_step_end = window_hooks(trainer), step_hooks(trainer, batch, batch_idx)
+        between = between_hooks(trainer, batch, batch_idx)
         for number, window in enumerate(batch.windows[done:], done + 1):
             if trainer.global_step == trainer.max_steps:
                 break
+            for hook in between if number > 1 else ():
+                hook()
             window = self._with_resets(window)
             last = self.position.last_batch and number == len(batch.windows)
             updated = self.update(window, self.carry, self._run, optimizer, last)

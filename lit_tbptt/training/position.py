@@ -70,6 +70,9 @@ class Position:
 
     def loader_state(self) -> dict[str, Any]:
         """Returns what a loader's `load_state_dict` takes: the batch to start at, how many to skip, the epoch."""
+        if self.last_batch and self.batch_finished:
+            # Lightning makes an iterator for what is left of the epoch, and asks it for nothing.
+            return {"position": None, "skip": 0, "epoch": self.epoch + 1}
         return {"position": self.data, "skip": int(self.batch_finished), "epoch": self.epoch}
 
     def rewrite(self, checkpoint: dict[str, Any], stopping: bool, loader_state: Mapping[str, Any] | None) -> None:

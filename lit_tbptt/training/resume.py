@@ -151,6 +151,9 @@ class ResumableModule(ManualOptimization):
         self._skip_windows = 0 if self.position.batch_finished else self.position.batch_window
         if self._skip_windows:
             self.trainer.log_every_n_steps = 0  # callbacks have logged already where the batch began
+        loop = self.trainer.fit_loop
+        if self.position.batch_finished and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            loop.epoch_loop._batches_that_stepped -= 1  # Lightning passes by the validation, and counts one more
         # What callbacks and schedules monitor, as Lightning has rounded it: an epoch's end may be what comes next.
         self.trainer.callback_metrics.update(saved["metrics"])
         ranks = saved["ranks"]

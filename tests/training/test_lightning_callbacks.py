@@ -12,21 +12,16 @@ import torch
 from command_line import curve
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
     EarlyStopping,
     EMAWeightAveraging,
-    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
     ModelSummary,
     RichProgressBar,
-    StochasticWeightAveraging,
     Timer,
     WeightAveraging,
 )
-from loops import batches, fit, sequence
 from resuming import WINDOWS, everything, fit_text, monitored, per_epoch, per_step, same
-from tasks import Regression
 from torch.utils._pytree import tree_flatten
 
 from lit_tbptt import GradientHorizon, InputError, RunCheckpoint, SignalHandling
@@ -194,6 +189,12 @@ def test_a_callback_in_a_run_that_is_killed(name, tmp_path):
     check(tmp_path, name, None, 1.0, "kill", 4, per_epoch)
 
 
+@pytest.mark.parametrize("windows_per_batch", [1, 4])
+@pytest.mark.parametrize("validation", [0.5, 1])
+def test_the_learning_rate_after_a_kill(windows_per_batch, validation, tmp_path):
+    check(tmp_path, "LearningRateMonitor", None, validation, "kill", windows_per_batch, per_step)
+
+
 FACTORS = [
     list(CALLBACKS),
     [None, *CALLBACKS],
@@ -228,52 +229,6 @@ def name_of(value):
 @pytest.mark.parametrize("case", pairwise(FACTORS), ids=lambda case: " | ".join(name_of(value) for value in case))
 def test_the_matrix(case, tmp_path):
     check(tmp_path, *case)
-
-
-@pytest.mark.parametrize("windows_per_batch", [1, 4])
-def test_weights_are_averaged_after_every_step(windows_per_batch):
-    averages, weights = EMAWeightAveraging(decay=0.7), []
-
-    class Weights(Callback):
-        def on_step_end(self, trainer, module):
-            weights.append({name: value.clone() for name, value in module.state_dict().items()})
-
-    module = Regression(k1=5)
-    data = tuple(part.float() for part in sequence())
-    callbacks = [averages, Weights()]
-    fit(module, batches(5, windows_per_batch, data), max_epochs=1, callbacks=callbacks, precision="32-true")
-    expected = weights[0]  # torch's AveragedModel begins with a copy
-    for later in weights[1:]:
-        expected = {name: 0.7 * value + 0.3 * later[name] for name, value in expected.items()}
-    assert len(weights) == 13
-    for name, value in module.state_dict().items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize("windows_per_batch", [1, 4])
-def test_model_checkpoint_saves_after_the_steps_it_is_told(windows_per_batch, tmp_path):
-    callback = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=5, save_top_k=-1)
-    fit(Regression(k1=5), batches(5, windows_per_batch), callbacks=[callback], enable_checkpointing=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step={step}.ckpt" for step in (10, 15, 20, 25, 5)]
-
-
-@pytest.mark.parametrize(
-    ("callback", "message"),
-    [
-        (StochasticWeightAveraging(0.01), "StochasticWeightAveraging: it steps a schedule of its own .* use EMAW"),
-        (LearningRateFinder(), "LearningRateFinder: it raises the learning rate once a batch"),
-        (BatchSizeFinder(), "BatchSizeFinder: the number of lanes decides what is learned"),
-    ],
-)
-def test_what_relies_on_automatic_optimization_is_refused(callback, message):
-    class WithData(Regression):
-        batch_size = 3
-
-        def train_dataloader(self):
-            return batches(5)
-
-    with pytest.raises(InputError, match=message):
-        fit(WithData(k1=5), None, callbacks=[callback])
 
 
 def test_a_run_killed_in_its_last_validation_makes_it_again(tmp_path):

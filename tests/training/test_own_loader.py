@@ -1,0 +1,59 @@
+"""Runs over a loader of the user's own are continued, whenever its iterators look where they are to begin."""
+
+import pytest
+from lightning.pytorch import Callback
+from loops import batches, fit, pair, same_weights
+from tasks import Regression
+
+from lit_tbptt import InputError
+
+
+class Lazily:
+    """A loader whose iterators begin where the next one is told to when they are first asked."""
+
+    def __init__(self, windows_per_batch=4):
+        self.batches, self.first = batches(5, windows_per_batch).batches, 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        first, self.first = self.first, 0
+        yield from self.batches[first:]
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        places = [batch.position["window"] for batch in self.batches]
+        self.first = (places.index(state["position"]["window"]) if state["position"] else 0) + state["skip"]
+
+
+class SavedAt(Callback):
+    """Saves after a validation, or after a step."""
+
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_validation_end(self, trainer, module):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    on_step_end = on_validation_end
+
+
+@pytest.mark.parametrize("step", [3, 6, 8, 13, 16, 26])
+def test_a_lazy_loader_is_continued(step, tmp_path):
+    module, again = pair(k1=5, lr=0.1)
+    saved = SavedAt(tmp_path / "saved.ckpt", step)
+    fit(module, Lazily(), batches(5), max_epochs=3, callbacks=[saved])
+    trainer = fit(again, Lazily(), batches(5), max_epochs=3, resume=saved.path)
+    assert trainer.global_step == 39
+    same_weights(again, module)
+
+
+def test_a_batch_of_another_number_of_windows_is_not_continued(tmp_path):
+    saved = SavedAt(tmp_path / "saved.ckpt", 6)
+    fit(Regression(k1=5), Lazily(), callbacks=[saved])
+    with pytest.raises(InputError, match="the batch to be continued has 2 windows, where the run to be resumed has 4"):
+        fit(Regression(k1=5), Lazily(2), resume=saved.path)
