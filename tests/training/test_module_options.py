@@ -179,3 +179,40 @@ def test_any_task_any_state(k1, recompute_every):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         LitTBPTT(**options)
+
+
+HOOKS = (
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_before_optimizer_step",
+    "on_validation_epoch_end",
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_hook_that_replaces_a_part_of_the_loop_is_refused(hook):
+    mixin = type("Mixin", (), {hook: lambda self, *args: None})
+    for bases, contents in (((Regression,), vars(mixin)), ((mixin, Regression), {})):
+        model = type("Mine", bases, {name: value for name, value in contents.items() if name == hook})
+        with pytest.raises(InputError, match=rf"(Mine|Mixin)\.{hook} must call super\(\)\.{hook}"):
+            fit(model(k1=5), batches(5))
+
+
+def test_a_hook_that_extends_the_loop_is_called():
+    class Extends(Regression):
+        steps = 0
+
+        def on_before_optimizer_step(self, optimizer):
+            super().on_before_optimizer_step(optimizer)
+            self.steps += 1
+
+        def on_train_batch_end(self, *args):
+            """Not one of the loop's."""
+
+    module = Extends(k1=5)
+    fit(module, batches(5, 4), max_epochs=1)
+    assert module.steps == 13

@@ -94,7 +94,7 @@ def test_learning_rate_monitor_counts_optimizer_steps(fit):
         "--trainer.callbacks=LearningRateMonitor",
         "--trainer.callbacks.logging_interval=step",
     )
-    assert [int(row["step"]) for row in rows(cli) if row.get("lr-AdamW")] == [0, 2, 4, 6, 7, 9, 11, 13]
+    assert [int(row["step"]) for row in rows(cli) if row.get("lr-AdamW")] == list(range(14))
 
 
 def test_the_gradient_horizon(fit):
