@@ -23,8 +23,6 @@ from lit_tbptt.tbptt import Batch
 # Lightning's callbacks that look at the number of optimizer steps where a batch ends: they are called after each of its
 # steps too. At the batch's end they find that they have seen the last one.
 _COUNT_STEPS = (WeightAveraging, ModelCheckpoint)
-
-
 # Lightning's callbacks that rely on automatic optimization, and what to use instead.
 _REFUSED = {
     StochasticWeightAveraging: "it steps a schedule of its own once a batch; use EMAWeightAveraging, or "
