@@ -131,7 +131,7 @@ class LitTBPTT(Task, ResumableModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Hands the windows of a batch to the update, and stops at `trainer.max_steps` even inside a batch."""
         _check_batch(batch)
-        self._is_continued()
+        self._until_continued.close()
         trainer = self.trainer
         done, self._skip_windows = self._skip_windows, 0
         if done and len(batch.windows) != self.position.batch_windows:
@@ -178,9 +178,7 @@ class LitTBPTT(Task, ResumableModule):
                 "and a checkpoint taken there would lose its gradient: choose windows_per_batch so that every batch "
                 "ends with a step, and let the update step where last is true"
             )
-        # Lightning's x-axis for what others log (LearningRateMonitor, self.log in a subclass): it counts batches, and
-        # adds this one when it is done.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1
+        self._end_batch()
 
     def _with_resets(self, window: Window) -> Window:
         at_epoch_start = self.position.batch == self.position.batch_window == 0
@@ -205,12 +203,12 @@ class LitTBPTT(Task, ResumableModule):
             loader.set_epoch(self.current_epoch)
 
     def on_train_epoch_end(self) -> None:
-        self._is_continued()
+        self._until_continued.close()
         self._epoch_ended = True
         # Where a run is continued at an epoch's end, Lightning has counted the last batch once more.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         # Lightning also ends an epoch that is only broken off: by max_steps, by EarlyStopping.
-        if self.position.at_batch_end and self.position.last_batch:
+        if self.position.at_epoch_end:
             self.step_schedules("epoch", self.position.epoch + 1)
             self.position = self.position.next_epoch()
 

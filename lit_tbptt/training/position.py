@@ -52,6 +52,11 @@ class Position:
         return self.batch_windows == 0
 
     @property
+    def at_epoch_end(self) -> bool:
+        """Whether every window of the epoch is done."""
+        return self.last_batch and self.at_batch_end
+
+    @property
     def awaits_end(self) -> bool:
         """Whether what follows the batch's last window is still to come: a validation, the epoch's end."""
         return not self.at_epoch_start and self.at_batch_end and (self.last_batch or not self.batch_finished)

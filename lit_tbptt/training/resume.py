@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, Self
 
 import torch
@@ -46,10 +47,9 @@ class ResumableModule(ManualOptimization):
         self.agreement = Agreement()
         self.log_book = TrainingLog()
         self._resume: RunState | None = None
+        self._until_continued = ExitStack()
         self._skip_windows = 0
-        self._max_steps = -1
-        self._log_every_n_steps = 0
-        self._stopping = self._epoch_ended = False
+        self._epoch_ended = False
         self._metrics_before: dict[str, Tensor] | None = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ class ResumableModule(ManualOptimization):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self._resume = None  # of a resume that failed in between
+        self._resume, self._until_continued = None, ExitStack()  # a fit before may have failed in between
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = run_state(checkpoint)
@@ -111,19 +111,17 @@ class ResumableModule(ManualOptimization):
         super().on_fit_start()
         self.rank = rank_of(self.trainer)
         self.agreement = Agreement(self.rank.num_ranks)
-        loop = self.trainer.fit_loop.epoch_loop
-        self._max_steps, self._log_every_n_steps = loop.max_steps, self.trainer.log_every_n_steps
         if self._resume is not None:
-            position = Position(**self._resume["position"])
+            position, loop = Position(**self._resume["position"]), self.trainer.fit_loop.epoch_loop
             if position.awaits_end and position.step == loop.max_steps:
-                loop.max_steps += 1  # or Lightning would return at once
+                self._set_until_continued(loop, "max_steps", loop.max_steps + 1)  # or Lightning would return at once
 
     def on_train_start(self) -> None:
         check_lanes(self.trainer.train_dataloader, self.trainer)
         saved, self._resume = self._resume, None
         self.carry, self.position, self.log_book, self._metrics_before = None, Position(), TrainingLog(), None
         self._skip_windows = 0
-        self._stopping = self._epoch_ended = False
+        self._epoch_ended = False
         if saved is not None:
             self._continue(saved)
         if saved is None or len(saved["ranks"]) != self.rank.num_ranks:
@@ -132,12 +130,21 @@ class ResumableModule(ManualOptimization):
             fix_gradient_layout(self)
         self.log_book.start_clock()
 
-    def _is_continued(self) -> None:
-        """Called where Lightning has gone on with the epoch: from here on all is as it would have been."""
-        self.trainer.fit_loop.epoch_loop.max_steps = self._max_steps
-        self.trainer.log_every_n_steps = self._log_every_n_steps
-        if self._stopping:
-            self.trainer.should_stop, self._stopping = True, False
+    def _set_until_continued(self, owner: Any, name: str, value: Any) -> None:
+        """Sets an attribute until Lightning has gone on with the epoch: in its next batch, or at its end."""
+        self._until_continued.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
+
+    def _end_batch(self) -> None:
+        """Called after a batch's last window, and where max_steps breaks the batch off."""
+        loop = self.trainer.fit_loop
+        # Lightning's x-axis for what others log (LearningRateMonitor, self.log in a subclass): it counts batches, and
+        # adds this one when it is done.
+        loop.epoch_loop._batches_that_stepped = self.trainer.global_step - 1
+        # Lightning ends an epoch that max_steps breaks off; a run that is continued goes on with it.
+        if self.trainer.global_step == self.trainer.max_steps and not self.position.at_epoch_end:
+            validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+            self.position.batch_finished = self.position.at_batch_end and not validates
 
     def _continue(self, saved: RunState) -> None:
         self.position = Position(**saved["position"])
@@ -147,10 +154,12 @@ class ResumableModule(ManualOptimization):
                 f"{type(self.trainer.train_dataloader).__name__}, cannot start there: give it state_dict() and "
                 "load_state_dict(state), as StridedLanes has, or resume from a checkpoint of an epoch's end"
             )
-        self._stopping = saved["stopping"]
+        if saved["stopping"]:
+            self._until_continued.callback(setattr, self.trainer, "should_stop", True)
         self._skip_windows = 0 if self.position.batch_finished else self.position.batch_window
         if self._skip_windows:
-            self.trainer.log_every_n_steps = 0  # callbacks have logged already where the batch began
+            # Callbacks have logged already where the batch began.
+            self._set_until_continued(self.trainer, "log_every_n_steps", 0)
         loop = self.trainer.fit_loop
         if self.position.batch_finished and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             loop.epoch_loop._batches_that_stepped -= 1  # Lightning passes by the validation, and counts one more

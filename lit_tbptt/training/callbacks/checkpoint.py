@@ -128,10 +128,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         # Where max_steps breaks an epoch off, Lightning ends it all the same; a run that is continued goes on with it.
-        position, loop = pl_module.position, trainer.fit_loop
-        if trainer.global_step == trainer.max_steps and not (position.at_batch_end and position.last_batch):
-            validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-            position.batch_finished = position.at_batch_end and not validates
+        if trainer.global_step == trainer.max_steps and not pl_module.position.at_epoch_end:
             self.save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
