@@ -1,7 +1,7 @@
 """Training a small regression: with the Trainer, and by a loop written out, on the same windows."""
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from tasks import Batches, Regression, windows_of
 from torch.testing import assert_close
 
@@ -67,3 +67,26 @@ def pair(**options):
 
 def same_weights(model, other):
     assert_close(dict(model.double().state_dict()), dict(other.double().state_dict()), rtol=0, atol=1e-12)
+
+
+class Rates(Callback):
+    """Keeps the learning rate after every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, trainer, module):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+class SavedAt(Callback):
+    """Saves after a validation, or after a step."""
+
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_validation_end(self, trainer, module):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    on_step_end = on_validation_end

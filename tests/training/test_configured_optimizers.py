@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
-from loops import batches, fit
+from loops import Rates, batches, fit
 from tasks import Regression
 
 from lit_tbptt import InputError, WarmupCosineLR
@@ -42,14 +41,6 @@ def on_the_instance(**options):
     module = Regression(**options)
     module.configure_optimizers = lambda: configured(module)
     return module
-
-
-class Rates(Callback):
-    def __init__(self):
-        self.seen = []
-
-    def on_step_end(self, trainer, module):
-        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 @pytest.mark.parametrize("make", [Directly, ThroughSuper, FromAMixin, on_the_instance])

@@ -158,7 +158,8 @@ def stopped(how, case, steps=(1, 3, 4, 6, 7, 9, 12)):
                 case.run(step)
             except RuntimeError as error:
                 # Of EarlyStopping, where Lightning ends an epoch before its validation. The run is saved by then.
-                assert "Early stopping conditioned on metric" in str(error)  # noqa: PT017
+                if "Early stopping conditioned on metric" not in str(error):
+                    raise
         else:
             with pytest.raises(SystemExit if how == "Ctrl-C" else RuntimeError):
                 case.run(stopping=[Stopping(how, step), *([SignalHandling()] if how == "Ctrl-C" else ())])

@@ -1,8 +1,7 @@
 """Runs over a loader of the user's own are continued, whenever its iterators look where they are to begin."""
 
 import pytest
-from lightning.pytorch import Callback
-from loops import batches, fit, pair, same_weights
+from loops import SavedAt, batches, fit, pair, same_weights
 from tasks import Regression
 
 from lit_tbptt import InputError
@@ -27,19 +26,6 @@ class Lazily:
     def load_state_dict(self, state):
         places = [batch.position["window"] for batch in self.batches]
         self.first = (places.index(state["position"]["window"]) if state["position"] else 0) + state["skip"]
-
-
-class SavedAt(Callback):
-    """Saves after a validation, or after a step."""
-
-    def __init__(self, path, step):
-        self.path, self.step = path, step
-
-    def on_validation_end(self, trainer, module):
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path, weights_only=False)
-
-    on_step_end = on_validation_end
 
 
 @pytest.mark.parametrize("step", [3, 6, 8, 13, 16, 26])
