@@ -87,33 +87,42 @@ def test_the_end_of_a_process_waits_for_a_read_and_cuts_the_wait_for_the_next_tr
         assert (tmp_path / read.__name__ / "ended").exists()
 
 
-class SlowFile(io.BytesIO):
-    under_way, seconds = 0, 0.02
+class HeldFile(io.BytesIO):
+    """Reads take a while; those that begin once `holding` is true last until they are let go."""
+
+    def __init__(self, content):
+        super().__init__(content)
+        self.holding, self.held, self.let_go = False, 0, threading.Event()
 
     def read(self, size=-1):
-        self.under_way += 1
-        time.sleep(self.seconds)
-        self.under_way -= 1
+        if self.holding:
+            self.held += 1
+            self.let_go.wait()
+            self.held -= 1
+        else:
+            time.sleep(0.02)
         return super().read(size)
 
 
 def leave_a_scan():
     pa.set_cpu_count(2)
     content = io.BytesIO()
-    pyarrow.parquet.write_table(pa.table({"text": ["a" * 150] * 1000}), content, row_group_size=10)
-    file = SlowFile(content.getvalue())
+    pyarrow.parquet.write_table(pa.table({"text": ["a" * 150] * 1000}), content, row_group_size=1)
+    file = HeldFile(content.getvalue())
     scan = pyarrow.dataset.ParquetFileFormat().make_fragment(pa.PythonFile(file, "r"))
     options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
-    batches = scan.to_batches(batch_readahead=16, fragment_scan_options=options)
+    batches = scan.to_batches(batch_size=1, fragment_scan_options=options)
     next(batches)
-    file.seconds = 0.1
-    wait_until(lambda: file.under_way)  # pyarrow reads ahead, in a thread of its own
+    file.holding = True  # pyarrow reads on, in a thread of its own; all of it would take 20 seconds
+    wait_until(lambda: file.held)
+    threading.Timer(0.3, file.let_go.set).start()
     del scan, batches
     wait_for_arrow()
-    assert file.under_way == 0
+    assert file.held == 0
     assert sys.getrefcount(file) == 2  # the name and the argument: pyarrow holds it no more
 
 
 def test_the_end_of_a_process_waits_for_what_pyarrow_reads_by_itself(tmp_path):
     log = tmp_path / "log"
-    assert status_of(start(leave_a_scan, log=log)) == 0, log.read_text()
+    status = status_of(start(leave_a_scan, log=log))
+    assert status == 0, log.read_text()
