@@ -2,6 +2,7 @@
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from tasks import Batches, Regression, windows_of
 from torch.testing import assert_close
 
@@ -90,3 +91,19 @@ class SavedAt(Callback):
             trainer.save_checkpoint(self.path, weights_only=False)
 
     on_step_end = on_validation_end
+
+
+class Recording(Logger):
+    """Keeps what is logged."""
+
+    name, version = "recording", 0
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_hyperparams(self, *args):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append(metrics)

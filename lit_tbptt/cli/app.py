@@ -268,11 +268,10 @@ class LitCLI(LightningCLI):
         self.trainer.loggers = loggers
         if results:
             say(f"\n{result_table(results)}\n")
-        folder = self.trainer.log_dir  # asked by all
         if not self.trainer.is_global_zero:
             return
         self.report(results)
-        print(f"run folder: {folder}\ncheckpoint: {path}")
+        print(f"run folder: {saved.folder.path}\ncheckpoint: {path}")
         for purpose, command in self.next_commands(path, saved.last_model_path).items():
             print(f"{purpose + ':':11} {command}")
 

@@ -49,6 +49,7 @@ class RunState(TypedDict):
         position: The fields of `Position`, those of all ranks united.
         ranks: What each rank knows alone, in order.
         truncation: How gradients are cut.
+        optimizers: The names of the classes of the optimizer and its schedules.
         stopping: Whether a callback, such as EarlyStopping, has stopped the run, and it has not ended yet.
         log: What `TrainingLog.state_dict` returns.
         metrics: What the trainer's `callback_metrics` held.
@@ -60,6 +61,7 @@ class RunState(TypedDict):
     position: dict[str, Any]
     ranks: list[RankState]
     truncation: TruncationState
+    optimizers: list[str]
     stopping: bool
     log: dict[str, Any]
     metrics: dict[str, Tensor]

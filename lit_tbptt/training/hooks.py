@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from inspect import unwrap
-from types import CodeType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -48,30 +46,6 @@ def check_callbacks(trainer: Trainer) -> None:
         raise InputError(
             f"trainer.callbacks={', '.join(averaging)}: each keeps its average as the model's weights; use one of them"
         )
-
-
-def check_overrides(module: LightningModule) -> None:
-    """Makes sure that hooks in which the loop does a part of its work are extended, and not replaced.
-
-    Raises:
-        InputError: A subclass or a mixin defines such a hook without calling the one above.
-    """
-    classes = type(module).__mro__
-    first = next(place for place, each in enumerate(classes) if each.__module__.startswith("lit_tbptt."))
-    hooks = {name for each in classes if each.__module__.startswith("lit_tbptt.") for name in vars(each)}
-    for each in classes[:first]:
-        for name, hook in vars(each).items():
-            code = getattr(unwrap(hook), "__code__", None) if callable(hook) else None
-            if name.startswith("on_") and name in hooks and code is not None and not _names(code, name):
-                raise InputError(
-                    f"{each.__name__}.{name} must call super().{name}(...): the training loop does a part of its work "
-                    "there, and would go on without it"
-                )
-
-
-def _names(code: CodeType, name: str) -> bool:
-    inner = (const for const in code.co_consts if isinstance(const, CodeType))
-    return name in code.co_names or any(_names(part, name) for part in inner)
 
 
 @contextmanager

@@ -20,8 +20,10 @@ from lit_tbptt.models.metrics import TokenAccuracy, rates
 from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.training.module import LitTBPTT
+from lit_tbptt.training.overrides import loop_hooks
 
 
+@loop_hooks
 class LitLanguageModel(LitTBPTT):
     """Trains a recurrent language model by truncated backpropagation through time.
 

@@ -1,10 +1,12 @@
-"""Loggers that a resumed run continues, without a gap or an overlap."""
+"""Loggers that a resumed run continues, without a gap or an overlap, and the folder that a run's files lie in."""
 
 import csv
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -81,6 +83,17 @@ class TokensTensorBoardLogger(TensorBoardLogger):
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the other curves have them."""
+
+
+def run_folder(trainer: Trainer) -> RunFolder:
+    """Returns the folder of a trainer's run, as its first logger has it; all processes ask together."""
+    logger = trainer.logger
+    if logger is None or isinstance(logger, RunCSVLogger | TensorBoardLogger | CSVLogger):
+        return RunFolder(trainer.log_dir or trainer.default_root_dir)
+    # What Lightning calls the log_dir of other loggers is shared by all their runs.
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    path = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+    return RunFolder(trainer.strategy.broadcast(path))
 
 
 def run_loggers(folder: RunFolder, resume_step: int | None = None, resume_tokens: int | None = None) -> list[Logger]:

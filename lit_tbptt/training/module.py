@@ -14,11 +14,13 @@ from lit_tbptt.tbptt import Batch, Run, StepPerWindow, Task, Truncation, Update,
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.training.ddp import check_lanes, check_strategy
 from lit_tbptt.training.evaluation import Evaluation
-from lit_tbptt.training.hooks import between_hooks, check_callbacks, check_overrides, step_hooks, window_hooks
+from lit_tbptt.training.hooks import between_hooks, check_callbacks, step_hooks, window_hooks
 from lit_tbptt.training.optimization import ModuleOptimizer
+from lit_tbptt.training.overrides import loop_hooks
 from lit_tbptt.training.resume import ResumableModule
 
 
+@loop_hooks
 class LitTBPTT(Task, ResumableModule):
     """Truncated backpropagation through time as a LightningModule.
 
@@ -116,7 +118,6 @@ class LitTBPTT(Task, ResumableModule):
         super().setup(stage)
         check_strategy(self.trainer)
         check_callbacks(self.trainer)
-        check_overrides(self)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -7,11 +7,13 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import _configure_optimizers, _configure_schedulers_automatic_opt
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lit_tbptt.errors import InputError
+from lit_tbptt.training.overrides import leave_overrides, loop_hooks, watch_overrides
 
 
 def take_schedules(configured: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
@@ -36,8 +38,18 @@ class ModuleOptimizer:
     def __init__(self, module: LightningModule) -> None:
         self._module = module
         self._optimizer: Any = module.optimizers()
+        # Lightning calls this hook under automatic optimization only.
+        self._before_zero_grad: list[Callable[[Optimizer], None]] = [
+            partial(callback.on_before_zero_grad, module.trainer, module)
+            for callback in module.trainer.callbacks
+            if is_overridden("on_before_zero_grad", callback)
+        ]
+        if is_overridden("on_before_zero_grad", module):
+            self._before_zero_grad.append(module.on_before_zero_grad)
 
     def zero_grad(self) -> None:
+        for hook in self._before_zero_grad:
+            hook(self._optimizer.optimizer)
         self._optimizer.zero_grad()
 
     def backward(self, loss: Tensor) -> None:
@@ -47,6 +59,7 @@ class ModuleOptimizer:
         self._optimizer.step()
 
 
+@loop_hooks
 class ManualOptimization(LightningModule):
     """A LightningModule that makes its own optimizer steps; `LitTBPTT` describes the settings.
 
@@ -70,12 +83,16 @@ class ManualOptimization(LightningModule):
     def setup(self, stage: str) -> None:
         # Lightning drops when schedules step under manual optimization. Here it calls the hook, however it was defined:
         # in a subclass, through super(), by a mixin, or set on the instance as LightningCLI does.
+        watch_overrides(self)
         self._give_configure_back()  # a fit before may have failed in between
         if stage == "fit":
             self._schedules = None
             self._configure_set_here = self.__dict__.get("configure_optimizers")
             # On the instance, where Lightning looks; a type checker wants methods left alone.
             self.configure_optimizers = partial(self._take_schedules, self.configure_optimizers)  # type: ignore[method-assign]
+
+    def teardown(self, stage: str) -> None:
+        leave_overrides(self)
 
     def _take_schedules(self, configure: Callable[[], Any]) -> Any:
         optimizers, self._schedules = take_schedules(configure())
@@ -121,6 +138,11 @@ class ManualOptimization(LightningModule):
             scaler.unscale_(optimizer)  # a fused optimizer would do it in its step, after the clipping
         # Not clip_gradients, which refuses fused optimizers, under bf16 too.
         precision.clip_grad_by_norm(optimizer, self.clip_norm)
+
+    def optimizer_names(self) -> list[str]:
+        """Returns the names of the classes of the optimizer and its schedules."""
+        made = [*self.trainer.optimizers, *(schedule.scheduler for schedule in self._schedules or ())]
+        return [type(each).__name__ for each in made]
 
     def change_optimizer(self) -> None:
         """Sets the options in `changed_optimizer` and `changed_schedule`, over what a checkpoint has restored.

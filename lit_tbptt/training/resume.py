@@ -18,9 +18,11 @@ from lit_tbptt.tbptt.state import State
 from lit_tbptt.training.ddp import check_lanes, fix_gradient_layout, rank_of
 from lit_tbptt.training.log import TrainingLog
 from lit_tbptt.training.optimization import ManualOptimization
+from lit_tbptt.training.overrides import is_watched, loop_hooks
 from lit_tbptt.training.position import Position
 
 
+@loop_hooks
 class ResumableModule(ManualOptimization):
     """A LightningModule that saves what its run is continued from: all that changes between two windows.
 
@@ -61,6 +63,7 @@ class ResumableModule(ManualOptimization):
         saved["position"] = dict(vars(position))
         saved["ranks"] = list(ranks)
         saved["truncation"] = {"k1": self.truncation.k1, "k2_setting": self._first_k2, "k2": self.truncation.k2}
+        saved["optimizers"] = self.optimizer_names()
         saved["stopping"] = self.trainer.should_stop and not self._epoch_ended
         saved["log"] = self.log_book.state_dict(self.trainer)
         metrics = self.trainer.callback_metrics if self._metrics_before is None else self._metrics_before
@@ -112,6 +115,12 @@ class ResumableModule(ManualOptimization):
         self.rank = rank_of(self.trainer)
         self.agreement = Agreement(self.rank.num_ranks)
         if self._resume is not None:
+            ours, theirs = (" and ".join(names) for names in (self.optimizer_names(), self._resume["optimizers"]))
+            if ours != theirs:
+                raise InputError(
+                    f"configure_optimizers gave {ours}, where the run to be resumed has {theirs}: a resumed run cannot "
+                    "change these classes; keep them, or start a new run from these weights"
+                )
             position, loop = Position(**self._resume["position"]), self.trainer.fit_loop.epoch_loop
             if position.awaits_end and position.step == loop.max_steps:
                 self._set_until_continued(loop, "max_steps", loop.max_steps + 1)  # or Lightning would return at once
@@ -128,6 +137,9 @@ class ResumableModule(ManualOptimization):
             separate_generators(self.rank.number)
         if self.rank.num_ranks > 1:
             fix_gradient_layout(self)
+        if is_watched(self, "on_save_checkpoint"):
+            # Whether it does what it must, it is to say now, and not where the first checkpoint is lost.
+            self.trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         self.log_book.start_clock()
 
     def _set_until_continued(self, owner: Any, name: str, value: Any) -> None:

@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import RUN, curve, last
+from loops import Recording, batches, fit
+from oscillator import Waves
+from tasks import Regression
 
+from lit_tbptt import InputError, RunCheckpoint
 from lit_tbptt.cli import main
 from lit_tbptt.files.checkpoint import read_checkpoint
+
+
+def saving():
+    return {"callbacks": [RunCheckpoint()], "enable_checkpointing": True}
 
 
 def test_a_full_disk_does_not_stop_a_run(first_run, monkeypatch):
@@ -58,3 +66,38 @@ def test_the_number_of_checkpoints_is_bounded(first_run):
     ]
     assert best == sorted(best, reverse=True)
     assert best[0] == max(float(row["val/accuracy"]) for row in curve() if "val/accuracy" in row)
+
+
+class Tracker(Recording):
+    """A logger whose folder is that of all its runs, as those of services are."""
+
+    name = "project"
+
+    def __init__(self, folder, version):
+        super().__init__()
+        self.folder, self.version = folder, version
+
+    @property
+    def save_dir(self):
+        return self.folder
+
+
+@pytest.mark.parametrize(("version", "name"), [("one", "one"), (7, "version_7")])
+def test_a_run_of_any_logger_has_a_folder_of_its_own(version, name, tmp_path):
+    logger = Tracker(str(tmp_path), version)
+    fit(Regression(k1=5), batches(5), max_steps=3, logger=logger, **saving())
+    assert (tmp_path / "project" / name / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_run_does_not_replace_the_checkpoints_of_another(tmp_path):
+    options = {"default_root_dir": tmp_path, "max_steps": 3}
+    trainer = fit(Regression(k1=5), Waves(1, 3, 5, 4), **options, **saving())
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    with pytest.raises(InputError, match="has the checkpoints of another run, which this one would replace"):
+        fit(Regression(k1=5), Waves(1, 3, 5, 4), **options, **saving())
+    assert last.read_bytes() == before
+    trainer.fit_loop.epoch_loop.max_steps = 5
+    trainer.fit(trainer.lightning_module, Waves(1, 3, 5, 4))  # of the same trainer: the run goes on
+    fit(Regression(k1=5), Waves(1, 3, 5, 4), resume=last, **options | {"max_steps": 6}, **saving())
+    assert read_checkpoint(last)["global_step"] == 6

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import Logger
-from loops import Rates, batches, fit
+from loops import Rates, Recording, batches, fit
 from tasks import Regression
 
 from lit_tbptt import InputError, WarmupCosineLR
@@ -97,20 +96,6 @@ def test_every_form_that_lightning_takes(form):
     if TIMES[form]:
         name = "mine" if form in ("lists, a dictionary", "a frequency") else "lr-SGD"
         assert {name} == {key for row in logged.rows for key in row if "SGD" in key or key == "mine"}
-
-
-class Recording(Logger):
-    name, version = "recording", 0
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def log_hyperparams(self, *args):
-        pass
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.append(metrics)
 
 
 def test_an_optimizer_that_needs_a_closure_is_refused():

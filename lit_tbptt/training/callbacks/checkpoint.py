@@ -15,6 +15,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import is_plain, read_checkpoint, write_checkpoint
 from lit_tbptt.files.run_folder import RunFolder
 from lit_tbptt.files.schema import new_run_state
+from lit_tbptt.training.loggers import run_folder
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -71,6 +72,7 @@ class RunCheckpoint(Checkpoint):
         self.scores: list[float] = []  # of best.ckpt, best-2.ckpt, ...
         self.settings: dict[str, Any] | None = None
         self.folder = RunFolder("")
+        self._own: Path | None = None  # the folder of a fit before
         self._saved_at = time.monotonic()
 
     @property
@@ -98,9 +100,18 @@ class RunCheckpoint(Checkpoint):
                     f"{type(owner).__name__}.save_hyperparameters() keeps {', '.join(objects)}, and a checkpoint holds "
                     f"tensors and plain values only: save_hyperparameters(ignore={objects})"
                 )
-        self.folder = RunFolder(trainer.log_dir or trainer.default_root_dir)
+        self.folder = run_folder(trainer)
         self.monitor = self.monitor or f"val/{pl_module.loss_name}"
         self._saved_at = time.monotonic()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        others = trainer.ckpt_path is None and self.folder.path != self._own
+        if others and self.folder.has_checkpoints and not trainer.fast_dev_run:
+            raise InputError(
+                f"{self.folder.checkpoints} has the checkpoints of another run, which this one would replace: continue "
+                "that run with ckpt_path, or give the trainer a logger with a new version, or another default_root_dir"
+            )
+        self._own = self.folder.path
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves where steps or minutes say so."""

@@ -13,13 +13,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.atomic import replacing
-from lit_tbptt.files.run_folder import RunFolder
 from lit_tbptt.random_state import random_state, set_random_state
 from lit_tbptt.ranks import Rank
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.gradient_norms import SMALLEST, Horizon, gradient_norms, measure
 from lit_tbptt.tbptt.window import Window
-from lit_tbptt.training.loggers import TokensTensorBoardLogger
+from lit_tbptt.training.loggers import TokensTensorBoardLogger, run_folder
 
 
 class GradientHorizon(Callback):
@@ -126,9 +125,7 @@ class GradientHorizon(Callback):
             values = {f"horizon/{name}": getattr(found, name) for name in names}
             pl_module.log_book.write(trainer, {name: value for name, value in values.items() if value is not None})
             if not trainer.fast_dev_run:
-                # Asked by all: Lightning lets the processes agree on it.
-                folder = RunFolder(trainer.log_dir or trainer.default_root_dir).gradient_horizon
-                _write(trainer, folder, norms.tolist(), found, pl_module.truncation.k2)
+                _write(trainer, run_folder(trainer).gradient_horizon, norms.tolist(), found, pl_module.truncation.k2)
         pl_module.log_book.resume_clock()
         return drawn
 
