@@ -119,11 +119,16 @@ def heading() -> str:
     """Says what was measured, on what."""
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning"))
+    facts = [
+        f"commit {commit}",
+        f"Python {platform.python_version()}",
+        *(f"{name} {version(name)}" for name in ("torch", "lightning")),
+        f"{os.cpu_count()} cores",
+        f"{torch.get_num_threads()} threads",
+    ]
     return (
-        f"# Throughput of training\n\n`python benchmarks/throughput.py {' '.join(sys.argv[1:])}`, {date.today()}, "
-        f"commit {commit}, Python {platform.python_version()}, {versions}, {os.cpu_count()} cores, {torch.get_num_threads()} "
-        "threads. Adam, clipped at .25, state carried, k1 = k2. ignite has no place to clip.\n"
+        f"# Throughput of training\n\n`python benchmarks/throughput.py {' '.join(sys.argv[1:])}`, {date.today()}; "
+        f"{', '.join(facts)}. Adam, clipped at .25, state carried, k1 = k2; ignite has no place to clip.\n"
     )
 
 
