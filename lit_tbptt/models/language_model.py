@@ -11,8 +11,10 @@ from torch.nn.functional import dropout
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.errors import InputError
 from lit_tbptt.models.metrics import summed_nats
-from lit_tbptt.tbptt import Task, Window
+from lit_tbptt.models.output_layer import can_join, linear_nats
+from lit_tbptt.tbptt import Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt.task import joins_halves
 
 
 class RecurrentLM(Task, nn.Module):
@@ -91,6 +93,15 @@ class RecurrentLM(Task, nn.Module):
     ) -> tuple[Float[Tensor, ""], Tensor | int]:
         """Returns the summed negative log-likelihood in nats, and the number of scored targets."""
         return summed_nats(outputs, window.targets, window.mask)
+
+    @joins_halves
+    def window_loss(self, window: Window, state: State) -> WindowLoss:
+        """Returns what the two above give together; in training on a CPU computed in one, see `output_layer.py`."""
+        if type(self).forward is not RecurrentLM.forward or not can_join(self, self.head):
+            return super().window_loss(window, state)
+        outputs, state = self.run_core(window.inputs, state)
+        outputs = self._drop(outputs, "output", self.output_dropout)
+        return WindowLoss(*linear_nats(outputs, self.head, window.targets, window.mask), state)
 
     def advance(self, window: Window, state: State) -> State:
         """Returns the state after the inputs; the output layer is left out."""

@@ -1,6 +1,6 @@
 """The task: what is trained. Where a lane's state begins, how it moves on, and what a window costs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -64,6 +64,15 @@ def sum_penalties(penalties: Iterable[Tensor | None]) -> Tensor | None:
     return sum(given[1:], given[0]) if given else None
 
 
+def joins_halves(window_loss: Callable[..., "WindowLoss"]) -> Callable[..., "WindowLoss"]:
+    """Marks a `window_loss` that is a faster form of `predict_window` and `outputs_loss`.
+
+    A subclass that defines one of these anew, and no `window_loss`, gets the plain composition of the two.
+    """
+    window_loss.joins_halves = True  # type: ignore[attr-defined]
+    return window_loss
+
+
 class Task:
     """What is trained.
 
@@ -76,6 +85,12 @@ class Task:
     """
 
     noise: Any = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        defined = (vars(each).keys() & {"predict_window", "outputs_loss", "window_loss"} for each in cls.__mro__)
+        if getattr(cls.window_loss, "joins_halves", False) and "window_loss" not in next(filter(None, defined)):
+            cls.window_loss = Task.window_loss  # type: ignore[method-assign]
 
     def initial_state(self, num_lanes: int) -> State:
         """Returns the state of lanes that are reset: any pytree of tensors, lane axis first in every leaf."""

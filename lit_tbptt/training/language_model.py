@@ -19,6 +19,7 @@ from lit_tbptt.models.language_model import RecurrentLM
 from lit_tbptt.models.metrics import TokenAccuracy, rates
 from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt.task import joins_halves
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.overrides import loop_hooks
 
@@ -135,6 +136,10 @@ class LitLanguageModel(LitTBPTT):
     def outputs_loss(self, outputs: Tensor, window: Window) -> tuple[Tensor, Tensor | int]:
         """Returns the summed negative log-likelihood in nats, and the number of scored targets."""
         return self.language_model.outputs_loss(outputs, window)
+
+    @joins_halves
+    def window_loss(self, window: Window, state: State) -> WindowLoss:
+        return self.language_model.window_loss(window, state)
 
     def advance(self, window: Window, state: State) -> State:
         return self.language_model.advance(window, state)
