@@ -190,6 +190,10 @@ def test_a_callback_in_a_run_that_is_killed(name, tmp_path):
     check(tmp_path, name, None, 1.0, "kill", 4, per_epoch)
 
 
+def test_a_run_that_was_stopped_inside_an_epoch_ends_where_it_was_to_end(tmp_path):
+    check(tmp_path, "EarlyStopping", None, 2, "kill", 1, per_epoch)
+
+
 @pytest.mark.parametrize("windows_per_batch", [1, 4])
 @pytest.mark.parametrize("validation", [0.5, 1])
 def test_the_learning_rate_after_a_kill(windows_per_batch, validation, tmp_path):
@@ -232,18 +236,19 @@ def test_the_matrix(case, tmp_path):
     check(tmp_path, *case)
 
 
-def test_a_run_killed_in_its_last_validation_makes_it_again(tmp_path):
+@pytest.mark.parametrize(("max_steps", "validation"), [(WINDOWS, 1.0), (4, 0.5)])  # at an epoch's end, or inside
+def test_a_run_killed_in_its_last_validation_makes_it_again(max_steps, validation, tmp_path):
     """The epoch's step of the schedule, the validation and best.ckpt are what the run that goes on has."""
 
     class Killed(Callback):
         def on_validation_batch_end(self, trainer, *args):
-            if trainer.global_step == 7:
+            if trainer.global_step == max_steps:
                 raise RuntimeError("killed")
 
-    case = Case(tmp_path, [], 4, per_epoch, 1.0)
-    expected = case.run(WINDOWS)
+    case = Case(tmp_path, [], 4, per_epoch, validation)
+    expected = case.run(max_steps)
     shutil.rmtree(case.folder)
     with pytest.raises(RuntimeError, match="killed"):
-        case.run(WINDOWS, stopping=[Killed()])
-    equal(case.run(WINDOWS, resume=case.folder / "checkpoints" / "last.ckpt"), expected)
+        case.run(max_steps, stopping=[Killed()])
+    equal(case.run(max_steps, resume=case.folder / "checkpoints" / "last.ckpt"), expected)
     assert "best.ckpt" in expected[2]
