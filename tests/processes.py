@@ -21,7 +21,7 @@ from torchmetrics.utilities.prints import rank_zero_only as torchmetrics_rank
 
 TESTS = Path(__file__).parent
 # Seconds after which a process that should have ended hangs, however busy the machine is.
-PATIENCE = 120
+PATIENCE = 600
 
 
 def free_port():
