@@ -67,7 +67,7 @@ def sum_penalties(penalties: Iterable[Tensor | None]) -> Tensor | None:
 def joins_halves(window_loss: Callable[..., "WindowLoss"]) -> Callable[..., "WindowLoss"]:
     """Marks a `window_loss` that is a faster form of `predict_window` and `outputs_loss`.
 
-    A subclass that defines one of these anew, and no `window_loss`, gets the plain composition of the two.
+    A subclass that redefines one of these, and no `window_loss`, gets the plain composition of the two.
     """
     window_loss.joins_halves = True  # type: ignore[attr-defined]
     return window_loss
