@@ -3,8 +3,9 @@
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from lightning.fabric.utilities import move_data_to_device
 
-from lit_tbptt import Window
+from lit_tbptt import Batch, Window
 
 INPUTS, TARGETS = torch.arange(24.0).view(3, 4, 2), torch.arange(12).view(3, 4)
 
@@ -42,3 +43,16 @@ def test_map_reaches_every_tensor_and_leaves_none_alone():
     assert halves.num_lanes == 2
     assert halves.reset is None
     assert torch.equal(halves.mask, (TARGETS > 3)[:2])
+
+
+def test_lightning_moves_the_windows_of_a_batch_and_leaves_its_position():
+    position = {"lanes": torch.zeros(3)}
+    batch = Batch((Window(INPUTS, TARGETS), Window(INPUTS, TARGETS, mask=TARGETS > 3)), position)
+    moved = move_data_to_device(batch, torch.device("meta"))
+    assert [[part.device.type for part in window if part is not None] for window in moved.windows] == [
+        ["meta"] * 2,
+        ["meta"] * 3,
+    ]
+    assert moved.windows[0].mask is None
+    assert moved.position is position
+    assert moved.position["lanes"].device.type == "cpu"
