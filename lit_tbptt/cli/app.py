@@ -264,7 +264,8 @@ class LitCLI(LightningCLI):
         ):
             if self.has_split(split):
                 evaluate(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
-                results[split] = self._metrics(prefix)
+                if values := self._metrics(prefix):  # there are none with limit_test_batches=0
+                    results[split] = values
         self.trainer.loggers = loggers
         if results:
             say(f"\n{result_table(results)}\n")

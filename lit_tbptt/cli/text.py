@@ -102,7 +102,7 @@ class TextCLI(LitCLI):
         """Compares bits per byte with compressors, and shows a sample."""
         test = self.datamodule.splits.get("test")
         stored = isinstance(test, TokenFile) and test.num_bytes <= MOST_BYTES
-        if stored and results["test"]["num_targets"] == test.num_tokens:
+        if stored and "test" in results and results["test"]["num_targets"] == test.num_tokens:
             ours = {"this model": results["test"]["bits_per_byte"]}
             print(f"{comparison_table(ours | compressor_bits_per_byte(self.datamodule.documents['test']))}\n")
         (sample,) = self.model.generate([""], 300, temperature=0.8, seed=1)

@@ -49,7 +49,9 @@ def test_fit_trains_evaluates_and_leaves_a_run_folder(run, tmp_path):
     assert any(row["val/perplexity"] for row in rows)
     assert list(folder.glob("by_step/events.out.tfevents.*"))
     assert list(folder.glob("by_tokens/events.out.tfevents.*"))
-    run("fit", "--trainer.max_steps=1")
+    printed = run("fit", "--trainer.max_steps=1", "--trainer.limit_test_batches=0")
+    assert "a sample:" in printed
+    assert "gzip" not in printed
     assert (folder.parent / "version_1").is_dir()
 
 
