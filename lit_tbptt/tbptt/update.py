@@ -10,9 +10,9 @@ What an Update does to the weights goes through an `Optimizer`, three calls whic
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -81,7 +81,8 @@ class Run:
             costs.append((loss, penalty, *self.agreement.exchange(loss, num_targets)))
         losses, penalties, total_losses, total_targets = zip(*costs, strict=True)
         assert carry is not None
-        return RunLoss(sum(losses), sum_penalties(penalties), carry, sum(total_losses), sum(total_targets))
+        loss, total_loss, num_targets = (reduce(operator.add, each) for each in (losses, total_losses, total_targets))
+        return RunLoss(loss, sum_penalties(penalties), carry, total_loss, num_targets)
 
 
 @runtime_checkable
@@ -158,10 +159,12 @@ class Update(ABC):
             num_ranks: How many ranks average their gradients, where their sum is wanted.
         """
         loss = cost.loss if cost.penalty is None else cost.loss + cost.penalty
-        loss = loss * num_ranks
-        if self.loss_reduction == "mean":
-            loss = loss / torch.as_tensor(cost.total_targets).clamp(min=1).to(loss.dtype)
-        return loss
+        if num_ranks > 1:
+            loss = loss * num_ranks
+        if self.loss_reduction == "sum":
+            return loss
+        targets = cost.total_targets
+        return loss / (targets.clamp(min=1).to(loss.dtype) if isinstance(targets, Tensor) else max(1, targets))
 
 
 class StepPerWindow(Update):
