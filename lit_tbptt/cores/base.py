@@ -4,10 +4,11 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt.state import State, check_versions, versions
 
 
 class RecurrentCore(nn.Module, ABC):
@@ -43,6 +44,26 @@ class RecurrentCore(nn.Module, ABC):
         self, inputs: Float[Tensor, "lane time feature"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         """Runs over the time axis and returns the outputs and the state after the last time step."""
+
+    def forward_through(
+        self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
+    ) -> tuple[Float[Tensor, "lane time output"], State, State]:
+        """Returns the outputs, the state entering time step `far_edge`, and the state after the last.
+
+        Left alone, it calls the core twice. `far_edge` is from 0 to the number of time steps.
+        """
+        if far_edge == 0 or far_edge == inputs.shape[1]:
+            outputs, after = self._checked(inputs, state)
+            return outputs, after if far_edge else state, after
+        before, far_edge_state = self._checked(inputs[:, :far_edge], state)
+        rest, after = self._checked(inputs[:, far_edge:], far_edge_state)
+        return torch.cat([before, rest], 1), far_edge_state, after
+
+    def _checked(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        unchanged = versions(state)
+        outputs, after = self(inputs, state)
+        check_versions(state, unchanged)
+        return outputs, after
 
     @abstractmethod
     def initial_state(self, num_lanes: int) -> State:

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from lit_tbptt.cores.base import RecurrentCore
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt.state import State, cast_like
+from lit_tbptt.tbptt.state import State
+
+_Layers = tuple[Tensor, ...]
+"""The state of some layers, as `torch.nn` has it: `[layer, lane, feature]` each."""
 
 
 class _TorchCore(RecurrentCore):
@@ -60,16 +63,52 @@ class _TorchCore(RecurrentCore):
     def forward(
         self, inputs: Float[Tensor, "lane time feature"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
+        outputs, _, after = self.forward_through(inputs, state, inputs.shape[1])
+        return outputs, after
+
+    def forward_through(
+        self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
+    ) -> tuple[Float[Tensor, "lane time output"], State, State]:
         outputs = inputs
-        after: list[tuple[Tensor, ...]] = []
+        inside: list[_Layers] = []
+        after: list[_Layers] = []
         leaves = [state[name].chunk(len(self.rnn), 1) for name in self.state_names]
         for module, *given in zip(self.rnn, *leaves, strict=True):
             # cuDNN wants [layer, lane, feature], contiguous.
             moved = tuple(leaf.transpose(0, 1).contiguous() for leaf in given)
-            outputs, last = module(self.dropout(outputs) if after else outputs, moved if len(moved) > 1 else moved[0])
-            after.append(last if len(moved) > 1 else (last,))
-        merged = [torch.cat(parts).transpose(0, 1) for parts in zip(*after, strict=True)]
-        return outputs, cast_like(dict(zip(self.state_names, merged, strict=True)), state)
+            outputs, *states = self._run_layers(module, self.dropout(outputs) if after else outputs, moved, far_edge)
+            inside.append(states[0])
+            after.append(states[1])
+        last = self._merge(after, state)
+        return outputs, last if far_edge == inputs.shape[1] else self._merge(inside, state), last
+
+    def _run_layers(
+        self, module: nn.Module, inputs: Tensor, state: _Layers, far_edge: int
+    ) -> tuple[Tensor, _Layers, _Layers]:
+        if far_edge in (0, inputs.shape[1]):
+            outputs, after = self._call(module, inputs, state)
+            return outputs, after if far_edge else state, after
+        if len(state) == module.num_layers == 1:  # what comes out is the state
+            outputs, after = self._call(module, inputs, state)
+            return outputs, (outputs[None, :, far_edge - 1],), after
+        before, inside = self._call(module, inputs[:, :far_edge], state)
+        rest, after = self._call(module, inputs[:, far_edge:], inside)
+        # In memory time comes first, as in what torch returns: dropout masks are drawn in the order of memory.
+        outputs = torch.cat([before.transpose(0, 1), rest.transpose(0, 1)]).transpose(0, 1)
+        return outputs, inside, after
+
+    @staticmethod
+    def _call(module: nn.Module, inputs: Tensor, state: _Layers) -> tuple[Tensor, _Layers]:
+        outputs, after = module(inputs, state if len(state) > 1 else state[0])
+        return outputs, after if len(state) > 1 else (after,)
+
+    def _merge(self, states: list[_Layers], given: State) -> State:
+        merged = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*states, strict=True)]
+        return {
+            # Under autocast they come out in another dtype.
+            name: leaf.transpose(0, 1).to(given[name].dtype)
+            for name, leaf in zip(self.state_names, merged, strict=True)
+        }
 
 
 class RNN(_TorchCore):

@@ -11,10 +11,10 @@ from torch.nn.functional import dropout
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.errors import InputError
 from lit_tbptt.models.metrics import summed_nats
-from lit_tbptt.models.output_layer import can_join, linear_nats
+from lit_tbptt.models.output_layer import can_join, has_hooks, linear_nats
 from lit_tbptt.tbptt import Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State
-from lit_tbptt.tbptt.task import joins_halves
+from lit_tbptt.tbptt.task import faster_form_of
 
 
 class RecurrentLM(Task, nn.Module):
@@ -94,14 +94,34 @@ class RecurrentLM(Task, nn.Module):
         """Returns the summed negative log-likelihood in nats, and the number of scored targets."""
         return summed_nats(outputs, window.targets, window.mask)
 
-    @joins_halves
+    @faster_form_of("predict_window", "outputs_loss", "run_core", "forward")
     def window_loss(self, window: Window, state: State) -> WindowLoss:
-        """Returns what the two above give together; in training on a CPU computed in one, see `output_layer.py`."""
-        if type(self).forward is not RecurrentLM.forward or not can_join(self, self.head):
+        """Returns what the two above give together, computed in one where that is faster; see `output_layer.py`."""
+        if has_hooks(self):
             return super().window_loss(window, state)
         outputs, state = self.run_core(window.inputs, state)
+        return WindowLoss(*self._nats(outputs, window), state)
+
+    @faster_form_of("predict_window", "outputs_loss", "run_core", "forward", "window_loss", "advance")
+    def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
+        """Runs the core over context and window at once, and the output layer over the window."""
+        if has_hooks(self) or has_hooks(self.core):
+            return super().run_window(window, state, num_context, far_edge)
+        outputs, far_edge_state, state = self.core.forward_through(self._embed(window.inputs), state, far_edge)
+        return WindowLoss(*self._nats(outputs, window, num_context), state), far_edge_state
+
+    def _nats(
+        self, outputs: Float[Tensor, "lane time output"], window: Window, num_context: int = 0
+    ) -> tuple[Float[Tensor, ""] | int, Tensor | int]:
+        # Of the context too, so that masks do not depend on where it is cut.
         outputs = self._drop(outputs, "output", self.output_dropout)
-        return WindowLoss(*linear_nats(outputs, self.head, window.targets, window.mask), state)
+        if num_context == window.num_time_steps:
+            return 0, 0
+        if num_context:
+            outputs, window = outputs[:, num_context:], window.split(num_context)[1]
+        if can_join(self.head):
+            return linear_nats(outputs, self.head, window.targets, window.mask)
+        return summed_nats(self.head(outputs), window.targets, window.mask)
 
     def advance(self, window: Window, state: State) -> State:
         """Returns the state after the inputs; the output layer is left out."""
@@ -113,10 +133,13 @@ class RecurrentLM(Task, nn.Module):
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         """Runs embedding and core, without the output layer."""
+        return self.core(self._embed(tokens), state)
+
+    def _embed(self, tokens: Int[Tensor, "lane time"]) -> Float[Tensor, "lane time feature"]:
         noise = None if self.noise is None else self.noise["core"]
         if self.core.noise is not noise:  # to set an attribute of a torch module takes time
             self.core.noise = noise
-        return self.core(self._drop(self.embedding(tokens), "embedding", self.embedding_dropout), state)
+        return self._drop(self.embedding(tokens), "embedding", self.embedding_dropout)
 
     def forward(
         self, tokens: Int[Tensor, "lane time"], state: State
@@ -175,29 +198,36 @@ class RecurrentLM(Task, nn.Module):
         was_training = self.training
         self.eval()
         device = self.embedding.weight.device
-        generators = [torch.Generator(device).manual_seed(seed + i) for i in range(len(prompts))]
-        texts = [list(prompt) for prompt in prompts]
-        ends = [len(prompt) + num_tokens for prompt in prompts]
+        starts = [len(prompt) for prompt in prompts]
+        ends = [start + num_tokens for start in starts]
+        texts = torch.zeros(len(prompts), max(ends), dtype=torch.long, device=device)
+        draws = torch.ones(len(prompts), max(ends), dtype=torch.double, device=device)
+        for lane, (prompt, start, end) in enumerate(zip(prompts, starts, ends, strict=True)):
+            texts[lane, :start] = torch.tensor(prompt)
+            generator = torch.Generator(device).manual_seed(seed + lane)
+            draws[lane, start:end] = 1 - torch.rand(num_tokens, dtype=torch.double, device=device, generator=generator)
         # The lanes move in step: all read what every prompt has, then each reads on or samples as it can.
-        common = min(len(prompt) for prompt in prompts)
-        inputs = torch.tensor([text[:common] for text in texts], device=device)
-        state = self.initial_state(len(prompts))
-        for place in range(common, max(ends)):
+        inputs, state = texts[:, : min(starts)], self.initial_state(len(prompts))
+        for place in range(min(starts), max(ends)):
             outputs, state = self.run_core(inputs, state)
-            logits = self.head(outputs[:, -1])
-            for text, end, lane_logits, generator in zip(texts, ends, logits, generators, strict=True):
-                if len(text) == place:
-                    text.append(_sample(lane_logits, temperature, top_k, generator) if place < end else text[-1])
-            inputs = torch.tensor([[text[place]] for text in texts], device=device)
+            sampling = [start <= place < end for start, end in zip(starts, ends, strict=True)]
+            if any(sampling):
+                lanes = slice(None) if all(sampling) else torch.tensor(sampling, device=device)
+                logits = self.head(outputs[lanes, -1])
+                texts[lanes, place] = _sample(logits, temperature, top_k, draws[lanes, place, None])
+            inputs = texts[:, place : place + 1]
         self.train(was_training)
-        return [text[len(prompt) : end] for text, prompt, end in zip(texts, prompts, ends, strict=True)]
+        return [text[start:end] for text, start, end in zip(texts.tolist(), starts, ends, strict=True)]
 
 
 def _sample(
-    logits: Float[Tensor, "vocabulary"], temperature: float, top_k: int | None, generator: torch.Generator
-) -> int:
+    logits: Float[Tensor, "lane vocabulary"], temperature: float, top_k: int | None, draws: Float[Tensor, "lane 1"]
+) -> Int[Tensor, "lane"]:
+    """Samples a token for each lane by a number drawn for it, above 0 and up to 1."""
     if temperature == 0:
-        return int(logits.argmax())
-    if top_k is not None and top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
-    return int(torch.multinomial(torch.softmax(logits.double() / temperature, -1), 1, generator=generator))
+        return logits.argmax(1)
+    if top_k is not None and top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    cumulated = torch.softmax(logits.double() / temperature, 1).cumsum(1)
+    # The first token that reaches the draw: one of probability 0 never does.
+    return torch.searchsorted(cumulated, draws * cumulated[:, -1:])[:, 0]

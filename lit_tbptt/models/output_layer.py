@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lit_tbptt.models.metrics import summed_nats
 
 
-def can_join(model: nn.Module, head: nn.Module) -> bool:
-    """Tells whether `linear_nats` does all that calling `model`, with `head` at its end, and `summed_nats` would do.
+def can_join(head: nn.Module) -> bool:
+    """Tells whether `linear_nats` does all that calling `head`, and `summed_nats` after it, would do.
 
     It does for a plain linear layer, in training. It was measured on CPUs, and is not used on other devices, nor under
     autocast, which multiplies in another dtype.
@@ -26,11 +26,12 @@ def can_join(model: nn.Module, head: nn.Module) -> bool:
         and head.weight.is_cpu
         and torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not any(_has_hooks(module) for module in (model, head))
+        and not has_hooks(head)
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Tells whether calling the module calls something of the user's besides."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
 

@@ -11,6 +11,7 @@ through time"; Chen et al. 2016, "Training deep nets with sublinear memory cost"
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -20,15 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_tbptt.random_state import host_random_state, set_host_random_state
 from lit_tbptt.tbptt.state import State
-from lit_tbptt.tbptt.task import WindowLoss
+from lit_tbptt.tbptt.task import Task, WindowLoss
 from lit_tbptt.tbptt.window import Window
 
-RunPart = Callable[[Window, State], WindowLoss]
-"""Runs over a part of a window from a state."""
 
-
-def run_in_segments(run: RunPart, window: Window, state: State, every: int) -> WindowLoss:
-    """Does what `run(window, state)` does, and keeps only the states between segments for the backward pass.
+class Recomputed(Task):
+    """A task of which only the states between segments are kept for the backward pass.
 
     Dropout of `[lane, time, feature]` tensors has the very masks that one call over the whole window would have. What
     else is random is drawn by each segment for itself. In the backward pass everything is drawn again alike, from
@@ -36,19 +34,43 @@ def run_in_segments(run: RunPart, window: Window, state: State, every: int) -> W
     of `nn.LSTM` and its like, so use several layers and `nn.Dropout` instead, as the cores of this package do.
 
     Args:
-        run: What to run; it is called once more for each segment in the backward pass, and must then do the same.
-        window: The time steps to run over.
-        state: The state before them.
+        task: What to run, in the window that it has begun; it is run once more in the backward pass, and must then do
+            the same.
         every: Time steps per segment.
     """
-    segments, start = _Segments(window.num_time_steps), 0
-    total: WindowLoss | None = None
-    for segment in window.pieces(every):
-        cost = checkpoint(segments.run, start, run, segment, state, use_reentrant=False, preserve_rng_state=True)
-        total, state = cost if total is None else total.followed_by(cost), cost.state
-        start += segment.num_time_steps
-    assert total is not None
-    return total
+
+    def __init__(self, task: Task, every: int) -> None:
+        self.task, self.every, self.noise = task, every, task.noise
+
+    def window_loss(self, window: Window, state: State) -> WindowLoss:
+        return self._run(window, state, 0, window.num_time_steps)[0]
+
+    def advance(self, window: Window, state: State) -> State:
+        return self._run(window, state, window.num_time_steps, window.num_time_steps)[0].state
+
+    def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
+        if type(self.task).run_window is Task.run_window:  # its masks are those of each part
+            return super().run_window(window, state, num_context, far_edge)
+        return self._run(window, state, num_context, far_edge)
+
+    def _run(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
+        segments, start, far_edge_state = _Segments(window.num_time_steps), 0, state
+        total: WindowLoss | None = None
+        for segment in window.cut((*range(self.every, window.num_time_steps, self.every), far_edge)):
+            length = segment.num_time_steps
+            run = partial(self._run_segment, min(max(0, num_context - start), length))
+            cost = checkpoint(segments.run, start, run, segment, state, use_reentrant=False, preserve_rng_state=True)
+            total, state = cost if total is None else total.followed_by(cost), cost.state
+            start += length
+            if start == far_edge:
+                far_edge_state = state
+        assert total is not None
+        return total, far_edge_state
+
+    def _run_segment(self, num_context: int, segment: Window, state: State) -> WindowLoss:
+        if self.task.noise is not self.noise:  # a later window may have begun
+            self.task.noise = self.noise
+        return self.task.run_window(segment, state, num_context, segment.num_time_steps)[0]
 
 
 class _Segments(TorchFunctionMode):
@@ -67,7 +89,7 @@ class _Segments(TorchFunctionMode):
         self.part = slice(0)
         self.num_calls = 0
 
-    def run(self, start: int, run: RunPart, segment: Window, state: State) -> WindowLoss:
+    def run(self, start: int, run: Callable[[Window, State], WindowLoss], segment: Window, state: State) -> WindowLoss:
         self.part, self.num_calls = slice(start, start + segment.num_time_steps), 0
         now = host_random_state()
         again = start in self.random

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt.state import State, check_versions, versions
 from lit_tbptt.tbptt.window import Window
 
 
@@ -64,13 +64,17 @@ def sum_penalties(penalties: Iterable[Tensor | None]) -> Tensor | None:
     return sum(given[1:], given[0]) if given else None
 
 
-def joins_halves(window_loss: Callable[..., "WindowLoss"]) -> Callable[..., "WindowLoss"]:
-    """Marks a `window_loss` that is a faster form of `predict_window` and `outputs_loss`.
+def faster_form_of(*names: str) -> Callable[[Callable], Callable]:
+    """Marks a `window_loss` or `run_window` that gives, in less time, what the named methods give together.
 
-    A subclass that redefines one of these, and no `window_loss`, gets the plain composition of the two.
+    A subclass that redefines one of these, and not the marked one, gets the plain form of `Task`.
     """
-    window_loss.joins_halves = True  # type: ignore[attr-defined]
-    return window_loss
+
+    def mark(method: Callable) -> Callable:
+        method.faster_form_of = names  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 class Task:
@@ -88,9 +92,11 @@ class Task:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        defined = (vars(each).keys() & {"predict_window", "outputs_loss", "window_loss"} for each in cls.__mro__)
-        if getattr(cls.window_loss, "joins_halves", False) and "window_loss" not in next(filter(None, defined)):
-            cls.window_loss = Task.window_loss  # type: ignore[method-assign]
+        for name in ("window_loss", "run_window"):
+            replaced = getattr(getattr(cls, name), "faster_form_of", ())
+            defined = (vars(each).keys() & {name, *replaced} for each in cls.__mro__)
+            if replaced and name not in next(filter(None, defined)):
+                setattr(cls, name, getattr(Task, name))
 
     def initial_state(self, num_lanes: int) -> State:
         """Returns the state of lanes that are reset: any pytree of tensors, lane axis first in every leaf."""
@@ -126,3 +132,31 @@ class Task:
     def advance(self, window: Window, state: State) -> State:
         """Returns the state after a window that is not scored; a task may leave out here what only the loss needs."""
         return WindowLoss.of(self, self.window_loss(window, state)).state
+
+    def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
+        """Runs over context and window at once; left alone, part by part by `advance` and `window_loss`.
+
+        Args:
+            window: The context and, if it goes on that far, the window after it.
+            state: The state before it.
+            num_context: How many of its time steps, the first ones, are context and are not scored.
+            far_edge: The time step whose state is wanted besides, from 0 to the number of time steps.
+
+        Returns:
+            What the window's own time steps cost, with the state after all; and the state entering `far_edge`.
+        """
+        far_edge_state, done = state, 0
+        total: WindowLoss | None = None
+        for part in window.cut((num_context, far_edge)):
+            before = versions(state)
+            if done < num_context:
+                cost = WindowLoss(0, 0, self.advance(part, state))
+            else:
+                cost = WindowLoss.of(self, self.window_loss(part, state))
+            check_versions(state, before)
+            total, state = cost if total is None else total.followed_by(cost), cost.state
+            done += part.num_time_steps
+            if done == far_edge:
+                far_edge_state = state
+        assert total is not None
+        return total, far_edge_state

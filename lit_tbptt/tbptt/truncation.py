@@ -20,8 +20,6 @@ The carried state is returned with its graph. Whoever runs the next window cuts 
 weights change.
 """
 
-from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +28,8 @@ from torch import Tensor
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.carry import Carry
-from lit_tbptt.tbptt.recompute import RunPart, run_in_segments
-from lit_tbptt.tbptt.state import State, check_versions, detach, num_lanes, requires_grad, reset_lanes, versions
+from lit_tbptt.tbptt.recompute import Recomputed
+from lit_tbptt.tbptt.state import State, detach, num_lanes, requires_grad, reset_lanes
 from lit_tbptt.tbptt.task import Task, WindowLoss
 from lit_tbptt.tbptt.window import Window
 
@@ -121,75 +119,57 @@ class Truncation:
             )
 
         noise = task.begin_window(window.num_lanes)
-        score, advance = partial(_score, task, noise), partial(_advance, task, noise)
-        behind = sum(piece.num_time_steps for piece in carry.context)
-        # A horizon that was shortened leaves a surplus of context, which is run for nothing but the state after it.
-        surplus = max(0, behind - (self.k2 - self.k1))
-        far_edge = max(0, behind + window.num_time_steps - (self.k2 - self.k1))
-        state = far_edge_state = carry.state
-        context: list[Window] = []
+        if task.noise is not noise:  # to set an attribute of a torch module takes time
+            task.noise = noise
+        state, *pieces = self._without_surplus(task, initial, carry)
+        num_context = sum(piece.num_time_steps for piece in pieces)
+        far_edge = max(0, num_context + window.num_time_steps - (self.k2 - self.k1))
+        if pieces and window.reset is None:
+            pieces[-1] = pieces[-1].join(window)
+        else:
+            pieces.append(window)
+        run = task.run_window if self.recompute_every is None else Recomputed(task, self.recompute_every).run_window
+        far_edge_state, context = state, []
         total: WindowLoss | None = None
-        done = 0
-        for piece in (*carry.context, window):
-            run, piece_begins = score if piece is window else advance, True
-            for part in piece.cut((surplus - done, far_edge - done)):
-                with torch.no_grad() if done < surplus else nullcontext():
-                    if piece_begins:
-                        state = self._reset(piece, initial, state)
-                    cost = self._run(run, part, state)
-                piece_begins, state = False, cost.state
-                total = cost if total is None else total.followed_by(cost)
-                done += part.num_time_steps
-                if done > far_edge:
-                    _append(context, part)
-                elif done == far_edge:
-                    far_edge_state = state
+        for piece in pieces:
+            length = piece.num_time_steps
+            at_edge = 0 < far_edge <= length
+            state = _reset(piece, initial, state)
+            cost, state_inside = run(piece, state, min(num_context, length), far_edge if at_edge else length)
+            total, state = cost if total is None else total.followed_by(cost), cost.state
+            if at_edge:
+                far_edge_state = state_inside
+            if far_edge < length:
+                context.append(piece.split(far_edge)[1] if far_edge > 0 else piece)
+            num_context, far_edge = max(0, num_context - length), far_edge - length
         assert total is not None
         assert isinstance(total.loss, Tensor)
         return TruncatedLoss(total.loss, total.num_targets, Carry(far_edge_state, tuple(context)), total.penalty)
 
-    def _run(self, run: RunPart, part: Window, state: State) -> WindowLoss:
-        if self.recompute_every is None:
-            return run(part, state)
-        return run_in_segments(run, part, state, self.recompute_every)
+    def _without_surplus(self, task: Task, initial: State, carry: Carry) -> tuple[Any, ...]:
+        """Returns the state at today's far edge and the context after it.
 
-    @staticmethod
-    def _reset(piece: Window, initial: State, carried: State) -> State:
-        if piece.reset is not None:
-            return reset_lanes(piece.reset, initial, carried)
-        if requires_grad(initial):
-            # A learned initial state takes part in every window, so that every rank has a gradient for it.
-            nowhere = torch.zeros(piece.num_lanes, dtype=torch.bool, device=piece.inputs.device)
-            return reset_lanes(nowhere, initial, carried)
-        return carried
-
-
-# The noise is set before each run and not once a window: a run may be repeated when a later window has begun.
-
-
-def _score(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
-    _set_noise(task, noise)
-    before = versions(state)
-    cost = WindowLoss.of(task, task.window_loss(part, state))
-    check_versions(state, before)
-    return cost
+        A horizon that was shortened leaves a surplus of context, which is run for nothing but the state after it.
+        """
+        state, context = carry.state, list(carry.context)
+        surplus = sum(piece.num_time_steps for piece in context) - (self.k2 - self.k1)
+        while surplus > 0:
+            piece = context.pop(0)
+            if piece.num_time_steps > surplus:
+                piece, rest = piece.split(surplus)
+                context.insert(0, rest)
+            surplus -= piece.num_time_steps
+            with torch.no_grad():
+                length = piece.num_time_steps
+                state = task.run_window(piece, _reset(piece, initial, state), length, length)[0].state
+        return state, *context
 
 
-def _advance(task: Task, noise: Any, part: Window, state: State) -> WindowLoss:
-    _set_noise(task, noise)
-    before = versions(state)
-    cost = WindowLoss(0, 0, task.advance(part, state))
-    check_versions(state, before)
-    return cost
-
-
-def _set_noise(task: Task, noise: Any) -> None:
-    if task.noise is not noise:  # to set an attribute of a torch module takes time
-        task.noise = noise
-
-
-def _append(context: list[Window], part: Window) -> None:
-    if context and part.reset is None:
-        context[-1] = context[-1].join(part)
-    else:
-        context.append(part)
+def _reset(piece: Window, initial: State, carried: State) -> State:
+    if piece.reset is not None:
+        return reset_lanes(piece.reset, initial, carried)
+    if requires_grad(initial):
+        # A learned initial state takes part in every window, so that every rank has a gradient for it.
+        nowhere = torch.zeros(piece.num_lanes, dtype=torch.bool, device=piece.inputs.device)
+        return reset_lanes(nowhere, initial, carried)
+    return carried

@@ -19,7 +19,7 @@ from lit_tbptt.models.language_model import RecurrentLM
 from lit_tbptt.models.metrics import TokenAccuracy, rates
 from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
-from lit_tbptt.tbptt.task import joins_halves
+from lit_tbptt.tbptt.task import faster_form_of
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.overrides import loop_hooks
 
@@ -137,9 +137,13 @@ class LitLanguageModel(LitTBPTT):
         """Returns the summed negative log-likelihood in nats, and the number of scored targets."""
         return self.language_model.outputs_loss(outputs, window)
 
-    @joins_halves
+    @faster_form_of("predict_window", "outputs_loss")
     def window_loss(self, window: Window, state: State) -> WindowLoss:
         return self.language_model.window_loss(window, state)
+
+    @faster_form_of("predict_window", "outputs_loss", "window_loss", "advance")
+    def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
+        return self.language_model.run_window(window, state, num_context, far_edge)
 
     def advance(self, window: Window, state: State) -> State:
         return self.language_model.advance(window, state)

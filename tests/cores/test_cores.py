@@ -42,6 +42,38 @@ def test_cutting_the_time_axis_changes_nothing(core, cut):
     assert_close(state, after)
 
 
+@pytest.mark.parametrize("far_edge", [0, 1, 4, 11])
+def test_the_state_in_the_middle_is_that_of_a_cut(core, far_edge):
+    inputs, given = torch.randn(3, 11, 7), core(torch.randn(3, 2, 7), core.initial_state(3))[1]
+    outputs, inside, after = core.forward_through(inputs, given, far_edge)
+    expected_inside = core(inputs[:, :far_edge], given)[1] if far_edge else given
+    assert_close((outputs, after), core(inputs, given))
+    assert_close(inside, expected_inside)
+    assert tree_map(torch.Tensor.size, inside) == tree_map(torch.Tensor.size, given)
+
+
+@pytest.mark.parametrize(
+    ("make", "calls"), [(lambda: RNN(5), 1), (lambda: GRU(5), 1), (lambda: GRU(5, 2, 0.3), 2), (lambda: LSTM(5), 2)]
+)
+def test_where_the_outputs_are_the_states_one_call_gives_both(make, calls):
+    core, called = make().eval(), []
+    for module in core.rnn:
+        module.register_forward_hook(lambda *args: called.append(1))
+    core.forward_through(torch.randn(3, 11, 5), core.initial_state(3), 4)
+    assert len(called) == calls
+
+
+def test_a_core_that_changes_its_state_in_place_is_noticed_at_the_far_edge():
+    class InPlace(Leaky):
+        def forward(self, inputs, state):
+            state["seen"] += inputs.shape[1]
+            return super().forward(inputs, state)
+
+    core = InPlace()
+    with pytest.raises(InputError, match=r"'seen'.* was changed in place"):
+        core.forward_through(torch.randn(3, 11, 7), core.initial_state(3), 4)
+
+
 def test_lanes_do_not_mix(core):
     inputs = torch.randn(3, 11, 7)
     outputs, _ = core(inputs, core.initial_state(3))

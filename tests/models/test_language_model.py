@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from lit_tbptt import GRU, LSTM, InputError, RecurrentLM
+from lit_tbptt.models.language_model import _sample
 
 
 @pytest.fixture
@@ -35,6 +36,23 @@ def test_generation_reads_each_token_once(model):
     model.core.register_forward_hook(lambda core, given, returned: steps.append(given[0].shape[1]))
     model.generate([[1, 2, 3], [4, 5, 6, 7]], 10)
     assert steps == [3] + [1] * 10
+
+
+def test_the_output_layer_runs_for_the_tokens_that_are_sampled_alone(model):
+    rows = []
+    model.head.register_forward_hook(lambda head, given, returned: rows.append(len(given[0])))
+    model.generate([[1, 2, 3], [4, 5, 6, 7, 8]], 4)
+    assert rows == [1, 1, 2, 2, 1, 1]
+
+
+def test_tokens_are_sampled_as_often_as_they_are_likely():
+    logits = torch.tensor([0.0, -torch.inf, 2.0, 1.0, -torch.inf, -1.0]).expand(9000, -1)
+    draws = (torch.arange(9000, dtype=torch.double)[:, None] + 1) / 9000
+    found = torch.bincount(_sample(logits, 0.7, None, draws), minlength=6) / 9000
+    assert_close(found, torch.softmax(logits[0] / 0.7, 0), rtol=0, atol=1 / 9000)
+    narrowed = torch.bincount(_sample(logits, 0.7, 2, draws), minlength=6) / 9000
+    assert_close(narrowed[[2, 3]], torch.softmax(logits[0, [2, 3]] / 0.7, 0), rtol=0, atol=1 / 9000)
+    assert narrowed[[2, 3]].sum() == 1
 
 
 def test_top_k_and_temperature_narrow_the_choice(model):

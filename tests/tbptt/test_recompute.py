@@ -67,6 +67,19 @@ def test_losses_gradients_and_random_numbers_are_the_same(core, every, k1, k2, r
     assert recomputed.calls >= 2 * plain.calls
 
 
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("every", [2, 5, 99])
+@pytest.mark.parametrize(("k1", "k2", "resets"), [(5, 5, ()), (4, 13, ()), (1, 6, (12,)), (6, 40, (12,))])
+def test_likewise_where_context_and_window_are_run_at_once(core, every, k1, k2, resets):
+    models = []
+    for _ in range(2):
+        torch.manual_seed(2)
+        models.append(RecurrentLM(VOCABULARY, CORES[core](), embedding_dropout=0.3, output_dropout=0.25).double())
+    plain, recomputed = models
+    expected = train(plain, k1, k2, None, resets)
+    assert_close(train(recomputed, k1, k2, every, resets), expected, rtol=0, atol=1e-12)
+
+
 def test_what_a_task_draws_itself_is_drawn_again():
     class Noisy(Counted):
         def window_loss(self, window, state):
