@@ -3,13 +3,15 @@
     python benchmarks/horizon_time.py
 
 Every round runs each setting once, over the same tokens; a figure is the median of the rounds' ratios to k2 = k1, and
-the spread is between quartiles. The rule is at most 1.1 x k2 / k1. The second table is of `recompute_every` at
-k1 = k2 = 256. About five minutes on two cores.
+the spread is between quartiles. The rule is at most 1.1 x k2 / k1. The second table is of short windows beside
+k1 = k2 = 64, the third of `recompute_every` at k1 = k2 = 256. About five minutes on two cores.
+
+    python benchmarks/horizon_time.py --tables '[short]'     one of the tables: long, short, recompute
 """
 
 import statistics
 import time
-from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
@@ -17,6 +19,7 @@ from jsonargparse import auto_cli
 from lit_tbptt import LSTM, RecurrentLM, Truncation, Window
 
 RATIOS = {8: (1.5, 2, 4, 8, 32), 64: (1.5, 2, 4, 8), 256: (1.5, 2, 4)}
+SHORT = ((64, 64), (1, 1), (1, 15), (8, 8), (8, 12))
 
 
 class Training:
@@ -29,7 +32,8 @@ class Training:
         self.truncation = Truncation(k1, k2, recompute_every)
         self.carry = None
 
-    def seconds(self, windows: Iterable[Window]) -> float:
+    def seconds(self, tokens: Window) -> float:
+        windows = list(tokens.pieces(self.truncation.k1))
         started = time.perf_counter()
         for window in windows:
             loss, num_targets, carry, _ = self.truncation(self.task, window, self.carry)
@@ -41,31 +45,52 @@ class Training:
         return time.perf_counter() - started
 
 
-def ratios(trainings: dict[int, Training], k1: int, num_rounds: int, num_tokens: int, num_lanes: int) -> dict:
+def ratios(trainings: dict[Any, Training], num_rounds: int, num_tokens: int, num_lanes: int) -> dict[Any, list[float]]:
     """Returns lower quartile, median and upper quartile of each training's time over that of the first one."""
     first = next(iter(trainings))
-    found: dict[int, list[float]] = {name: [] for name in trainings if name != first}
+    found: dict[Any, list[float]] = {name: [] for name in trainings if name != first}
     for number in range(num_rounds + 1):
-        windows = list(Window(*torch.randint(256, (2, num_lanes, num_tokens))).pieces(k1))
-        seconds = {name: training.seconds(windows) for name, training in trainings.items()}
+        tokens = Window(*torch.randint(256, (2, num_lanes, num_tokens)))
+        seconds = {name: training.seconds(tokens) for name, training in trainings.items()}
         for name in found if number else ():  # the first round warms up and fills the contexts
             found[name].append(seconds[name] / seconds[first])
     return {name: statistics.quantiles(values, n=4) for name, values in found.items()}
 
 
-def main(num_rounds: int = 15, num_tokens: int = 512, num_lanes: int = 16) -> None:
-    """Measures every pair and prints the tables."""
-    torch.set_flush_denormal(True)  # as the command line does
-    sizes = (num_rounds, num_tokens, num_lanes)
+def long(*sizes: int) -> None:
+    """Prints the time of horizons beyond the window."""
     print("| k1 | k2 | time per token over that of k2 = k1 | quartiles | over k2 / k1 |\n|---|---|---|---|---|")
     for k1, longer in RATIOS.items():
         trainings = {int(k1 * ratio): Training(k1, int(k1 * ratio)) for ratio in (1, *longer)}
-        for k2, (low, middle, high) in ratios(trainings, k1, *sizes).items():
+        for k2, (low, middle, high) in ratios(trainings, *sizes).items():
             print(f"| {k1} | {k2} | {middle:.2f} | {low:.2f} to {high:.2f} | {middle * k1 / k2:.2f} |", flush=True)
-    print("\n| recompute_every | time over that of keeping all | quartiles |\n|---|---|---|")
+
+
+def short(*sizes: int) -> None:
+    """Prints the time of short windows."""
+    print("| k1 | k2 | time per token over that of k1 = k2 = 64 | quartiles |\n|---|---|---|---|")
+    for (k1, k2), (low, middle, high) in ratios({pair: Training(*pair) for pair in SHORT}, *sizes).items():
+        print(f"| {k1} | {k2} | {middle:.2f} | {low:.2f} to {high:.2f} |", flush=True)
+
+
+def recompute(*sizes: int) -> None:
+    """Prints the time of computing again what was not kept."""
+    print("| recompute_every | time over that of keeping all | quartiles |\n|---|---|---|")
     trainings = {every: Training(256, 256, every or None) for every in (0, 16, 64)}
-    for every, (low, middle, high) in ratios(trainings, 256, *sizes).items():
-        print(f"| {every} | {middle:.2f} | {low:.2f} to {high:.2f} |")
+    for every, (low, middle, high) in ratios(trainings, *sizes).items():
+        print(f"| {every} | {middle:.2f} | {low:.2f} to {high:.2f} |", flush=True)
+
+
+def main(
+    num_rounds: int = 15,
+    num_tokens: int = 512,
+    num_lanes: int = 16,
+    tables: list[Literal["long", "short", "recompute"]] = ["long", "short", "recompute"],  # noqa: B006 - as --help shows
+) -> None:
+    """Measures every pair and prints the tables."""
+    torch.set_flush_denormal(True)  # as the command line does
+    for table in tables:
+        globals()[table](num_rounds, num_tokens, num_lanes)
 
 
 if __name__ == "__main__":
