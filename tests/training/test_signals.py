@@ -43,3 +43,13 @@ def test_a_signal_saves_and_the_run_goes_on(running):
     os.kill(running.pid, signal.SIGTERM)
     assert status_of(running) == 143, Path("log").read_text()
     assert last()["global_step"] > saved
+
+
+def test_after_a_fit_signals_do_what_they_did_before(first_run):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    main([*first_run, "--trainer.max_steps=3"])
+    assert [signal.getsignal(number) for number in numbers] == before
+    with pytest.raises(SystemExit):
+        main([*first_run, "--trainer.max_steps=3", "--optimizer.lr=nan"])
+    assert [signal.getsignal(number) for number in numbers] == before

@@ -125,7 +125,8 @@ class SignalHandling(Callback):
 
     def _restore(self, trainer: Trainer) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._handle:  # at a fit's end Lightning has put back what was there before
+                signal.signal(number, handler)
         if self._before and trainer.world_size > 1:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and not Lightning's handler, see above
         self._before.clear()
