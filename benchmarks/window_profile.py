@@ -20,7 +20,7 @@ import torch
 from jsonargparse import auto_cli
 from shapes import SHAPES
 
-from lit_tbptt import StridedLanes
+from lit_tbptt import LSTM, StridedLanes
 from lit_tbptt.cli import main as command_line
 from lit_tbptt.models import language_model
 from lit_tbptt.models.language_model import RecurrentLM
@@ -100,7 +100,8 @@ def main(shape: str, windows_per_batch: int = 8, options: list[str] | None = Non
     """
     watch, of = Stopwatch(), SHAPES[shape]
     watch.wrap_iterator(StridedLanes, "__iter__", "loader")
-    watch.wrap(RecurrentLM, "run_core", "embedding and core, forward")
+    watch.wrap(RecurrentLM, "_embed", "embedding and core, forward")
+    watch.wrap(LSTM, "forward_through", "embedding and core, forward")
     watch.wrap(language_model, "linear_nats", "output layer and loss, forward")
     watch.wrap(ModuleOptimizer, "backward", "backward")
     watch.wrap(ManualOptimization, "on_before_optimizer_step", "clip")

@@ -195,7 +195,10 @@ class LitTBPTT(Task, ResumableModule):
         self.agreement.sync()
         every = self.trainer.log_every_n_steps
         if every and self.position.step % every == 0:
-            self.log_dict(self._log_training(), prog_bar=True, logger=False, batch_size=1)
+            values = self._log_training()
+            # As self.log(prog_bar=True) does, in a hundredth of its two milliseconds.
+            self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+            self.trainer.progress_bar_metrics.update(values)
 
     def on_train_epoch_start(self) -> None:
         self._epoch_ended = False

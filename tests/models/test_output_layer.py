@@ -8,9 +8,9 @@ from torch.testing import assert_close
 from lit_tbptt import GRU, Window
 from lit_tbptt.models.language_model import RecurrentLM
 from lit_tbptt.models.metrics import summed_nats
-from lit_tbptt.models.output_layer import linear_nats
+from lit_tbptt.models.output_layer import FEWEST_WORDS, linear_nats
 
-LANES, STEPS, FEATURES, WORDS = 3, 5, 7, 11
+LANES, STEPS, FEATURES, WORDS = 3, 5, 7, 131
 
 
 def operands(dtype=torch.float64, bias=True):
@@ -109,6 +109,8 @@ def test_a_language_model_uses_it_in_training(tie_weights):
         assert_close(loss_of(model, window), plain.detach(), rtol=0, atol=1e-10)
     with torch.autocast("cpu", torch.bfloat16):
         assert not is_joined(loss_of(model.float(), window))
+    few = RecurrentLM(FEWEST_WORDS - 1, GRU(6))
+    assert not is_joined(loss_of(few, Window(*torch.randint(FEWEST_WORDS - 1, (2, LANES, STEPS)))))
 
 
 class Doubled:

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from lit_tbptt import GRU, LSTM, RNN, RecurrentLM, Task, Truncation, Window
 
-LANES, STEPS, VOCABULARY, WIDTH, HIDDEN = 3, 23, 11, 7, 5
+LANES, STEPS, VOCABULARY, WIDTH, HIDDEN = 3, 23, 131, 7, 5
 
 
 class Nested(Leaky):

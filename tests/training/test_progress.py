@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from letters import strided
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from resuming import build
 
 from lit_tbptt import StridedLanes
@@ -42,3 +43,22 @@ def test_it_has_none_where_epochs_differ():
     bar, steps = fit(lanes, max_epochs=2)
     assert bar.total is None
     assert bar.n == steps > 0
+
+
+def test_what_is_logged_is_there_for_any_bar_and_any_callback():
+    class Reads(Callback):
+        def on_step_end(self, trainer, pl_module):
+            shown = dict(trainer.progress_bar_metrics)
+            assert shown == {name: pytest.approx(value.item()) for name, value in trainer.callback_metrics.items()}
+            read.append(shown.get("train/nats_per_token"))
+
+    read, lanes = [], StridedLanes(np.arange(75) % 11 + 2, 0, 3, 4, 2)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[Reads(), TQDMProgressBar()], max_epochs=1, log_every_n_steps=3, **quiet
+    )
+    trainer.fit(build(lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer), None), lanes)
+    assert read[:2] == [None, None]
+    assert len(read) == 7
+    assert len(set(read[2:5])) == 1
+    assert read[5] == read[6] != read[4]
