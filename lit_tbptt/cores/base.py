@@ -25,12 +25,14 @@ class RecurrentCore(nn.Module, ABC):
         output_size: Features per time step that `forward` returns.
         init_args: The arguments this core was built with, by name.
         noise: What `begin_window` returned for the window that is run; a core in eval mode does not look at it.
+        time_first: Whether inputs had better lie in memory with time before lanes; `[lane, time, feature]` they are.
     """
 
     input_size: int
     output_size: int
     init_args: dict[str, Any]
     noise: Any = None
+    time_first: bool = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "RecurrentCore":
         core = super().__new__(cls)

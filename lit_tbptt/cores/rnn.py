@@ -19,6 +19,7 @@ class _TorchCore(RecurrentCore):
     """Puts the lane axis first in the state of a `torch.nn` recurrent module, which has it second."""
 
     state_names: tuple[str, ...] = ("hidden",)
+    time_first = True  # or torch would copy them
 
     def __init__(
         self,
@@ -55,7 +56,9 @@ class _TorchCore(RecurrentCore):
 
     def initial_state(self, num_lanes: int) -> State:
         """Returns `[lane, layer, feature]` tensors by name, zero unless they are learned."""
-        zeros = next(self.rnn.parameters()).new_zeros(num_lanes, self.num_layers, self.output_size)
+        weight = self.rnn[0].weight_hh_l0
+        assert isinstance(weight, Tensor)
+        zeros = weight.new_zeros(num_lanes, self.num_layers, self.output_size)
         return {
             name: self.initial[name].expand_as(zeros) if name in self.initial else zeros for name in self.state_names
         }

@@ -139,7 +139,8 @@ class RecurrentLM(Task, nn.Module):
         noise = None if self.noise is None else self.noise["core"]
         if self.core.noise is not noise:  # to set an attribute of a torch module takes time
             self.core.noise = noise
-        return self._drop(self.embedding(tokens), "embedding", self.embedding_dropout)
+        embedded = self.embedding(tokens.t()).transpose(0, 1) if self.core.time_first else self.embedding(tokens)
+        return self._drop(embedded, "embedding", self.embedding_dropout)
 
     def forward(
         self, tokens: Int[Tensor, "lane time"], state: State

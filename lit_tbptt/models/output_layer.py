@@ -46,6 +46,8 @@ def linear_nats(
     mask: Bool[Tensor, "lane time"] | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""] | int]:
     """Returns `summed_nats(head(features), targets, mask)`."""
+    if features.stride(0) < features.stride(1):  # time comes first in memory: a row after the other, without a copy
+        features, targets, mask = features.transpose(0, 1), targets.t(), None if mask is None else mask.t()
     rows = None if mask is None else mask.flatten()
     loss = _LinearNats.apply(features.flatten(0, 1), head.weight, head.bias, targets.flatten(), rows)
     return loss, targets.numel() if mask is None else mask.sum()
