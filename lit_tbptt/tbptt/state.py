@@ -14,7 +14,9 @@ State = Any
 
 def detach(state: State) -> State:
     """Returns the same values, cut from the graph that computed them."""
-    return tree_map(Tensor.detach, state)
+    if type(state) is dict:  # which most states are; tree_map takes ten times as long
+        return {name: detach(part) for name, part in state.items()}
+    return state.detach() if isinstance(state, Tensor) else tree_map(Tensor.detach, state)
 
 
 def requires_grad(state: State) -> bool:
