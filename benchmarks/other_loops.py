@@ -28,7 +28,9 @@ class LanguageModel(nn.Module):
         self.core = nn.LSTM(shape.embedding, shape.hidden, shape.layers, batch_first=True)
         self.head = nn.Linear(shape.hidden, shape.words + 1)
 
-    def forward(self, tokens: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, tokens: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Returns logits and the state after the window."""
         outputs, state = self.core(self.embedding(tokens), state)
         return self.head(outputs), state
@@ -151,7 +153,8 @@ def fastai(shape: Shape, clock: Clock) -> None:
 
     class Ticking(Callback):
         def after_batch(self) -> None:
-            clock.tick()
+            if self.training:  # and not in the validation
+                clock.tick()
 
     tokens = torch.randint(shape.words + 1, (shape.lanes * shape.windows * shape.k1 + 1,))
     loader = LMDataLoader([(tokens,)], bs=shape.lanes, seq_len=shape.k1, num_workers=0)
