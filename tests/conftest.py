@@ -5,13 +5,17 @@ import shutil
 import sys
 import tempfile
 
-CACHES = tempfile.mkdtemp(prefix="lit_tbptt_tests_")
+CACHES, OWNER = tempfile.mkdtemp(prefix="lit_tbptt_tests_"), os.getpid()
 # Before anything imports datasets: no test reaches the Hub, none touches the user's caches.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = CACHES
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = CACHES
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # as the command line does
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+# Help and reports are compared as text, and local servers are asked: whatever the user's terminal and proxy.
+os.environ["COLUMNS"] = "120"
+os.environ.pop("FORCE_COLOR", None)
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 
 # beartype takes random.getrandbits when it is imported, to choose the items of containers that it looks at. The state
 # of Python's global generator is what tests compare, so beartype gets a generator of its own.
@@ -43,7 +47,8 @@ torch.set_num_threads(1)
 @atexit.register
 def pytest_unconfigure():
     """Leaves no file. Workers of pytest-xdist never come to `atexit`; processes to fork from know no pytest."""
-    shutil.rmtree(CACHES, ignore_errors=True)
+    if os.getpid() == OWNER:  # and none of the processes that were forked, which share it
+        shutil.rmtree(CACHES, ignore_errors=True)
 
 
 # The hook passes over named tuples, whose constructors are made by typing.

@@ -1,7 +1,8 @@
-"""What a test leaves behind: threads and processes."""
+"""What a test leaves behind: threads, processes and handlers of signals."""
 
 import contextlib
 import multiprocessing.resource_tracker
+import signal
 import threading
 from multiprocessing import forkserver
 from pathlib import Path
@@ -26,8 +27,13 @@ def processes():
     return children - lasting
 
 
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left():
-    before = threads() | processes()
+    before, handlers_before = threads() | processes(), handlers()
     yield
     wait_until(lambda: threads() | processes() <= before, lambda: f"left: {(threads() | processes()) - before}")
+    assert handlers() == handlers_before

@@ -27,11 +27,20 @@ class Norms(Callback):
         self.norms.append(torch.stack([part.grad.norm() for part in module.parameters()]).norm().item())
 
 
-def fit(folder, precision="32-true", max_steps=20, resume=None, devices=1):
+class Waiting(Callback):
+    """Makes every wait for the GPU an error, from step 5 to step 15."""
+
+    def on_step_end(self, trainer, module):
+        modes = {5: "error", 15: "default"}
+        if trainer.global_step in modes:
+            torch.cuda.set_sync_debug_mode(modes[trainer.global_step])
+
+
+def fit(folder, precision="32-true", max_steps=20, resume=None, devices=1, kind=Norms):
     seed_everything(1, verbose=False)
     model = LitLanguageModel(LSTM(16, 2, dropout=0.3), k1=4, k2=7, clip_norm=0.05)
     model._build(CharTokenizer("abcdefghijk"))
-    norms = Norms()
+    callback = kind()
     trainer = Trainer(
         max_steps=max_steps,
         accelerator="cuda",
@@ -42,11 +51,11 @@ def fit(folder, precision="32-true", max_steps=20, resume=None, devices=1):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[norms, RunCheckpoint(monitor="val/nats_per_token")],
+        callbacks=[callback, RunCheckpoint(monitor="val/nats_per_token")],
     )
     share = {"local_lanes": range(trainer.global_rank * 3, trainer.global_rank * 3 + 3)} if devices > 1 else {}
     trainer.fit(model, strided(TEXTS, 6, 4, 4, **share), ckpt_path=resume)
-    return norms.norms, {name: value.cpu() for name, value in model.state_dict().items()}
+    return getattr(callback, "norms", None), {name: value.cpu() for name, value in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("core_class", [RNN, LSTM, GRU])
@@ -79,6 +88,14 @@ def test_a_run_is_continued_to_the_same_bits(precision, tmp_path):
     fit(tmp_path / "stopped", precision, 7)
     _, resumed = fit(tmp_path / "stopped", precision, 20, tmp_path / "stopped" / "checkpoints" / "last.ckpt")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_between_two_entries_of_the_log_no_step_waits_for_the_gpu(precision, tmp_path):
+    try:
+        fit(tmp_path, precision, kind=Waiting)  # logs every 50 steps
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -20,7 +20,7 @@ The carried state is returned with its graph. Whoever runs the next window cuts 
 weights change.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -121,7 +121,7 @@ class Truncation:
         noise = task.begin_window(window.num_lanes)
         if task.noise is not noise:  # to set an attribute of a torch module takes time
             task.noise = noise
-        state, *pieces = self._without_surplus(task, initial, carry)
+        state, pieces = self._without_surplus(task, initial, carry)
         num_context = sum(piece.num_time_steps for piece in pieces)
         far_edge = max(0, num_context + window.num_time_steps - (self.k2 - self.k1))
         if pieces and window.reset is None:
@@ -129,7 +129,8 @@ class Truncation:
         else:
             pieces.append(window)
         run = task.run_window if self.recompute_every is None else Recomputed(task, self.recompute_every).run_window
-        far_edge_state, context = state, []
+        far_edge_state = state
+        context: list[Window] = []
         total: WindowLoss | None = None
         for piece in pieces:
             length = piece.num_time_steps
@@ -146,7 +147,7 @@ class Truncation:
         assert isinstance(total.loss, Tensor)
         return TruncatedLoss(total.loss, total.num_targets, Carry(far_edge_state, tuple(context)), total.penalty)
 
-    def _without_surplus(self, task: Task, initial: State, carry: Carry) -> tuple[Any, ...]:
+    def _without_surplus(self, task: Task, initial: State, carry: Carry) -> tuple[State, list[Window]]:
         """Returns the state at today's far edge and the context after it.
 
         A horizon that was shortened leaves a surplus of context, which is run for nothing but the state after it.
@@ -162,7 +163,7 @@ class Truncation:
             with torch.no_grad():
                 length = piece.num_time_steps
                 state = task.run_window(piece, _reset(piece, initial, state), length, length)[0].state
-        return state, *context
+        return state, context
 
 
 def _reset(piece: Window, initial: State, carried: State) -> State:

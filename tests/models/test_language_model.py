@@ -55,6 +55,13 @@ def test_tokens_are_sampled_as_often_as_they_are_likely():
     assert narrowed[[2, 3]].sum() == 1
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_generation_leaves_the_mode_as_it_was(model, training):
+    model.train(training)
+    model.generate([[1]], 2)
+    assert {module.training for module in model.modules()} == {training}
+
+
 def test_top_k_and_temperature_narrow_the_choice(model):
     (likeliest,) = model.generate([[1]], 12, temperature=0.0)
     assert model.generate([[1]], 12, top_k=1, temperature=3.0) == [likeliest]

@@ -68,6 +68,20 @@ def test_the_number_of_checkpoints_is_bounded(first_run):
     assert best[0] == max(float(row["val/accuracy"]) for row in curve() if "val/accuracy" in row)
 
 
+def test_a_continued_run_knows_how_good_its_best_was(first_run):
+    def best_step():
+        return read_checkpoint(RUN / "checkpoints" / "best.ckpt")["global_step"]
+
+    often = "--trainer.val_check_interval=5"
+    main([*first_run, often])
+    before = best_step()
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=40", often, "--optimizer.lr=30.0"])
+    losses = {int(row["step"]): float(row["val/bits_per_byte"]) for row in curve() if row.get("val/bits_per_byte")}
+    assert max(losses) > 20
+    assert losses[before] < min(loss for step, loss in losses.items() if step > 20)
+    assert best_step() == before
+
+
 class Tracker(Recording):
     """A logger whose folder is that of all its runs, as those of services are."""
 
