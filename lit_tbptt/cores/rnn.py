@@ -66,12 +66,17 @@ class _TorchCore(RecurrentCore):
     def forward(
         self, inputs: Float[Tensor, "lane time feature"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
-        outputs, _, after = self.forward_through(inputs, state, inputs.shape[1])
+        outputs, _, after = self._run(inputs, state, inputs.shape[1])
         return outputs, after
 
     def forward_through(
         self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
     ) -> tuple[Float[Tensor, "lane time output"], State, State]:
+        if type(self).forward is not _TorchCore.forward:  # a subclass's own: it is what is to be run
+            return super().forward_through(inputs, state, far_edge)
+        return self._run(inputs, state, far_edge)
+
+    def _run(self, inputs: Tensor, state: State, far_edge: int) -> tuple[Tensor, State, State]:
         outputs = inputs
         inside: list[_Layers] = []
         after: list[_Layers] = []
@@ -93,7 +98,7 @@ class _TorchCore(RecurrentCore):
             return outputs, after if far_edge else state, after
         if len(state) == module.num_layers == 1:  # what comes out is the state
             outputs, after = self._call(module, inputs, state)
-            return outputs, (outputs[None, :, far_edge - 1],), after
+            return outputs, (outputs[None, :, far_edge - 1].clone(),), after  # or all of them would be carried
         before, inside = self._call(module, inputs[:, :far_edge], state)
         rest, after = self._call(module, inputs[:, far_edge:], inside)
         # In memory time comes first, as in what torch returns: dropout masks are drawn in the order of memory.

@@ -11,7 +11,7 @@ from torch.nn.functional import dropout
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.errors import InputError
 from lit_tbptt.models.metrics import summed_nats
-from lit_tbptt.models.output_layer import can_join, has_hooks, linear_nats
+from lit_tbptt.models.output_layer import can_join, is_customized, linear_nats
 from lit_tbptt.tbptt import Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
@@ -97,7 +97,7 @@ class RecurrentLM(Task, nn.Module):
     @faster_form_of("predict_window", "outputs_loss", "run_core", "forward")
     def window_loss(self, window: Window, state: State) -> WindowLoss:
         """Returns what the two above give together, computed in one where that is faster; see `output_layer.py`."""
-        if has_hooks(self):
+        if is_customized(self):
             return super().window_loss(window, state)
         outputs, state = self.run_core(window.inputs, state)
         return WindowLoss(*self._nats(outputs, window), state)
@@ -105,7 +105,7 @@ class RecurrentLM(Task, nn.Module):
     @faster_form_of("predict_window", "outputs_loss", "run_core", "forward", "window_loss", "advance")
     def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
         """Runs the core over context and window at once, and the output layer over the window."""
-        if has_hooks(self) or has_hooks(self.core):
+        if is_customized(self) or is_customized(self.core):
             return super().run_window(window, state, num_context, far_edge)
         outputs, far_edge_state, state = self.core.forward_through(self._embed(window.inputs), state, far_edge)
         return WindowLoss(*self._nats(outputs, window, num_context), state), far_edge_state
@@ -139,7 +139,10 @@ class RecurrentLM(Task, nn.Module):
         noise = None if self.noise is None else self.noise["core"]
         if self.core.noise is not noise:  # to set an attribute of a torch module takes time
             self.core.noise = noise
-        embedded = self.embedding(tokens.t()).transpose(0, 1) if self.core.time_first else self.embedding(tokens)
+        if self.core.time_first and type(self.embedding) is nn.Embedding and not is_customized(self.embedding):
+            embedded = self.embedding(tokens.t()).transpose(0, 1)
+        else:
+            embedded = self.embedding(tokens)
         return self._drop(embedded, "embedding", self.embedding_dropout)
 
     def forward(
@@ -216,8 +219,10 @@ class RecurrentLM(Task, nn.Module):
                 lanes = slice(None) if all(sampling) else torch.tensor(sampling, device=device)
                 logits = self.head(outputs[lanes, -1])
                 texts[lanes, place] = _sample(logits, temperature, top_k, draws[lanes, place, None])
-            inputs = texts[:, place : place + 1]
+            inputs = texts[:, place : place + 1].clamp(max=self.embedding.num_embeddings - 1)
         self.train(was_training)
+        if texts.max() >= self.embedding.num_embeddings:  # what searchsorted makes of a nan
+            raise InputError("the logits are nan or inf: the training has diverged; take an earlier checkpoint")
         return [text[start:end] for text, start, end in zip(texts.tolist(), starts, ends, strict=True)]
 
 

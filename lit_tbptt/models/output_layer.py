@@ -29,14 +29,14 @@ def can_join(head: nn.Module) -> bool:
         and head.weight.is_cpu
         and torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not has_hooks(head)
+        and not is_customized(head)
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Tells whether calling the module calls something of the user's besides."""
+def is_customized(module: nn.Module) -> bool:
+    """Tells whether calling the module does something of the user's: hooks, a `forward` set on it, a compiled one."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+    return any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
 
 
 def linear_nats(

@@ -63,9 +63,10 @@ class Window(NamedTuple):
         # A type checker does not see that inputs and targets are never None.
         return Window(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
 
-    def to(self, device: torch.device) -> "Window":
+    def to(self, device: torch.device | str) -> "Window":
         """Returns the window on a device; a copy to a GPU does not make the host wait."""
-        return self.map(lambda part: part.to(device, non_blocking=device.type not in ("cpu", "mps")))
+        non_blocking = torch.device(device).type not in ("cpu", "mps")
+        return self.map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def with_reset(self, lanes: Bool[Tensor, "lane"]) -> "Window":
         """Resets the lanes where `lanes` is true, besides those that are reset anyway."""
@@ -122,6 +123,6 @@ class Batch(NamedTuple):
     windows: tuple[Window, ...]
     position: Mapping[str, Any]
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device | str) -> "Batch":
         """Returns the batch with its windows on a device; Lightning calls this for every batch."""
         return self._replace(windows=tuple(window.to(device) for window in self.windows))

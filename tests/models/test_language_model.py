@@ -100,3 +100,11 @@ def test_dropout_acts_in_training_only():
     assert_close(model(tokens, model.initial_state(3)), model(tokens, model.initial_state(3)))
     with pytest.raises(InputError, match=r"output_dropout=1"):
         RecurrentLM(11, GRU(6), output_dropout=1.0)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5])
+def test_a_model_that_has_diverged_says_so(model, num_tokens):
+    with torch.no_grad():
+        model.head.bias[3] = torch.nan
+    with pytest.raises(InputError, match="logits are nan or inf"):
+        model.generate([[1], [2, 3]], num_tokens)

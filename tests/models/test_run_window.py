@@ -74,11 +74,11 @@ def test_losses_gradients_and_carries_are_the_same(core, dtype, tolerance, k1, h
 @pytest.mark.parametrize(
     ("core", "k1", "k2", "calls"), [("lstm", 4, 6, 2), ("rnn", 4, 6, 1), ("a user's", 4, 6, 2), ("lstm", 4, 4, 1)]
 )
-def test_how_often_the_core_is_called_in_a_window(core, k1, k2, calls):
+def test_how_often_the_core_is_called_in_a_window(core, k1, k2, calls, monkeypatch):
     model, called, carry = RecurrentLM(VOCABULARY, CORES[core]()), [], None
     inner = model.core.rnn[0] if hasattr(model.core, "rnn") else model.core
-    tokens, forward = torch.randint(VOCABULARY, (LANES, 3 * k1 + 1)), inner.forward
-    inner.forward = lambda *args: (called.append(1), forward(*args))[1]
+    tokens, forward = torch.randint(VOCABULARY, (LANES, 3 * k1 + 1)), type(inner).forward
+    monkeypatch.setattr(type(inner), "forward", lambda *args: (called.append(1), forward(*args))[1])
     counts = []
     for window in Window(tokens[:, :-1], tokens[:, 1:]).pieces(k1):
         carry = Truncation(k1, k2)(model, window, carry).carry.detach()
@@ -140,3 +140,50 @@ def test_what_a_subclass_changes_counts(kind):
     logits, _ = model(second.inputs, state)
     expected, _ = model.outputs_loss(logits, second)
     assert_close(cost.loss, expected if kind is OwnCore else 2 * expected)
+
+
+class Loud(LSTM):
+    def forward(self, inputs, state):
+        outputs, state = super().forward(inputs, state)
+        return 10 * outputs, state
+
+
+def loss_of_three_windows(model):
+    tokens = torch.randint(VOCABULARY, (LANES, 13), generator=torch.Generator().manual_seed(5))
+    carry, total = None, 0.0
+    for window in Window(tokens[:, :-1], tokens[:, 1:]).pieces(4):
+        loss, _, carry, _ = Truncation(4, 6)(model, window, carry)
+        total += loss.item()
+    return total
+
+
+def test_the_forward_of_a_cores_subclass_is_what_is_trained():
+    torch.manual_seed(2)
+    model = RecurrentLM(VOCABULARY, Loud(HIDDEN, input_size=WIDTH))
+    plain = PartByPart(VOCABULARY, Loud(HIDDEN, input_size=WIDTH))
+    plain.load_state_dict(model.state_dict())
+    assert loss_of_three_windows(model) == pytest.approx(loss_of_three_windows(plain), abs=1e-4)
+    quiet = RecurrentLM(VOCABULARY, LSTM(HIDDEN, input_size=WIDTH))
+    quiet.load_state_dict(model.state_dict())
+    before = loss_of_three_windows(quiet)
+    quiet.core.forward = lambda inputs, state: (lambda made: (10 * made[0], made[1]))(
+        LSTM.forward(quiet.core, inputs, state)
+    )
+    assert loss_of_three_windows(quiet) == pytest.approx(loss_of_three_windows(plain), abs=1e-4)
+    assert loss_of_three_windows(quiet) != pytest.approx(before, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["window_loss", "advance", "run_core", "predict_window", "outputs_loss", "forward"])
+def test_a_method_that_is_set_on_an_instance_is_called(name):
+    model, called = RecurrentLM(VOCABULARY, CORES["lstm"]()), []
+    method = getattr(model, name)
+    setattr(model, name, lambda *args: (called.append(1), method(*args))[1])
+    loss_of_three_windows(model)
+    assert called
+
+
+def test_an_embedding_of_the_users_gets_lanes_first():
+    model, shapes = RecurrentLM(VOCABULARY, CORES["lstm"]()), []
+    model.embedding.register_forward_hook(lambda module, given, result: shapes.append(tuple(given[0].shape)))
+    loss_of_three_windows(model)
+    assert {lanes for lanes, _ in shapes} == {LANES}

@@ -56,3 +56,4 @@ def test_lightning_moves_the_windows_of_a_batch_and_leaves_its_position():
     assert moved.windows[0].mask is None
     assert moved.position is position
     assert moved.position["lanes"].device.type == "cpu"
+    assert batch.to("meta").windows[1].mask.device.type == "meta"
