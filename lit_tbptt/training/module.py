@@ -196,7 +196,7 @@ class LitTBPTT(Task, ResumableModule):
         every = self.trainer.log_every_n_steps
         if every and self.position.step % every == 0:
             values = self._log_training()
-            # As self.log(prog_bar=True) does, in a hundredth of its two milliseconds.
+            # As self.log(prog_bar=True) does, which takes more than a millisecond.
             self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
             self.trainer.progress_bar_metrics.update(values)
 
