@@ -13,8 +13,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_tbptt.cli.arguments import add_arguments
-from lit_tbptt.cli.command_line import option, option_values, set_option, words
+from lit_tbptt.cli.command_line import config_file, option, option_values, set_option, words
 from lit_tbptt.cli.messages import one_message
+from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.reports import result_table
 from lit_tbptt.cli.settings import changed_options, changes, checkpoint_settings, class_options, foreign_classes
 from lit_tbptt.errors import InputError
@@ -70,6 +71,7 @@ class LitCLI(LightningCLI):
         callbacks = trainer_defaults.get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         trainer_defaults["callbacks"] = [*callbacks, SignalHandling()]
+        set_up_process()
         with one_message():
             try:
                 super().__init__(
@@ -118,7 +120,7 @@ class LitCLI(LightningCLI):
         named = words([*given, *(Path(file).read_text() for file in files)])
         classes = class_options(subparser)
         if asked is not None and not asked.startswith("-"):
-            path, self._checkpoint = find_checkpoint(asked, runs_of(_config_of(given)), option(given, "run_name"))
+            path, self._checkpoint = find_checkpoint(asked, runs_of(config_file(given)), option(given, "run_name"))
             self._checkpoint_path = path
             self.check_checkpoint(self._checkpoint)
             say(f"checkpoint: {path}, optimizer step {self._checkpoint['global_step']}", file=sys.stderr)
@@ -188,7 +190,7 @@ class LitCLI(LightningCLI):
             if self._nothing_left():
                 return run_loggers(continued, sys.maxsize)  # nothing will be written, so nothing is dropped
             return run_loggers(continued, self._saved_step(), run_state(self._checkpoint)["log"]["tokens"])
-        runs, name = runs_of(_config_of(self._given)), self._get(self.config, "run_name")
+        runs, name = runs_of(config_file(self._given)), self._get(self.config, "run_name")
         if not writes:  # only rank 0 does, in the folder that it reserves
             return run_loggers(RunFolder(runs / (name or f"version_{next_version(runs)}")))
         self._reserved = RunFolder.reserve(runs, name)
@@ -292,8 +294,3 @@ class LitCLI(LightningCLI):
         named = "".join(f" --{name} {path}" for name, path in foreign_classes(self._now).items())
         fit = f"python {Path(sys.argv[0]).name} fit{configs} --ckpt_path {last}{named} --trainer.max_steps N"
         return {"continue": fit}
-
-
-def _config_of(given: list[str]) -> str | None:
-    files = option_values(given, "config", "c")
-    return files[-1] if files else None

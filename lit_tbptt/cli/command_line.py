@@ -22,6 +22,12 @@ def option(args: Sequence[str], name: str) -> str | None:
     return values[-1] if values else None
 
 
+def config_file(args: Sequence[str]) -> str | None:
+    """Returns the last configuration file that is named, or None."""
+    files = option_values(args, "config", "c")
+    return files[-1] if files else None
+
+
 def set_option(args: Sequence[str], name: str, value: str) -> list[str]:
     """Returns the command line with another value of `--name`."""
     places = [place for place, arg in enumerate(args) if arg == f"--{name}"]

@@ -12,6 +12,7 @@ from lit_tbptt.cli.command_line import option
 from lit_tbptt.cli.compressors import MOST_BYTES, comparison_table, compressor_bits_per_byte
 from lit_tbptt.cli.generate import generate
 from lit_tbptt.cli.messages import one_message
+from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.settings import foreign_classes
 from lit_tbptt.data.text.token_file import TokenFile
 from lit_tbptt.data.text.tokenizers import from_description
@@ -119,6 +120,7 @@ def main(args: list[str] | None = None) -> None:
     """Runs the command line; what a user can correct is one message and a non-zero exit status."""
     given = list(sys.argv[1:] if args is None else args)
     if given and given[0] in _COMMANDS:
+        set_up_process()
         with one_message():
             auto_cli(
                 _COMMANDS[given[0]], args=given[1:], prog=f"{Path(sys.argv[0]).name} {given[0]}", as_positional=False
