@@ -4,6 +4,7 @@ from lit_tbptt.cores import GRU, LSTM, RNN, RecurrentCore
 from lit_tbptt.data import StreamedLanes, StridedLanes, Tokenizer
 from lit_tbptt.errors import DivergenceError, InputError, SourceError
 from lit_tbptt.files.run_folder import RunFolder
+from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.language_model import RecurrentLM
 from lit_tbptt.models.metrics import summed_nats
 from lit_tbptt.optim import WarmupCosineLR
@@ -32,6 +33,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Adaptive",
     "Batch",
     "Carry",
     "DivergenceError",

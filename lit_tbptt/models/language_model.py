@@ -10,6 +10,7 @@ from torch.nn.functional import dropout
 
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.errors import InputError
+from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.metrics import summed_nats
 from lit_tbptt.models.output_layer import can_join, is_customized, linear_nats
 from lit_tbptt.tbptt import Task, Window, WindowLoss
@@ -30,9 +31,10 @@ class RecurrentLM(Task, nn.Module):
         dropout_over_time: Whether the two dropouts draw a mask for every time step (`free`), or one for all time
             steps of a window and its context (`shared`; Gal & Ghahramani 2016, Merity et al. 2018's locked dropout).
         tie_weights: Whether the output layer uses the embedding's matrix (Press & Wolf 2017).
+        head: Makes another output layer than a linear one.
 
     Raises:
-        InputError: A setting out of its range, or tied weights over a core whose two sizes differ.
+        InputError: A setting out of its range, or tied weights over a core whose two sizes differ, or with a `head`.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class RecurrentLM(Task, nn.Module):
         output_dropout: float = 0.0,
         dropout_over_time: Literal["free", "shared"] = "free",
         tie_weights: bool = False,
+        head: Adaptive | None = None,
     ) -> None:
         super().__init__()
         if dropout_over_time not in ("free", "shared"):
@@ -55,8 +58,11 @@ class RecurrentLM(Task, nn.Module):
         self.core = core
         self.output_dropout = output_dropout
         self.dropout_over_time = dropout_over_time
-        self.head = nn.Linear(core.output_size, vocabulary_size)
+        sizes = core.output_size, vocabulary_size
+        self.head: nn.Module = nn.Linear(*sizes) if head is None else head.make(*sizes)
         if tie_weights:
+            if head is not None:
+                raise InputError(f"tie_weights=True with head={type(head).__name__}: only a linear layer can be tied")
             if core.input_size != core.output_size:
                 raise InputError(
                     f"tie_weights=True with core.input_size={core.input_size} and "
@@ -119,6 +125,9 @@ class RecurrentLM(Task, nn.Module):
             return 0, 0
         if num_context:
             outputs, window = outputs[:, num_context:], window.split(num_context)[1]
+        nats = getattr(self.head, "nats", None)
+        if nats is not None and not is_customized(self.head):
+            return nats(outputs, window.targets, window.mask)
         if can_join(self.head):
             return linear_nats(outputs, self.head, window.targets, window.mask)
         return summed_nats(self.head(outputs), window.targets, window.mask)

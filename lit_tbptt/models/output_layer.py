@@ -6,7 +6,7 @@ probabilities, and these, less one at the targets, the gradient, all in the same
 by (the mask, and one over the number of targets) goes to the narrow factors of the matrix products that use it.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +17,7 @@ from lit_tbptt.models.metrics import summed_nats
 FEWEST_WORDS = 128
 
 
-def can_join(head: nn.Module) -> bool:
+def can_join(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Tells whether `linear_nats` does all that calling `head`, and `summed_nats` after it, would do, in less time.
 
     It does for a plain linear layer, in training, but for few words, where its calls from Python take longer. It was

@@ -15,6 +15,7 @@ from lit_tbptt.data.text.tokenizers import Tokenizer, from_description
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.schema import Checkpoint, new_run_state, run_state
+from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.language_model import RecurrentLM
 from lit_tbptt.models.metrics import TokenAccuracy, rates
 from lit_tbptt.tbptt import Window, WindowLoss
@@ -37,6 +38,7 @@ class LitLanguageModel(LitTBPTT):
         dropout_over_time: Whether these two draw a mask for every token (free), or one for all tokens of a window and
             its context (shared).
         tie_weights: Whether the output layer uses the embedding's matrix.
+        head: Another output layer than a linear one: Adaptive, for large vocabularies. Left out: linear.
         **training: The arguments of LitTBPTT, by name.
 
     Raises:
@@ -44,7 +46,7 @@ class LitLanguageModel(LitTBPTT):
     """
 
     loss_name = "nats_per_token"
-    network_settings = ("core", "tie_weights")
+    network_settings = ("core", "tie_weights", "head")
     evaluation_metrics: TokenAccuracy
 
     def __init__(
@@ -55,6 +57,7 @@ class LitLanguageModel(LitTBPTT):
         output_dropout: float = 0.0,
         dropout_over_time: Literal["free", "shared"] = "free",
         tie_weights: bool = False,
+        head: Adaptive | None = None,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -67,9 +70,9 @@ class LitLanguageModel(LitTBPTT):
             "dropout_over_time": dropout_over_time,
             "tie_weights": tie_weights,
         }
-        described = {"class_path": class_name(type(core)), "init_args": core.init_args}
-        self.save_hyperparameters({"core": described, **self.loop_settings, **options})
-        self._make_model: Callable[[int], RecurrentLM] = partial(RecurrentLM, core=core, **options)
+        described = {"core": _description(core), "head": None if head is None else _description(head)}
+        self.save_hyperparameters({**described, **self.loop_settings, **options})
+        self._make_model: Callable[[int], RecurrentLM] = partial(RecurrentLM, core=core, head=head, **options)
         self.tokenizer: Tokenizer | None = None
         self.model: RecurrentLM | None = None
         self.evaluation_metrics = TokenAccuracy()
@@ -246,10 +249,13 @@ class LitLanguageModel(LitTBPTT):
                 )
         if isinstance(core, type):
             core = core(**described["init_args"])
+        if saved["head"] is not None and "head" not in settings:
+            settings["head"] = Adaptive(**saved["head"]["init_args"])
         return cls._from_checkpoint(checkpoint, {"core": core} | saved | settings)
 
 
-def class_name(core: type[RecurrentCore]) -> str:
-    """Returns the name by which a core is asked for on the command line."""
-    module = "lit_tbptt" if getattr(cores, core.__name__, None) is core else core.__module__
-    return f"{module}.{core.__qualname__}"
+def _description(part: RecurrentCore | Adaptive) -> dict[str, Any]:
+    """Returns the class by the name it has on the command line, and its arguments."""
+    known = (Adaptive, *vars(cores).values())
+    module = "lit_tbptt" if type(part) in known else type(part).__module__
+    return {"class_path": f"{module}.{type(part).__qualname__}", "init_args": part.init_args}
