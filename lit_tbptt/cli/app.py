@@ -12,12 +12,19 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lit_tbptt.cli.arguments import add_arguments
+from lit_tbptt.cli.arguments import add_arguments, check_trainer_options
 from lit_tbptt.cli.command_line import config_file, option, option_values, set_option, words
 from lit_tbptt.cli.messages import one_message
 from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.reports import result_table
-from lit_tbptt.cli.settings import changed_options, changes, checkpoint_settings, class_options, foreign_classes
+from lit_tbptt.cli.settings import (
+    changed_options,
+    changes,
+    checkpoint_settings,
+    class_options,
+    foreign_classes,
+    own_defaults,
+)
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.run_folder import RunFolder, find_checkpoint, next_version, runs_of
@@ -28,12 +35,6 @@ from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.position import Position
 
 say = rank_zero_only(print)
-# Options of the trainer that manual optimization cannot take, and what to use instead.
-_REFUSED = {
-    "gradient_clip_val": "set model.clip_norm",
-    "gradient_clip_algorithm": "set model.clip_norm, which clips by norm",
-    "accumulate_grad_batches": "use more lanes (data.num_lanes) or longer windows (model.k1)",
-}
 
 
 class LitCLI(LightningCLI):
@@ -103,6 +104,10 @@ class LitCLI(LightningCLI):
         given = list(sys.argv[1:] if args is None else args)
         subparser = self._subcommand_parsers.get(given[0]) if given else None
         self._given = given if subparser is None else self._set_defaults(subparser, given)
+        if subparser is not None:
+            unprinted = [arg for arg in self._given if not arg.startswith("--print_config")]
+            chosen = parser.parse_args(unprinted)
+            subparser.set_defaults(own_defaults(subparser, chosen[chosen.subcommand]))
         self.config = parser.parse_args(self._given)
         asked = self.config[self.config.subcommand].ckpt_path
         if asked is not None and self._checkpoint is None:
@@ -148,11 +153,7 @@ class LitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
-        for option_name, instead in _REFUSED.items():
-            if trainer[option_name] not in (None, 1 if option_name == "accumulate_grad_batches" else None):
-                raise InputError(
-                    f"trainer.{option_name}={trainer[option_name]}: manual optimization cannot take it; {instead}"
-                )
+        check_trainer_options(trainer)
         own_loggers = self.subcommand == "fit" and trainer.logger in (None, True) and not trainer.fast_dev_run
         if self.subcommand != "fit":
             self.save_config_callback = None

@@ -1,8 +1,19 @@
 """The options of the command line beside those of the task, its data and Lightning's trainer."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from lightning.pytorch.cli import LightningArgumentParser, LRSchedulerCallable, OptimizerCallable
 
+from lit_tbptt.errors import InputError
 from lit_tbptt.training.callbacks import RunCheckpoint
+
+# Options of the trainer that manual optimization cannot take, and what to use instead.
+_REFUSED = {
+    "gradient_clip_val": "set model.clip_norm",
+    "gradient_clip_algorithm": "set model.clip_norm, which clips by norm",
+    "accumulate_grad_batches": "use more lanes (data.num_lanes) or longer windows (model.k1)",
+}
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
@@ -33,3 +44,10 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         parser.link_arguments("lr_scheduler", "model.lr_scheduler")
     if {"model.k1", "data.k1"} <= known:
         parser.link_arguments("model.k1", "data.k1")
+
+
+def check_trainer_options(trainer: Mapping[str, Any]) -> None:
+    """Raises InputError where an option of the trainer is set that manual optimization cannot take."""
+    for name, instead in _REFUSED.items():
+        if trainer[name] not in (None, 1 if name == "accumulate_grad_batches" else None):
+            raise InputError(f"trainer.{name}={trainer[name]}: manual optimization cannot take it; {instead}")

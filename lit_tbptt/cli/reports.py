@@ -1,5 +1,6 @@
 """The table of metrics at the end of a run."""
 
+import math
 from collections.abc import Mapping
 
 
@@ -18,4 +19,6 @@ def result_table(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _number(value: float) -> str:
+    if not math.isfinite(value) or abs(value) >= 1e9:
+        return f"{value:.4g}"
     return f"{value:,.0f}" if value == int(value) and value > 1 else f"{value:.4f}"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Set
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 import lit_tbptt
 from lit_tbptt.errors import InputError
@@ -64,6 +64,22 @@ def checkpoint_settings(
 def class_options(parser: ArgumentParser) -> dict[str, bool]:
     """Returns the options of a parser, and for each whether its value may name code, which is then imported."""
     return {action.dest: not _is_plain(getattr(action, "_typehint", action)) for action in parser._actions}
+
+
+def own_defaults(parser: ArgumentParser, parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns defaults without arguments for options whose class is not the default one.
+
+    jsonargparse keeps the arguments of the default class that the chosen one knows too: SGD would get the weight decay
+    of AdamW. With these defaults, parse again.
+    """
+    chosen = {}
+    for action in parser._actions:
+        default, value = action.default, parsed.get(action.dest)
+        if isinstance(default, Mapping | Namespace) and isinstance(value, Mapping | Namespace):
+            before, now = default.get("class_path"), value.get("class_path")
+            if before and now and before != now:
+                chosen[action.dest] = {"class_path": now}
+    return chosen
 
 
 def _is_plain(hint: Any) -> bool:
