@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from shapes import SHAPES, Shape
@@ -58,10 +59,10 @@ def windows(shape: Shape) -> Iterator[Window]:
         yield tokens[:, start : start + shape.k1], tokens[:, start + 1 : start + shape.k1 + 1]
 
 
-def bare(shape: Shape, clock: Clock) -> None:
+def bare(shape: Shape, clock: Clock, fused: bool | None = None) -> None:
     """The loop of the textbook."""
     model = LanguageModel(shape)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     state = None
     for inputs, targets in windows(shape):
         logits, state = model(inputs, state)
@@ -171,6 +172,7 @@ def fastai(shape: Shape, clock: Clock) -> None:
 
 LOOPS: dict[str, Callable[[Shape, Clock], None]] = {
     "bare": bare,
+    "bare_fused": partial(bare, fused=True),
     "lightning": lightning,
     "ignite": ignite,
     "fastai": fastai,

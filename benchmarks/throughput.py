@@ -5,9 +5,10 @@
 
 Every measurement is a process of its own: `train.py fit` with its loader, logging, progress bar and checkpoints, and
 the loops of `other_loops.py`, over the windows of one epoch (`shapes.py`); tokens per second after the first 20
-windows. They take turns, A B C A B C; ratios are of neighbours in a round. ignite and fastai are installed by name,
-each in an environment of its own beside this one, and are left out where that fails. `floor` is what the matrix
-products of a window would take alone.
+windows. They take turns, A B C A B C; ratios are of neighbours in a round. The command line fuses the step of an
+optimizer, where torch's default does not: `package_unfused` and `bare_fused` tell what this brings. ignite and fastai
+are installed by name, each in an environment of its own beside this one, and are left out where that fails. `floor` is
+what the matrix products of a window would take alone.
 
 Run it on an idle machine. The table is printed after every round, and written where --out says.
 """
@@ -30,6 +31,9 @@ from shapes import SHAPES, Shape
 
 HERE = Path(__file__).resolve().parent
 PEERS = {"ignite": "pytorch-ignite", "fastai": "fastai"}
+PACKAGE: dict[str, list[str]] = {"package": [], "package_unfused": ["--optimizer.fused=false"]}
+# What a loop is compared with, besides the bare loop.
+SAME_OPTIMIZER = {"package": "bare_fused"}
 
 
 def environment_of(loop: str) -> str | None:
@@ -50,7 +54,7 @@ def environment_of(loop: str) -> str | None:
 
 def tokens_per_second(loop: str, name: str, folder: Path, python: str) -> float:
     """Runs a loop over an epoch in a process of its own."""
-    if loop != "package":
+    if loop not in PACKAGE:
         command = [python, "-W", "ignore", str(HERE / "other_loops.py"), loop, name]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -58,7 +62,7 @@ def tokens_per_second(loop: str, name: str, folder: Path, python: str) -> float:
         return float(done.stdout.split()[-1])
     shape = SHAPES[name]
     run = tempfile.mkdtemp(dir=folder)
-    command = [python, str(HERE.parent / "train.py"), *shape.command_line(shape.write_text(folder))]
+    command = [python, str(HERE.parent / "train.py"), *shape.command_line(shape.write_text(folder)), *PACKAGE[loop]]
     done = subprocess.run(command, cwd=run, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
@@ -100,18 +104,21 @@ def interval(ratios: list[float]) -> str:
 
 
 def table(speeds: dict[str, dict[str, list[float]]]) -> str:
-    """Formats the speeds of a bare loop and the others' ratios to it, one row each."""
+    """Formats speeds and their ratios to those of other loops, one row each."""
     lines = [
-        "| work | loop | tokens/s, median | ratio to the bare loop (quartiles) | 95 % interval of it | rounds |",
-        "|---|---|---|---|---|---|",
+        "| work | loop | tokens/s, median | compared with | ratio (quartiles) | 95 % interval of it | rounds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, of_loops in speeds.items():
         for loop, values in of_loops.items():
-            ratios = [value / bare for value, bare in zip(values, of_loops["bare"], strict=False)]
-            lines.append(
-                f"| {SHAPES[name].name} | {loop} | {statistics.median(values):,.0f} | {spread(ratios)} | "
-                f"{interval(ratios)} | {len(ratios)} |"
-            )
+            for other in ("bare", SAME_OPTIMIZER.get(loop)):
+                if other not in of_loops:
+                    continue
+                ratios = [value / beside for value, beside in zip(values, of_loops[other], strict=False)]
+                lines.append(
+                    f"| {SHAPES[name].name} | {loop} | {statistics.median(values):,.0f} | {other} | {spread(ratios)} | "
+                    f"{interval(ratios)} | {len(ratios)} |"
+                )
     return "\n".join(lines)
 
 
@@ -134,7 +141,7 @@ def heading() -> str:
 
 def main(
     shapes: list[str] = ["bytes", "words", "large"],  # noqa: B006 - jsonargparse shows it in --help
-    loops: list[str] = ["floor", "package", *LOOPS],  # noqa: B006
+    loops: list[str] = ["floor", *PACKAGE, *LOOPS],  # noqa: B006
     rounds: int = 7,
     out: Path | None = None,
 ) -> None:

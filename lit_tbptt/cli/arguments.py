@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LRSchedulerCallable, OptimizerCallable
 
+from lit_tbptt.cli.settings import class_default
 from lit_tbptt.errors import InputError
 from lit_tbptt.training.callbacks import RunCheckpoint
 
@@ -33,7 +34,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     known = {action.dest for action in parser._actions}
     if "model.optimizer" in known:
         parser.add_argument("--optimizer", type=OptimizerCallable, help="Optimizer: a class of torch.optim, or a path.")
-        parser.set_defaults({"optimizer": {"class_path": "torch.optim.AdamW"}})
+        parser.set_defaults({"optimizer": class_default("torch.optim.AdamW")})
         parser.link_arguments("optimizer", "model.optimizer")
     if "model.lr_scheduler" in known:
         parser.add_argument(

@@ -4,9 +4,11 @@ import enum
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Set
+from inspect import signature
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 
 import lit_tbptt
@@ -67,19 +69,32 @@ def class_options(parser: ArgumentParser) -> dict[str, bool]:
 
 
 def own_defaults(parser: ArgumentParser, parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns defaults without arguments for options whose class is not the default one.
+    """Returns new defaults for options whose class is not the default one, with which to parse again.
 
     jsonargparse keeps the arguments of the default class that the chosen one knows too: SGD would get the weight decay
-    of AdamW. With these defaults, parse again.
+    of AdamW.
     """
     chosen = {}
     for action in parser._actions:
         default, value = action.default, parsed.get(action.dest)
         if isinstance(default, Mapping | Namespace) and isinstance(value, Mapping | Namespace):
-            before, now = default.get("class_path"), value.get("class_path")
+            before, now, given = default.get("class_path"), value.get("class_path"), value.get("init_args") or {}
             if before and now and before != now:
-                chosen[action.dest] = {"class_path": now}
+                default = chosen[action.dest] = class_default(now)
+            if given.get("foreach") or given.get("differentiable"):  # the other forms of an optimizer's step
+                arguments = dict(default.get("init_args") or {}) | {"fused": None}
+                chosen[action.dest] = {"class_path": now, "init_args": arguments}
     return chosen
+
+
+def class_default(class_path: str) -> dict[str, Any]:
+    """Returns the default for an option that is of a class: its own arguments, but an optimizer is fused if it can be.
+
+    A fused step takes a fifth of the time of the others on a CPU, and is equal to them up to rounding.
+    """
+    package, _, name = class_path.rpartition(".")
+    fuses = package == "torch.optim" and "fused" in signature(getattr(torch.optim, name)).parameters
+    return {"class_path": class_path, "init_args": {"fused": True}} if fuses else {"class_path": class_path}
 
 
 def _is_plain(hint: Any) -> bool:

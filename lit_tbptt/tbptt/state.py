@@ -14,14 +14,14 @@ State = Any
 
 def detach(state: State) -> State:
     """Returns the same values, cut from the graph that computed them."""
-    if type(state) is dict:  # which most states are; tree_map takes three times as long
+    if type(state) is dict:  # which most states are; a general pytree takes three times as long
         return {name: detach(part) for name, part in state.items()}
     return state.detach() if isinstance(state, Tensor) else tree_map(Tensor.detach, state)
 
 
 def requires_grad(state: State) -> bool:
     """Tells whether a gradient could flow into any leaf of the state."""
-    return any(leaf.requires_grad for leaf in tree_leaves(state))
+    return any(leaf.requires_grad for leaf in _leaves(state))
 
 
 def num_lanes(state: State) -> int | None:
@@ -30,7 +30,7 @@ def num_lanes(state: State) -> int | None:
     Raises:
         InputError: A leaf is no tensor, or the leaves disagree, so that some leaf does not have the lane axis first.
     """
-    leaves = tree_leaves(state)
+    leaves = _leaves(state)
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         path, leaf = next((path, leaf) for path, leaf in _leaves_with_path(state) if not isinstance(leaf, Tensor))
         raise InputError(
@@ -64,6 +64,12 @@ def check_versions(state: State, before: list[int]) -> None:
             f"state{changed[0]} was changed in place, and it is run from more than once: return a new tensor, n + 1 "
             "and not n += 1"
         )
+
+
+def _leaves(state: State) -> list[Any]:
+    if type(state) is dict and all(isinstance(part, Tensor) for part in state.values()):
+        return list(state.values())  # as above
+    return tree_leaves(state)
 
 
 def _leaves_with_path(state: State) -> list[tuple[Any, Any]]:

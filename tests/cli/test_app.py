@@ -130,7 +130,7 @@ def test_the_optimizer_and_the_schedule_are_what_is_asked_for(words_folder):
 def test_an_optimizer_that_is_chosen_has_its_own_defaults(first_run):
     cli = TextCLI([*first_run, "--optimizer=AdamW", "--optimizer.lr=0.01", "--trainer.max_steps=1"])
     group = cli.trainer.optimizers[0].param_groups[0]
-    assert (group["lr"] > 0, group["betas"], bool(group["fused"])) == (True, (0.9, 0.999), False)
+    assert (group["lr"] > 0, group["betas"], bool(group["fused"])) == (True, (0.9, 0.999), True)
     cli = TextCLI([*first_run, "--optimizer.lr=0.01", "--trainer.max_steps=1"])
     assert tuple(cli.trainer.optimizers[0].param_groups[0]["betas"]) == (0.9, 0.99)
 
