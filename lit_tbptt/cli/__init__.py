@@ -1,6 +1,5 @@
 """The command line: `main` for text, `LitCLI` for any task and data module."""
 
-from lit_tbptt.cli.app import LitCLI
-from lit_tbptt.cli.text import TextCLI, main
+import lazy_loader
 
-__all__ = ["LitCLI", "TextCLI", "main"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

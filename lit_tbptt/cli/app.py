@@ -3,41 +3,32 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-import yaml
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lit_tbptt.cli.arguments import add_arguments, check_trainer_options
-from lit_tbptt.cli.command_line import config_file, option, option_values, set_option, words
+from lit_tbptt.cli.arguments import check_trainer_options
 from lit_tbptt.cli.messages import one_message
+from lit_tbptt.cli.parsing import SettingsCLI, say
 from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.reports import result_table
+from lit_tbptt.cli.runs import SaveSettings, runs_of_command_line
 from lit_tbptt.cli.settings import (
     changed_options,
-    changes,
-    checkpoint_settings,
-    class_options,
     foreign_classes,
-    own_defaults,
 )
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
-from lit_tbptt.files.run_folder import RunFolder, find_checkpoint, next_version, runs_of
-from lit_tbptt.files.schema import Checkpoint, run_state
+from lit_tbptt.files.run_folder import RunFolder, next_version
+from lit_tbptt.files.schema import run_state
 from lit_tbptt.training.callbacks import RunCheckpoint, SafeCheckpointIO, SignalHandling, StepProgressBar
-from lit_tbptt.training.loggers import run_loggers
+from lit_tbptt.training.loggers import folder_alone, run_loggers
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.position import Position
 
-say = rank_zero_only(print)
 
-
-class LitCLI(LightningCLI):
+class LitCLI(SettingsCLI):
     """LightningCLI for a task: run folders, exact resumes, signals, and a table at the end.
 
     `LitCLI(MyTask, MyData)` in a script is a whole command line with the subcommands fit, validate and test. What a
@@ -50,11 +41,6 @@ class LitCLI(LightningCLI):
         **options: Further arguments of LightningCLI.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {
-        # Evaluation sums in float64, which Apple's GPUs lack.
-        "trainer.accelerator": "auto" if torch.cuda.is_available() else "cpu",
-    }
-
     def __init__(
         self,
         model_class: type[LitTBPTT],
@@ -62,11 +48,6 @@ class LitCLI(LightningCLI):
         args: list[str] | None = None,
         **options: Any,
     ) -> None:
-        self._checkpoint: Checkpoint | None = None  # what --ckpt_path names
-        self._checkpoint_path = Path()
-        self._saved_settings: dict[str, Any] = {}
-        self._now: dict[str, Any] = {}  # the settings of this run, plain
-        self._given: list[str] = []
         self._reserved: RunFolder | None = None
         trainer_defaults = dict(options.pop("trainer_defaults", None) or {})
         callbacks = trainer_defaults.get("callbacks") or []
@@ -82,84 +63,29 @@ class LitCLI(LightningCLI):
                     args=args,
                     auto_configure_optimizers=False,
                     load_from_checkpoint_support=False,
-                    **{"seed_everything_default": 1, "save_config_kwargs": {"overwrite": True}} | options,
+                    **{
+                        "seed_everything_default": 1,
+                        "save_config_callback": SaveSettings,
+                        "save_config_kwargs": {"overwrite": True},
+                    }
+                    | options,
                 )
             except BaseException:
                 if self._reserved is not None:
-                    self._reserved.discard_if_empty()
+                    self._reserved.discard_if_untrained()
                 raise
-
-    # Settings: defaults < checkpoint < configuration file < command line
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        known = LightningCLI.subcommands()
-        return {name: known[name] for name in ("fit", "validate", "test")}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        add_arguments(parser)
-        parser.set_defaults({**LitCLI.defaults, **self.defaults})
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        given = list(sys.argv[1:] if args is None else args)
-        subparser = self._subcommand_parsers.get(given[0]) if given else None
-        self._given = given if subparser is None else self._set_defaults(subparser, given)
-        if subparser is not None:
-            unprinted = [arg for arg in self._given if not arg.startswith("--print_config")]
-            chosen = parser.parse_args(unprinted)
-            subparser.set_defaults(own_defaults(subparser, chosen[chosen.subcommand]))
-        self.config = parser.parse_args(self._given)
-        asked = self.config[self.config.subcommand].ckpt_path
-        if asked is not None and self._checkpoint is None:
-            raise InputError(f"ckpt_path={str(asked)!r}: give it on the command line, after the subcommand")
-        self._now = yaml.safe_load(parser.dump(self.config, skip_none=False))[self.config.subcommand]
-        for line in changes(self._saved_settings, self._now):
-            say(line)
-
-    def _set_defaults(self, subparser: LightningArgumentParser, given: list[str]) -> list[str]:
-        subparser.set_defaults(self.chosen_defaults(given))
-        asked, weights = option(given, "ckpt_path"), option(given, "init_from")
-        if "--help" in given or "-h" in given or any(".help" in arg for arg in given):
-            return given
-        files = [file for file in option_values(given, "config", "c") if Path(file).is_file()]
-        named = words([*given, *(Path(file).read_text() for file in files)])
-        classes = class_options(subparser)
-        if asked is not None and not asked.startswith("-"):
-            path, self._checkpoint = find_checkpoint(asked, runs_of(config_file(given)), option(given, "run_name"))
-            self._checkpoint_path = path
-            self.check_checkpoint(self._checkpoint)
-            say(f"checkpoint: {path}, optimizer step {self._checkpoint['global_step']}", file=sys.stderr)
-            self._saved_settings = checkpoint_settings(self._checkpoint, given[0] == "fit", named, classes)
-            subparser.set_defaults(self._saved_settings)
-            given = set_option(given, "ckpt_path", str(path))
-        elif weights is not None:
-            saved = checkpoint_settings(read_checkpoint(weights), False, named, classes)
-            network = [f"model.{name}" for name in self._model_class.network_settings]
-            subparser.set_defaults({name: saved[name] for name in network if name in saved})
-        return given
-
-    def chosen_defaults(self, given: list[str]) -> dict[str, Any]:
-        """Returns further defaults for a command line; a subclass may choose them by what is given."""
-        return {}
-
-    def check_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Raises InputError where `--ckpt_path` names a checkpoint that is not this command line's."""
-        run_state(checkpoint)
-
-    def _parse_ckpt_path(self) -> None:
-        """Does nothing: `parse_arguments` has read the checkpoint, below what the command line says."""
 
     # Objects
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
         check_trainer_options(trainer)
-        own_loggers = self.subcommand == "fit" and trainer.logger in (None, True) and not trainer.fast_dev_run
-        if self.subcommand != "fit":
+        has_folder = self.subcommand == "fit" and not trainer.fast_dev_run
+        if not has_folder:
             self.save_config_callback = None
-        if self.subcommand != "fit" or own_loggers:
+        if self.subcommand != "fit" or trainer.logger in (None, True):
             kwargs["logger"] = False
-        continued = self._continued_run() if own_loggers else None
+        continued = self._continued_run() if has_folder else None
         if continued is not None:
             self.save_config_kwargs["config_filename"] = continued.config(self._saved_step()).name
         if trainer.enable_progress_bar is not False:
@@ -174,8 +100,9 @@ class LitCLI(LightningCLI):
         for callback in made.checkpoint_callbacks:
             if isinstance(callback, RunCheckpoint):
                 callback.settings = self._now
-        if own_loggers:
-            made.loggers = self._run_loggers(continued, made.is_global_zero)
+        if has_folder:
+            own = self._run_loggers(continued, made.is_global_zero)
+            made.loggers = [*(own if trainer.logger is not False else folder_alone(own)), *made.loggers]
         return made
 
     def _continued_run(self) -> RunFolder | None:
@@ -191,7 +118,7 @@ class LitCLI(LightningCLI):
             if self._nothing_left():
                 return run_loggers(continued, sys.maxsize)  # nothing will be written, so nothing is dropped
             return run_loggers(continued, self._saved_step(), run_state(self._checkpoint)["log"]["tokens"])
-        runs, name = runs_of(config_file(self._given)), self._get(self.config, "run_name")
+        runs, name = runs_of_command_line(self._given), self._get(self.config, "run_name")
         if not writes:  # only rank 0 does, in the folder that it reserves
             return run_loggers(RunFolder(runs / (name or f"version_{next_version(runs)}")))
         self._reserved = RunFolder.reserve(runs, name)

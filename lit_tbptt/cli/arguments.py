@@ -7,6 +7,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LRSchedulerCallable, 
 
 from lit_tbptt.cli.settings import class_default
 from lit_tbptt.errors import InputError
+from lit_tbptt.optim import WarmupCosineLR
 from lit_tbptt.training.callbacks import RunCheckpoint
 
 # Options of the trainer that manual optimization cannot take, and what to use instead.
@@ -22,8 +23,13 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--run_name",
         type=str | None,
-        help="Name of the run's folder, runs/<config name>/<run_name>, and of the run that --ckpt_path last and best "
-        "mean. Left out: a new version_<n>, and the run that was written to last.",
+        help="Name of the run's folder, <runs_dir>/<config name>/<run_name>, and of the run that --ckpt_path last and "
+        "best mean. Left out: a new version_<n>, and the run that was written to last.",
+    )
+    parser.add_argument(
+        "--runs_dir",
+        type=str | None,
+        help="The folder of all runs. Left out: runs, in trainer.default_root_dir if it is given.",
     )
     parser.add_argument(
         "--init_from",
@@ -40,7 +46,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--lr_scheduler",
             type=LRSchedulerCallable | None,
-            help="Schedule: WarmupCosineLR, a class of torch.optim.lr_scheduler, or a path.",
+            help=f"Schedule: {WarmupCosineLR.__name__}, a class of torch.optim.lr_scheduler, or a path.",
         )
         parser.link_arguments("lr_scheduler", "model.lr_scheduler")
     if {"model.k1", "data.k1"} <= known:

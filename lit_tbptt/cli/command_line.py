@@ -1,7 +1,11 @@
 """Reading a command line before a parser does: the options that decide on its defaults."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 def option_values(args: Sequence[str], *names: str) -> list[str]:
@@ -26,6 +30,18 @@ def config_file(args: Sequence[str]) -> str | None:
     """Returns the last configuration file that is named, or None."""
     files = option_values(args, "config", "c")
     return files[-1] if files else None
+
+
+def given_value(args: Sequence[str], name: str) -> Any:
+    """Returns the value of an option as it was given, on the command line or in a configuration file, or None."""
+    value = option(args, name)
+    for file in reversed(option_values(args, "config", "c")) if value is None else ():
+        settings = yaml.safe_load(Path(file).read_text()) if Path(file).is_file() else None
+        for part in name.split("."):
+            settings = settings.get(part) if isinstance(settings, Mapping) else None
+        if settings is not None:
+            return settings
+    return value
 
 
 def set_option(args: Sequence[str], name: str, value: str) -> list[str]:

@@ -4,7 +4,7 @@ import torch
 
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.files.run_folder import find_checkpoint, runs_of
-from lit_tbptt.training.language_model import LitLanguageModel
+from lit_tbptt.text_model import TextModel
 
 
 def generate(
@@ -17,6 +17,7 @@ def generate(
     core: type[RecurrentCore] | None = None,
     config: str | None = None,
     run_name: str | None = None,
+    runs_dir: str = "runs",
     device: str = "auto",
 ) -> None:
     """Continue prompts from a checkpoint.
@@ -32,11 +33,12 @@ def generate(
             so.
         config: The configuration file of the run that last and best are of.
         run_name: The name of that run. Left out: the one that was written to last.
+        runs_dir: The folder of all runs.
         device: Where to compute, such as cpu or cuda. auto: a GPU if there is one.
     """
-    _, checkpoint = find_checkpoint(ckpt_path, runs_of(config), run_name)
-    model = LitLanguageModel.from_checkpoint(checkpoint, core)
-    model.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    _, checkpoint = find_checkpoint(ckpt_path, runs_of(config, runs_dir), run_name)
+    model = TextModel.from_checkpoint(checkpoint, core)
+    model.network.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     prompts = [prompt] if isinstance(prompt, str) else prompt
     for given, text in zip(prompts, model.generate(prompts, num_tokens, temperature, top_k, seed), strict=True):
         print(given + text)

@@ -4,8 +4,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from lit_tbptt.errors import DivergenceError, InputError, SourceError
 
 
@@ -14,14 +12,15 @@ def one_message() -> Iterator[None]:
     """Makes one message and a non-zero exit status of what a user can correct."""
     try:
         yield
-    except (InputError, MisconfigurationException) as error:
+    except InputError as error:
         sys.exit(f"error: {error}")
     except (DivergenceError, SourceError) as error:
         sys.exit(f"stopped: {error}")
-    except RuntimeError as error:
-        title, *lines = str(error).splitlines()
-        if not title.startswith("Error(s) in loading state_dict"):
-            raise
-        sys.exit(
-            f"error: the weights of the checkpoint are not those of this model: {'; '.join(map(str.strip, lines))}"
-        )
+    except Exception as error:
+        title, *lines = str(error).splitlines() or [""]
+        if type(error).__name__ == "MisconfigurationException":  # of Lightning, which not every command imports
+            sys.exit(f"error: {error}")
+        if title.startswith("Error(s) in loading state_dict"):
+            reasons = "; ".join(map(str.strip, lines))
+            sys.exit(f"error: the weights of the checkpoint are not those of this model: {reasons}")
+        raise

@@ -5,14 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jsonargparse import auto_cli
-
 from lit_tbptt.cli.app import LitCLI
 from lit_tbptt.cli.command_line import option
 from lit_tbptt.cli.compressors import MOST_BYTES, comparison_table, compressor_bits_per_byte
-from lit_tbptt.cli.generate import generate
-from lit_tbptt.cli.messages import one_message
-from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.settings import foreign_classes
 from lit_tbptt.data.text.token_file import TokenFile
 from lit_tbptt.data.text.tokenizers import from_description
@@ -36,7 +31,6 @@ _DEFAULT_JOB = {
         ("--config", "-c", "--optimizer=", "--optimizer "),
     ),
 }
-_COMMANDS = {"generate": generate}
 
 
 class TextCLI(LitCLI):
@@ -114,16 +108,3 @@ class TextCLI(LitCLI):
         named = "" if core is None else f" --core {core}"
         write = f"python {Path(sys.argv[0]).name} generate --ckpt_path {best}{named} --prompt '...'"
         return {"write": write, **super().next_commands(best, last)}
-
-
-def main(args: list[str] | None = None) -> None:
-    """Runs the command line; what a user can correct is one message and a non-zero exit status."""
-    given = list(sys.argv[1:] if args is None else args)
-    if given and given[0] in _COMMANDS:
-        set_up_process()
-        with one_message():
-            auto_cli(
-                _COMMANDS[given[0]], args=given[1:], prog=f"{Path(sys.argv[0]).name} {given[0]}", as_positional=False
-            )
-    else:
-        TextCLI(given)

@@ -17,9 +17,9 @@ from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.schema import Checkpoint
 
 
-def runs_of(config: str | None) -> Path:
+def runs_of(config: str | None, runs_dir: str | Path = "runs") -> Path:
     """Returns the folder of all runs of a configuration file, or of none."""
-    return Path("runs") / (Path(config).stem if config else "default")
+    return Path(runs_dir) / (Path(config).stem if config else "default")
 
 
 class RunFolder:
@@ -46,9 +46,11 @@ class RunFolder:
             name: The run's name. None: the first free version_<n>.
 
         Raises:
-            InputError: There is such a run already.
+            InputError: There is such a run already, or the name is a path.
         """
         if name is not None:
+            if Path(name).name != name:
+                raise InputError(f"run_name={name!r}: must be the name of a folder, not a path; see runs_dir")
             folder = cls(runs / name)
             if folder.has_checkpoints:
                 raise InputError(
@@ -120,9 +122,16 @@ class RunFolder:
     def has_checkpoints(self) -> bool:
         return any(self.checkpoints.glob("*.ckpt"))
 
-    def discard_if_empty(self) -> None:
-        """Removes the folder if nothing was written to it."""
-        if self.path.is_dir() and not any(self.path.iterdir()):
+    def discard_if_untrained(self) -> None:
+        """Removes the folder if nothing was trained in it: there is no checkpoint, and nothing was logged."""
+        if not self.path.is_dir() or self.has_checkpoints or self.metrics.exists():
+            return
+        for path in (self.config(), self.checkpoints):
+            if path.is_file():
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        if not any(self.path.iterdir()):
             self.path.rmdir()
 
     def newest_checkpoint(self) -> tuple[Path, Checkpoint]:

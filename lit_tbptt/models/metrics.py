@@ -1,4 +1,4 @@
-"""Losses and metrics of tokens, as sums over scored targets."""
+"""The loss of tokens, as a sum over scored targets, and the units it is quoted in."""
 
 import math
 
@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics import Metric
 
 
 def summed_nats(
@@ -35,31 +34,3 @@ def rates(nats_per_token: float, bytes_per_token: float | None = None) -> dict[s
     if bytes_per_token is not None:
         values["bits_per_byte"] = nats_per_token / math.log(2) / bytes_per_token
     return values
-
-
-class TokenAccuracy(Metric):
-    """Counts the targets that were the likeliest token, over windows and ranks; the share is taken in `compute`."""
-
-    full_state_update = False
-    num_targets: Tensor
-    num_right: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("num_targets", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("num_right", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(
-        self,
-        logits: Float[Tensor, "lane time vocabulary"],
-        targets: Int[Tensor, "lane time"],
-        mask: Bool[Tensor, "lane time"] | None = None,
-    ) -> None:
-        """Adds one window."""
-        right = logits.argmax(-1) == targets
-        self.num_right += (right if mask is None else right & mask).sum()
-        self.num_targets += targets.numel() if mask is None else mask.sum()
-
-    def compute(self) -> dict[str, Tensor]:
-        """Returns `accuracy` and `num_targets`."""
-        return {"accuracy": self.num_right / self.num_targets, "num_targets": self.num_targets}

@@ -9,18 +9,19 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from lit_tbptt import cores
 from lit_tbptt.cores import LSTM, RecurrentCore
-from lit_tbptt.data.text.tokenizers import Tokenizer, from_description
+from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
-from lit_tbptt.files.schema import Checkpoint, new_run_state, run_state
+from lit_tbptt.files.schema import Checkpoint, new_run_state
+from lit_tbptt.models.accuracy import TokenAccuracy
 from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.language_model import RecurrentLM
-from lit_tbptt.models.metrics import TokenAccuracy, rates
+from lit_tbptt.models.metrics import rates
 from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
+from lit_tbptt.text_model import TextModel, description, network_parts, tokenizer_of
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.overrides import loop_hooks
 
@@ -70,7 +71,7 @@ class LitLanguageModel(LitTBPTT):
             "dropout_over_time": dropout_over_time,
             "tie_weights": tie_weights,
         }
-        described = {"core": _description(core), "head": None if head is None else _description(head)}
+        described = {"core": description(core), "head": None if head is None else description(head)}
         self.save_hyperparameters({**described, **self.loop_settings, **options})
         self._make_model: Callable[[int], RecurrentLM] = partial(RecurrentLM, core=core, head=head, **options)
         self.tokenizer: Tokenizer | None = None
@@ -170,15 +171,8 @@ class LitLanguageModel(LitTBPTT):
         seed: int = 0,
     ) -> list[str]:
         """Returns what follows each prompt, which stands at a document's start; see `RecurrentLM.generate`."""
-        model, tokenizer = self.language_model, self.tokenizer
-        assert tokenizer is not None
-        given = [ids.tolist() for ids in tokenizer.encode(list(prompts))]
-        added = model.generate([[tokenizer.eos, *ids] for ids in given], num_tokens, temperature, top_k, seed)
-        # Decoded together, so that what stands between the last word given and the first one added is not lost.
-        return [
-            tokenizer.decode(start + ids).removeprefix(tokenizer.decode(start))
-            for start, ids in zip(given, added, strict=True)
-        ]
+        assert self.tokenizer is not None
+        return TextModel(self.language_model, self.tokenizer).generate(prompts, num_tokens, temperature, top_k, seed)
 
     # Checkpoints
 
@@ -192,7 +186,7 @@ class LitLanguageModel(LitTBPTT):
             saved, ours = checkpoint["hyper_parameters"][name], self.hparams[name]
             if saved != ours:
                 raise InputError(f"model.{name}={ours} with a checkpoint that was trained with {saved}: use the same")
-        tokenizer = from_description(run_state(checkpoint)["tokenizer"])
+        tokenizer = tokenizer_of(checkpoint)
         if self.model is None:
             self._build(tokenizer)
         else:
@@ -235,27 +229,6 @@ class LitLanguageModel(LitTBPTT):
         cls, checkpoint: Checkpoint, core: RecurrentCore | type[RecurrentCore] | None = None, **settings: Any
     ) -> Self:
         """Makes the model of a checkpoint that was read; see `load_from_checkpoint`."""
-        if "tokenizer" not in run_state(checkpoint):
-            raise InputError("the checkpoint is not one of this package's language models: it has no tokenizer")
-        saved = dict(checkpoint["hyper_parameters"])
-        described = saved.pop("core")
-        if core is None:
-            core = getattr(cores, described["class_path"].removeprefix("lit_tbptt."), None)
-            if core is None:
-                path = described["class_path"]
-                raise InputError(
-                    f"the checkpoint's core is a {path}, which is not imported because a file says so; pass the class, "
-                    f"or one that you have built, as core (generate: --core {path})"
-                )
-        if isinstance(core, type):
-            core = core(**described["init_args"])
-        if saved["head"] is not None and "head" not in settings:
-            settings["head"] = Adaptive(**saved["head"]["init_args"])
-        return cls._from_checkpoint(checkpoint, {"core": core} | saved | settings)
-
-
-def _description(part: RecurrentCore | Adaptive) -> dict[str, Any]:
-    """Returns the class by the name it has on the command line, and its arguments."""
-    known = (Adaptive, *vars(cores).values())
-    module = "lit_tbptt" if type(part) in known else type(part).__module__
-    return {"class_path": f"{module}.{type(part).__qualname__}", "init_args": part.init_args}
+        tokenizer_of(checkpoint)
+        parts = network_parts(checkpoint, core)
+        return cls._from_checkpoint(checkpoint, {**checkpoint["hyper_parameters"], **parts, **settings})

@@ -1,7 +1,7 @@
 """Loggers that a resumed run continues, without a gap or an overlap, and the folder that a run's files lie in."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,30 @@ class RunCSVLogger(Logger):
                 csv.DictWriter(stream, self._columns).writerow(row)
 
 
+class _FolderLogger(RunCSVLogger):
+    """Says where a run lies, and writes nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Does nothing."""
+
+
+class StepsTensorBoardLogger(TensorBoardLogger):
+    """Writes nothing before there is a metric: a run that is refused leaves no file of events."""
+
+    _hyperparameters: tuple[Any, ...] | None = None
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        self._hyperparameters = args
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if self._hyperparameters is not None:
+            super().log_hyperparams(*self._hyperparameters)
+            self._hyperparameters = None
+        super().log_metrics(dict(metrics), step)
+
+
 class TokensTensorBoardLogger(TensorBoardLogger):
     """Writes curves over tokens where its parent writes them over optimizer steps."""
 
@@ -108,6 +132,11 @@ def run_loggers(folder: RunFolder, resume_step: int | None = None, resume_tokens
     root = {"save_dir": str(runs.parent), "name": runs.name, "version": folder.name}
     return [
         RunCSVLogger(folder, resume_step),
-        TensorBoardLogger(**root, sub_dir=folder.by_step, purge_step=resume_step),
+        StepsTensorBoardLogger(**root, sub_dir=folder.by_step, purge_step=resume_step),
         TokensTensorBoardLogger(**root, sub_dir=folder.by_tokens, purge_step=resume_tokens),
     ]
+
+
+def folder_alone(loggers: Sequence[Logger]) -> list[Logger]:
+    """Returns a logger that writes no metrics, for checkpoints to lie in the folder of those of `run_loggers`."""
+    return [_FolderLogger(RunFolder(str(loggers[0].save_dir)))]

@@ -108,10 +108,16 @@ class ManualOptimization(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Makes the optimizer and the schedule that the constructor was given."""
-        optimizer = self.optimizer(self.parameters())
+        try:
+            optimizer = self.optimizer(self.parameters())
+        except (ValueError, RuntimeError) as error:  # torch's checks of what the user has set
+            raise InputError(f"optimizer: {error}") from error
         if self.lr_scheduler is None:
             return {"optimizer": optimizer}
-        scheduler: Any = self.lr_scheduler(optimizer)
+        try:
+            scheduler: Any = self.lr_scheduler(optimizer)
+        except ValueError as error:
+            raise InputError(f"lr_scheduler: {error}") from error
         if getattr(scheduler, "num_steps", 0) is None:
             if self.trainer.max_steps < 0:
                 raise InputError("lr_scheduler.num_steps is not given, and neither is trainer.max_steps: give one")

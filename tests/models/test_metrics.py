@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_tbptt.models.metrics import TokenAccuracy, rates, summed_nats
+from lit_tbptt.models.accuracy import TokenAccuracy
+from lit_tbptt.models.metrics import rates, summed_nats
 
 
 def test_nats_are_summed_over_scored_targets_and_never_infinite():

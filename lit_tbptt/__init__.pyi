@@ -1,0 +1,66 @@
+from .cores import GRU, LSTM, RNN, RecurrentCore
+from .data import StreamedLanes, StridedLanes, Tokenizer
+from .errors import DivergenceError, InputError, SourceError
+from .files.run_folder import RunFolder
+from .models.adaptive_softmax import Adaptive
+from .models.language_model import RecurrentLM
+from .models.metrics import summed_nats
+from .optim import WarmupCosineLR
+from .ranks import Rank
+from .tbptt import (
+    Batch,
+    Carry,
+    Run,
+    StepPerWindow,
+    Task,
+    TruncatedLoss,
+    Truncation,
+    Update,
+    Updated,
+    Window,
+    WindowLoss,
+)
+from .training.callbacks import GradientHorizon, RunCheckpoint, SignalHandling
+from .training.evaluation import Evaluation
+from .training.language_model import LitLanguageModel
+from .training.loggers import run_loggers
+from .training.module import LitTBPTT
+from .training.text_data import TextLanesDataModule
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Adaptive",
+    "Batch",
+    "Carry",
+    "DivergenceError",
+    "Evaluation",
+    "GradientHorizon",
+    "InputError",
+    "LitLanguageModel",
+    "LitTBPTT",
+    "Rank",
+    "RecurrentCore",
+    "RecurrentLM",
+    "Run",
+    "RunCheckpoint",
+    "RunFolder",
+    "SignalHandling",
+    "SourceError",
+    "StepPerWindow",
+    "StreamedLanes",
+    "StridedLanes",
+    "Task",
+    "TextLanesDataModule",
+    "Tokenizer",
+    "TruncatedLoss",
+    "Truncation",
+    "Update",
+    "Updated",
+    "WarmupCosineLR",
+    "Window",
+    "WindowLoss",
+    "run_loggers",
+    "summed_nats",
+]

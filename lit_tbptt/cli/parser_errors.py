@@ -1,0 +1,143 @@
+"""What the parser found wrong, in a sentence: the option, its value, the rule, and what was likely meant."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from inspect import signature
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from lit_tbptt.cli.command_line import option, option_values
+
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+
+
+def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
+    """Returns the sentence for what a parser said.
+
+    Args:
+        message: What it said.
+        parser: The parser of the subcommand.
+        args: The command line.
+    """
+    key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
+    if found := re.search(r"unrecognized arguments: (\S+)", message):
+        name = found[1].split("=")[0]
+        if not name.startswith("-"):
+            return f"{name!r}: an option begins with --, and its value follows it"
+        return f"{name}: there is no such option{_meant(name, _options(parser))}"
+    if found := re.search(r"does not accept option '([^']+)'", message):
+        names = [name.removeprefix("--") for name in _options(parser)]
+        return f"{_place(found[1], args)}{found[1]}: there is no such option{_meant(found[1], names)}"
+    if found := re.search(r"Problems parsing config: (.*)", message, re.DOTALL):
+        return f"{_broken_file(args)}{_one_line(found[1])}"
+    if found := re.search(r"File does not exist: '([^']+)'", message):
+        return f"config={found[1]!r}: there is no such file"
+    if found := re.search(r"argument (\S+): expected (?:one|at least one) argument", message):
+        return f"{found[1]}: its value is missing"
+    if not key:
+        return _one_line(message)
+    owner = re.search(r"class_path[= ]'([^']+)'", message)
+    if found := re.search(r"[Oo]ption '([^']+)' is not accepted", message):
+        names = _arguments(owner[1]) if owner else []
+        known = f"; it has {', '.join(names)}" if names else ""
+        meant = _meant(found[1], names)
+        return f"{_place(key, args)}{key}.{found[1]}: {owner[1] if owner else key} has no such argument{meant or known}"
+    if found := re.search(r"the following arguments are required: (.+)", message):
+        names = found[1].split(". Got")[0]
+        return f"{key}: {owner[1] if owner else 'the class'} needs {names}; give --{key}.{names.split(',')[0]}"
+    value = re.search(r"(?:Got|Given) value: (?!Namespace|NestedArg)(.*)", message) or re.search(
+        r"val='([^']*)'", message
+    )
+    given = f"{key}={value[1].splitlines()[0]!r}" if value and value[1] else key
+    if found := re.search(r"dot import path string: (\S+)", message):
+        names = _classes(parser, key.split(".init_args")[0])
+        known = f"; there are {', '.join(names)}" if 0 < len(names) < 20 else ""
+        return (
+            f"{_place(key, args)}{key}={found[1]!r}: no such class{_meant(found[1], names) or known}; name one of your "
+            "own with its module, my_module.MyClass"
+        )
+    expected = list(_expected(message))
+    if expected:
+        return f"{_place(key, args)}{given}: must be {' or '.join(dict.fromkeys(expected))}"
+    return f"{_place(key, args)}{_one_line(message)}"
+
+
+def _expected(message: str) -> Iterator[str]:
+    for literal in re.findall(r"Expected a typing\.Literal\[(.*?)\]", message):
+        yield from (part.strip(" '\"") for part in literal.split(","))
+    for name in re.findall(r"Expected (?:a )?<class '([\w.]+)'>", message):
+        if name != "NoneType":
+            yield _TYPES.get(name, f"a {name.rpartition('.')[2]}")
+    if "NoneType" in message:
+        yield "null"
+
+
+def _one_line(message: str) -> str:
+    return "; ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    close = get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    return [name for action in parser._actions for name in action.option_strings if not name.endswith(".help")]
+
+
+def _arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    cls = getattr(__import__(module, fromlist=[name]), name)
+    return [parameter for parameter in signature(cls).parameters if parameter not in ("self", "params", "optimizer")]
+
+
+def _classes(parser: ArgumentParser, key: str) -> list[str]:
+    """Returns the names of the classes that an option takes, as far as they are imported."""
+    action = next((action for action in parser._actions if action.dest == key), None)
+    todo, names = [getattr(action, "_typehint", None)], {}
+    while todo:
+        hint = todo.pop(0)
+        if isinstance(hint, type) and hint.__module__ not in ("builtins", "typing"):
+            todo += hint.__subclasses__()
+            if not getattr(hint, "__abstractmethods__", None) and not hint.__name__.startswith("_"):
+                names[hint.__name__] = None
+        todo += [arg for arg in get_args(hint) if not isinstance(arg, list)][-2:]
+    return list(names)
+
+
+def _place(key: str, args: Sequence[str]) -> str:
+    """Returns the configuration file and the line that an option stands in, where it was not on the command line."""
+    if option(args, key) is not None or any(arg.startswith(f"--{key}") for arg in args):
+        return ""
+    for file in reversed(option_values(args, "config", "c")):
+        line = _line_of(yaml.compose(Path(file).read_text()), key.split("."))
+        if line is not None:
+            return f"{file}, line {line}: "
+    return ""
+
+
+def _line_of(node: Any, parts: list[str]) -> int | None:
+    line = None
+    for part in parts:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next((pair for pair in pairs if pair[0].value == part), None)
+        if found is None:
+            return line if line is not None and part == parts[-1] else None
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
+
+
+def _broken_file(args: Sequence[str]) -> str:
+    for file in option_values(args, "config", "c"):
+        try:
+            yaml.compose(Path(file).read_text())
+        except yaml.MarkedYAMLError as error:
+            line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+            return f"{file}{line}: not YAML: "
+        except OSError:
+            continue
+    return ""

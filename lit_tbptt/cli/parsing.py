@@ -1,0 +1,105 @@
+"""LightningCLI's settings: defaults < checkpoint < configuration file < command line."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_tbptt.cli.arguments import add_arguments
+from lit_tbptt.cli.command_line import option, option_values, set_option, words
+from lit_tbptt.cli.parser_errors import explain
+from lit_tbptt.cli.runs import runs_of_command_line
+from lit_tbptt.cli.settings import changes, checkpoint_settings, class_options, own_defaults
+from lit_tbptt.errors import InputError
+from lit_tbptt.files.checkpoint import read_checkpoint
+from lit_tbptt.files.run_folder import find_checkpoint
+from lit_tbptt.files.schema import Checkpoint, run_state
+
+say = rank_zero_only(print)
+
+
+class SettingsCLI(LightningCLI):
+    """Parses a command line, with the settings of the checkpoint that it names below what it says itself."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        # Evaluation sums in float64, which Apple's GPUs lack.
+        "trainer.accelerator": "auto" if torch.cuda.is_available() else "cpu",
+    }
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._checkpoint: Checkpoint | None = None  # what --ckpt_path names
+        self._checkpoint_path = Path()
+        self._saved_settings: dict[str, Any] = {}
+        self._now: dict[str, Any] = {}  # the settings of this run, plain
+        self._given: list[str] = []
+        super().__init__(*args, **options)
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(**{"allow_abbrev": False, "exit_on_error": False} | kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add_arguments(parser)
+        parser.set_defaults({**SettingsCLI.defaults, **self.defaults})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        given = list(sys.argv[1:] if args is None else args)
+        subparser = self._subcommand_parsers.get(given[0]) if given else None
+        self._given = given if subparser is None else self._set_defaults(subparser, given)
+        try:
+            if subparser is not None:
+                unprinted = [arg for arg in self._given if not arg.startswith("--print_config")]
+                chosen = parser.parse_args(unprinted)
+                subparser.set_defaults(own_defaults(subparser, chosen[chosen.subcommand]))
+            self.config = parser.parse_args(self._given)
+        except ArgumentError as error:
+            raise InputError(explain(str(error), subparser or parser, given)) from error
+        asked = self.config[self.config.subcommand].ckpt_path
+        if asked is not None and self._checkpoint is None:
+            raise InputError(f"ckpt_path={str(asked)!r}: give it on the command line, after the subcommand")
+        self._now = yaml.safe_load(parser.dump(self.config, skip_none=False))[self.config.subcommand]
+        for line in changes(self._saved_settings, self._now):
+            say(line)
+
+    def _set_defaults(self, subparser: LightningArgumentParser, given: list[str]) -> list[str]:
+        subparser.set_defaults(self.chosen_defaults(given))
+        asked, weights = option(given, "ckpt_path"), option(given, "init_from")
+        if "--help" in given or "-h" in given or any(".help" in arg for arg in given):
+            return given
+        files = [file for file in option_values(given, "config", "c") if Path(file).is_file()]
+        named = words([*given, *(Path(file).read_text() for file in files)])
+        classes = class_options(subparser)
+        if asked is not None and not asked.startswith("-"):
+            path, self._checkpoint = find_checkpoint(asked, runs_of_command_line(given), option(given, "run_name"))
+            self._checkpoint_path = path
+            self.check_checkpoint(self._checkpoint)
+            say(f"checkpoint: {path}, optimizer step {self._checkpoint['global_step']}", file=sys.stderr)
+            self._saved_settings = checkpoint_settings(self._checkpoint, given[0] == "fit", named, classes)
+            subparser.set_defaults(self._saved_settings)
+            given = set_option(given, "ckpt_path", str(path))
+        elif weights is not None:
+            saved = checkpoint_settings(read_checkpoint(weights), False, named, classes)
+            network = [f"model.{name}" for name in self._model_class.network_settings]
+            subparser.set_defaults({name: saved[name] for name in network if name in saved})
+        return given
+
+    def chosen_defaults(self, given: list[str]) -> dict[str, Any]:
+        """Returns further defaults for a command line; a subclass may choose them by what is given."""
+        return {}
+
+    def check_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Raises InputError where `--ckpt_path` names a checkpoint that is not this command line's."""
+        run_state(checkpoint)
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: `parse_arguments` has read the checkpoint, below what the command line says."""
