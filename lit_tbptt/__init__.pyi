@@ -20,7 +20,8 @@ from .tbptt import (
     Window,
     WindowLoss,
 )
-from .training.callbacks import GradientHorizon, RunCheckpoint, SignalHandling
+from .text_model import TextModel
+from .training.callbacks import GradientHorizon, RunCheckpoint, SignalHandling, TextSamples
 from .training.evaluation import Evaluation
 from .training.language_model import LitLanguageModel
 from .training.loggers import run_loggers
@@ -53,6 +54,8 @@ __all__ = [
     "StridedLanes",
     "Task",
     "TextLanesDataModule",
+    "TextModel",
+    "TextSamples",
     "Tokenizer",
     "TruncatedLoss",
     "Truncation",

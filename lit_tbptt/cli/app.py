@@ -2,18 +2,20 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from shlex import quote
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_tbptt.cli.arguments import check_trainer_options
+from lit_tbptt.cli.commands import program
 from lit_tbptt.cli.messages import one_message
 from lit_tbptt.cli.parsing import SettingsCLI, say
 from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.reports import result_table
-from lit_tbptt.cli.runs import SaveSettings, runs_of_command_line
+from lit_tbptt.cli.runs import SaveSettings, Start, runs_of_command_line
 from lit_tbptt.cli.settings import (
     changed_options,
     foreign_classes,
@@ -48,7 +50,7 @@ class LitCLI(SettingsCLI):
         args: list[str] | None = None,
         **options: Any,
     ) -> None:
-        self._reserved: RunFolder | None = None
+        self._start: Start | None = None
         trainer_defaults = dict(options.pop("trainer_defaults", None) or {})
         callbacks = trainer_defaults.get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
@@ -70,9 +72,11 @@ class LitCLI(SettingsCLI):
                     }
                     | options,
                 )
-            except BaseException:
-                if self._reserved is not None:
-                    self._reserved.discard_if_untrained()
+            except BaseException as error:
+                if self._start is not None and not self._has_started():
+                    self._start.undo()
+                if isinstance(error, SystemExit) and error.code in (128 + SIGINT, 128 + SIGTERM):
+                    self._say_how_to_continue()
                 raise
 
     # Objects
@@ -105,6 +109,14 @@ class LitCLI(SettingsCLI):
             made.loggers = [*(own if trainer.logger is not False else folder_alone(own)), *made.loggers]
         return made
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except InputError:
+            raise
+        except (ValueError, ImportError) as error:  # of a constructor that the user gave a value to
+            raise InputError(" ".join(str(error).split())) from error
+
     def _continued_run(self) -> RunFolder | None:
         return None if self._checkpoint is None else RunFolder.of_checkpoint(self._checkpoint_path)
 
@@ -115,14 +127,22 @@ class LitCLI(SettingsCLI):
     def _run_loggers(self, continued: RunFolder | None, writes: bool) -> list[Any]:
         if continued is not None:
             assert self._checkpoint is not None
+            self._start = Start(continued) if writes else None
             if self._nothing_left():
                 return run_loggers(continued, sys.maxsize)  # nothing will be written, so nothing is dropped
             return run_loggers(continued, self._saved_step(), run_state(self._checkpoint)["log"]["tokens"])
         runs, name = runs_of_command_line(self._given), self._get(self.config, "run_name")
         if not writes:  # only rank 0 does, in the folder that it reserves
             return run_loggers(RunFolder(runs / (name or f"version_{next_version(runs)}")))
-        self._reserved = RunFolder.reserve(runs, name)
-        return run_loggers(self._reserved)
+        folder = RunFolder.reserve(runs, name)
+        self._start = Start(folder)
+        return run_loggers(folder)
+
+    def _has_started(self) -> bool:
+        trainer = getattr(self, "trainer", None)
+        return trainer is not None and any(
+            isinstance(callback, SaveSettings) and callback.already_saved for callback in trainer.callbacks
+        )
 
     # Subcommands
 
@@ -206,6 +226,11 @@ class LitCLI(SettingsCLI):
         for purpose, command in self.next_commands(path, saved.last_model_path).items():
             print(f"{purpose + ':':11} {command}")
 
+    def _say_how_to_continue(self) -> None:
+        saved = [each for each in self.trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint)]
+        if saved and (last := saved[0].last_model_path):
+            say(f"continue:   {self.next_commands(saved[0].best_model_path or last, last)['continue']}")
+
     def has_split(self, split: str) -> bool:
         """Tells whether there is such a split, `validation` or `test`, to evaluate."""
         hook = {"validation": "val_dataloader", "test": "test_dataloader"}[split]
@@ -218,7 +243,7 @@ class LitCLI(SettingsCLI):
 
     def next_commands(self, best: str, last: str) -> dict[str, str]:
         """Returns what can be done with the run, by purpose."""
-        configs = "".join(f" --config {file}" for file in self._get(self.config, "config") or [])
-        named = "".join(f" --{name} {path}" for name, path in foreign_classes(self._now).items())
-        fit = f"python {Path(sys.argv[0]).name} fit{configs} --ckpt_path {last}{named} --trainer.max_steps N"
+        configs = "".join(f" --config {quote(str(file))}" for file in self._get(self.config, "config") or [])
+        named = "".join(f" --{name} {quote(path)}" for name, path in foreign_classes(self._now).items())
+        fit = f"{program()} fit{configs} --ckpt_path {quote(last)}{named} --trainer.max_steps N"
         return {"continue": fit}

@@ -34,7 +34,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--init_from",
         type=str | None,
-        help="For fit: start a new run from the weights of this checkpoint, and nothing else of it.",
+        help="For fit: start a new run from the weights of a checkpoint (a path, last, best), and nothing else of it.",
     )
     parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
     known = {action.dest for action in parser._actions}
@@ -51,6 +51,9 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         parser.link_arguments("lr_scheduler", "model.lr_scheduler")
     if {"model.k1", "data.k1"} <= known:
         parser.link_arguments("model.k1", "data.k1")
+    # Lightning's many options come after ours in the help.
+    trainers = [group for group in parser._action_groups if "trainer" in str(group.title).lower()]
+    parser._action_groups = [group for group in parser._action_groups if group not in trainers] + trainers
 
 
 def check_trainer_options(trainer: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """How the command line ends where something is wrong."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +17,29 @@ def one_message() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except (DivergenceError, SourceError) as error:
         sys.exit(f"stopped: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        if error.errno is None:  # it is not the system's
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = "" if error.filename is None else f"{error.filename}: "
+        sys.exit(f"error: {where}{'the disk is full' if full else error.strerror}")
     except Exception as error:
         title, *lines = str(error).splitlines() or [""]
-        if type(error).__name__ == "MisconfigurationException":  # of Lightning, which not every command imports
-            sys.exit(f"error: {error}")
+        if _raised_by_lightning(error):
+            sys.exit(f"error: {' '.join(str(error).split())}")
         if title.startswith("Error(s) in loading state_dict"):
             reasons = "; ".join(map(str.strip, lines))
             sys.exit(f"error: the weights of the checkpoint are not those of this model: {reasons}")
         raise
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    """Tells whether Lightning's own code has raised it on purpose: it is about a setting, or a callback's metric."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    module = "" if place is None else place.tb_frame.f_globals.get("__name__", "")
+    of_a_kind = isinstance(error, ValueError | RuntimeError | ImportError)
+    return type(error).__name__ == "MisconfigurationException" or (of_a_kind and module.startswith("lightning."))

@@ -35,7 +35,13 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
     if found := re.search(r"Problems parsing config: (.*)", message, re.DOTALL):
         return f"{_broken_file(args)}{_one_line(found[1])}"
     if found := re.search(r"File does not exist: '([^']+)'", message):
-        return f"config={found[1]!r}: there is no such file"
+        return f"config={Path(found[1]).name!r}: there is no file {found[1]}"
+    if found := re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", message):
+        names = re.findall(r"'(\w+)'", found[2])
+        known = f"; there are {', '.join(names)}"
+        return f"{found[1]}: there is no such command{_meant(found[1], names) or known}"
+    if "Unexpected config" in message:
+        return f"{', '.join(option_values(args, 'config', 'c'))}: not a configuration: it must be settings by name"
     if found := re.search(r"argument (\S+): expected (?:one|at least one) argument", message):
         return f"{found[1]}: its value is missing"
     if not key:
@@ -49,20 +55,20 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
     if found := re.search(r"the following arguments are required: (.+)", message):
         names = found[1].split(". Got")[0]
         return f"{key}: {owner[1] if owner else 'the class'} needs {names}; give --{key}.{names.split(',')[0]}"
-    value = re.search(r"(?:Got|Given) value: (?!Namespace|NestedArg)(.*)", message) or re.search(
-        r"val='([^']*)'", message
-    )
+    value = re.search(r"(?:Got|Given) value: (?!Namespace|NestedArg)(.*?)(?:\. Got value|$)", message, re.MULTILINE)
+    value = value or re.search(r"val='([^']*)'", message)
     given = f"{key}={value[1].splitlines()[0]!r}" if value and value[1] else key
-    if found := re.search(r"dot import path string: (\S+)", message):
+    expected = list(dict.fromkeys(_expected(message)))
+    numbers = {"a whole number", "a number", "true or false"}.intersection(expected)
+    if (found := re.search(r"dot import path string: (\S+)", message)) and not numbers:
         names = _classes(parser, key.split(".init_args")[0])
         known = f"; there are {', '.join(names)}" if 0 < len(names) < 20 else ""
         return (
             f"{_place(key, args)}{key}={found[1]!r}: no such class{_meant(found[1], names) or known}; name one of your "
             "own with its module, my_module.MyClass"
         )
-    expected = list(_expected(message))
     if expected:
-        return f"{_place(key, args)}{given}: must be {' or '.join(dict.fromkeys(expected))}"
+        return f"{_place(key, args)}{given}: must be {' or '.join(expected)}"
     return f"{_place(key, args)}{_one_line(message)}"
 
 

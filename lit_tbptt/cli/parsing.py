@@ -17,7 +17,6 @@ from lit_tbptt.cli.parser_errors import explain
 from lit_tbptt.cli.runs import runs_of_command_line
 from lit_tbptt.cli.settings import changes, checkpoint_settings, class_options, own_defaults
 from lit_tbptt.errors import InputError
-from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.run_folder import find_checkpoint
 from lit_tbptt.files.schema import Checkpoint, run_state
 
@@ -88,9 +87,11 @@ class SettingsCLI(LightningCLI):
             subparser.set_defaults(self._saved_settings)
             given = set_option(given, "ckpt_path", str(path))
         elif weights is not None:
-            saved = checkpoint_settings(read_checkpoint(weights), False, named, classes)
+            path, checkpoint = find_checkpoint(weights, runs_of_command_line(given), None)
+            saved = checkpoint_settings(checkpoint, False, named, classes)
             network = [f"model.{name}" for name in self._model_class.network_settings]
             subparser.set_defaults({name: saved[name] for name in network if name in saved})
+            given = set_option(given, "init_from", str(path))
         return given
 
     def chosen_defaults(self, given: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the runs of a command line lie, and when something is first written there."""
+"""Where the runs of a command line lie, and that a start that is refused leaves nothing there."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lit_tbptt.cli.command_line import config_file, given_value
-from lit_tbptt.files.run_folder import runs_of
+from lit_tbptt.files.run_folder import RunFolder, runs_of
 
 
 def runs_of_command_line(args: Sequence[str]) -> Path:
@@ -19,8 +19,32 @@ def runs_of_command_line(args: Sequence[str]) -> Path:
     return runs_of(config_file(args), runs_dir or Path(root or "", "runs"))
 
 
+class Start:
+    """What a run's folder held before a start, which may be refused.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder.path
+        self._before = {self._folder, *self._folder.parents, *self._folder.rglob("*")}
+        if not any(self._folder.glob("*")):  # it was made for this start
+            self._before.remove(self._folder)
+
+    def undo(self) -> None:
+        """Removes what was added: event files and folders, which Lightning's loggers make at once."""
+        for path in sorted((self._folder, *self._folder.rglob("*")), reverse=True):
+            if path in self._before:
+                continue
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+
+
 class SaveSettings(SaveConfigCallback):
-    """Writes the settings of a run when its training starts: a start that is refused leaves no file."""
+    """Writes the settings of a run when its training starts."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Does nothing yet."""

@@ -69,12 +69,14 @@ def class_options(parser: ArgumentParser) -> dict[str, bool]:
 
 
 def own_defaults(parser: ArgumentParser, parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns new defaults for options whose class is not the default one, with which to parse again.
+    """Returns new defaults for what goes with the options that were chosen, with which to parse again.
 
     jsonargparse keeps the arguments of the default class that the chosen one knows too: SGD would get the weight decay
-    of AdamW.
+    of AdamW. And Lightning takes a fraction in `val_check_interval` only where validations are tied to epochs.
     """
-    chosen = {}
+    chosen: dict[str, Any] = {}
+    if isinstance(parsed.get("trainer.val_check_interval"), float):
+        chosen["trainer.check_val_every_n_epoch"] = 1
     for action in parser._actions:
         default, value = action.default, parsed.get(action.dest)
         if isinstance(default, Mapping | Namespace) and isinstance(value, Mapping | Namespace):

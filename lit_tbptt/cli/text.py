@@ -1,12 +1,12 @@
 """The command line for text: the default job, tokenizers from checkpoints, and what a language model reports."""
 
-import sys
 from collections.abc import Mapping
-from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar
 
 from lit_tbptt.cli.app import LitCLI
-from lit_tbptt.cli.command_line import option
+from lit_tbptt.cli.command_line import given_value, option
+from lit_tbptt.cli.commands import program
 from lit_tbptt.cli.compressors import MOST_BYTES, comparison_table, compressor_bits_per_byte
 from lit_tbptt.cli.settings import foreign_classes
 from lit_tbptt.data.text.token_file import TokenFile
@@ -88,7 +88,14 @@ class TextCLI(LitCLI):
 
     def _take_tokenizer(self) -> None:
         assert self._checkpoint is not None
-        self.datamodule.tokenizer = from_description(run_state(self._checkpoint)["tokenizer"])
+        described = run_state(self._checkpoint)["tokenizer"]
+        asked = given_value(self._given, "data.tokenizer")
+        if asked not in (None, described["name"]):
+            raise InputError(
+                f"data.tokenizer={asked!r} with a checkpoint that was trained with {described['name']!r}: leave it "
+                "out, and the checkpoint's is used"
+            )
+        self.datamodule.tokenizer = from_description(described)
 
     def has_split(self, split: str) -> bool:
         return split in self.datamodule.splits
@@ -105,6 +112,6 @@ class TextCLI(LitCLI):
 
     def next_commands(self, best: str, last: str) -> dict[str, str]:
         core = foreign_classes(self._now).get("model.core")
-        named = "" if core is None else f" --core {core}"
-        write = f"python {Path(sys.argv[0]).name} generate --ckpt_path {best}{named} --prompt '...'"
+        named = "" if core is None else f" --core {quote(core)}"
+        write = f"{program()} generate --ckpt_path {quote(best)}{named} --prompt '...'"
         return {"write": write, **super().next_commands(best, last)}

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State, check_versions, versions
 
 
@@ -78,3 +79,23 @@ class RecurrentCore(nn.Module, ABC):
         there is no such noise.
         """
         return None
+
+
+def check_core(core: Any) -> None:
+    """Makes sure that what was given as a core is one.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if isinstance(core, RecurrentCore):
+        return
+    if isinstance(core, nn.RNNBase):
+        sizes = f"hidden_size={core.hidden_size}, num_layers={core.num_layers}, input_size={core.input_size}"
+        name = type(core).__name__
+        raise InputError(
+            f"core: a torch.nn.{name} has the lane axis of its state second; give lit_tbptt.{name}({sizes}), which "
+            "wraps one"
+        )
+    if isinstance(core, type) and issubclass(core, RecurrentCore):
+        raise InputError(f"core={core.__name__}: this is the class; give an object of it, {core.__name__}(...)")
+    raise InputError(f"core={core!r}: must be a RecurrentCore, such as lit_tbptt.LSTM(hidden_size=256)")

@@ -122,18 +122,6 @@ class RunFolder:
     def has_checkpoints(self) -> bool:
         return any(self.checkpoints.glob("*.ckpt"))
 
-    def discard_if_untrained(self) -> None:
-        """Removes the folder if nothing was trained in it: there is no checkpoint, and nothing was logged."""
-        if not self.path.is_dir() or self.has_checkpoints or self.metrics.exists():
-            return
-        for path in (self.config(), self.checkpoints):
-            if path.is_file():
-                path.unlink()
-            elif path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
-
     def newest_checkpoint(self) -> tuple[Path, Checkpoint]:
         """Finds the newest checkpoint that can be read, and warns of those that cannot.
 
@@ -179,7 +167,7 @@ def find_checkpoint(asked: str, runs: Path, run_name: str | None) -> tuple[Path,
     """Finds and reads a checkpoint.
 
     Args:
-        asked: `last`, `best`, or a path.
+        asked: `last`, `best`, the path of a file, or that of a run's folder, whose newest checkpoint is meant.
         runs: The folder of this configuration's runs.
         run_name: The run that `last` and `best` are of. None: the one that was written to last.
 
@@ -187,7 +175,10 @@ def find_checkpoint(asked: str, runs: Path, run_name: str | None) -> tuple[Path,
         InputError: It is not there or cannot be read.
     """
     if asked not in ("last", "best"):
-        return Path(asked), read_checkpoint(asked)
+        if not local(asked).is_dir():
+            return Path(asked), read_checkpoint(asked)
+        folder = Path(asked)
+        return RunFolder(folder.parent if folder.name == "checkpoints" else folder).newest_checkpoint()
     if run_name is None:
         candidates = [run for run in map(RunFolder, runs.glob("*")) if run.has_checkpoints]
         run = max(candidates, key=RunFolder._written, default=None)

@@ -93,7 +93,7 @@ def run_state(checkpoint: Mapping[str, Any]) -> RunState:
     Raises:
         InputError: It has none, or one of another version.
     """
-    state = checkpoint.get("lit_tbptt")
+    state = checkpoint.get("lit_tbptt") if isinstance(checkpoint, Mapping) else None
     if state is None:
         raise InputError("the checkpoint is not one of this package's: it has no entry lit_tbptt")
     if state.get("version") != VERSION:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from lit_tbptt.cores import RecurrentCore
+from lit_tbptt.cores.base import check_core
 from lit_tbptt.errors import InputError
 from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.metrics import summed_nats
@@ -48,6 +49,7 @@ class RecurrentLM(Task, nn.Module):
         head: Adaptive | None = None,
     ) -> None:
         super().__init__()
+        check_core(core)
         if dropout_over_time not in ("free", "shared"):
             raise InputError(f"dropout_over_time={dropout_over_time!r}: must be free or shared")
         for name, value in (("embedding_dropout", embedding_dropout), ("output_dropout", output_dropout)):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_tbptt.cores import LSTM, RecurrentCore
+from lit_tbptt.cores.base import check_core
 from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
@@ -65,6 +66,7 @@ class LitLanguageModel(LitTBPTT):
         # Strategies that shard are refused in any case.
         warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
         core = LSTM() if core is None else core
+        check_core(core)
         options: dict[str, Any] = {
             "embedding_dropout": embedding_dropout,
             "output_dropout": output_dropout,

@@ -79,23 +79,6 @@ class _FolderLogger(RunCSVLogger):
         """Does nothing."""
 
 
-class StepsTensorBoardLogger(TensorBoardLogger):
-    """Writes nothing before there is a metric: a run that is refused leaves no file of events."""
-
-    _hyperparameters: tuple[Any, ...] | None = None
-
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        self._hyperparameters = args
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if self._hyperparameters is not None:
-            super().log_hyperparams(*self._hyperparameters)
-            self._hyperparameters = None
-        super().log_metrics(dict(metrics), step)
-
-
 class TokensTensorBoardLogger(TensorBoardLogger):
     """Writes curves over tokens where its parent writes them over optimizer steps."""
 
@@ -132,7 +115,7 @@ def run_loggers(folder: RunFolder, resume_step: int | None = None, resume_tokens
     root = {"save_dir": str(runs.parent), "name": runs.name, "version": folder.name}
     return [
         RunCSVLogger(folder, resume_step),
-        StepsTensorBoardLogger(**root, sub_dir=folder.by_step, purge_step=resume_step),
+        TensorBoardLogger(**root, sub_dir=folder.by_step, purge_step=resume_step),
         TokensTensorBoardLogger(**root, sub_dir=folder.by_tokens, purge_step=resume_tokens),
     ]
 

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from tasks import Leaky
+from torch import nn
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lit_tbptt import GRU, LSTM, RNN, InputError
+from lit_tbptt.cores.base import check_core
 
 CORES = {
     "rnn": lambda: RNN(5, input_size=7),
@@ -142,3 +144,16 @@ def test_with_dropout_between_layers_it_equals_torchs_own_lstm_too():
 def test_bad_sizes_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         LSTM(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (nn.LSTM(3, 5, 2, batch_first=True), r"lit_tbptt.LSTM\(hidden_size=5, num_layers=2, input_size=3\)"),
+        (GRU, r"core=GRU: this is the class"),
+        ("LSTM", r"core='LSTM': must be a RecurrentCore"),
+    ],
+)
+def test_what_is_no_core_is_refused_in_a_sentence(given, message):
+    with pytest.raises(InputError, match=message):
+        check_core(given)

@@ -38,14 +38,6 @@ def test_a_named_run_is_not_written_over(tmp_path):
         RunFolder.reserve(tmp_path, "mine")
 
 
-def test_an_empty_folder_is_discarded_and_no_other(tmp_path):
-    empty, full = RunFolder.reserve(tmp_path), RunFolder.reserve(tmp_path)
-    full.metrics.write_text("step\n")
-    for folder in (empty, full, RunFolder(tmp_path / "never made")):
-        folder.discard_if_empty()
-    assert [path.name for path in tmp_path.iterdir()] == ["version_1"]
-
-
 def test_what_lies_in_it(tmp_path):
     folder = RunFolder(tmp_path / "run")
     paths = [folder.last, folder.previous, folder.best(), folder.best(2), folder.config(), folder.config(70)]

@@ -4,5 +4,6 @@ from lit_tbptt.training.callbacks.checkpoint import RunCheckpoint, SafeCheckpoin
 from lit_tbptt.training.callbacks.gradient_horizon import GradientHorizon
 from lit_tbptt.training.callbacks.progress import StepProgressBar
 from lit_tbptt.training.callbacks.signals import SignalHandling
+from lit_tbptt.training.callbacks.text_samples import TextSamples
 
-__all__ = ["GradientHorizon", "RunCheckpoint", "SafeCheckpointIO", "SignalHandling", "StepProgressBar"]
+__all__ = ["GradientHorizon", "RunCheckpoint", "SafeCheckpointIO", "SignalHandling", "StepProgressBar", "TextSamples"]
