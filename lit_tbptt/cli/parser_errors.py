@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lit_tbptt.cli.command_line import option, option_values
+from lit_tbptt.cli.similar_options import similar_option
 
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 
@@ -28,10 +29,9 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         name = found[1].split("=")[0]
         if not name.startswith("-"):
             return f"{name!r}: an option begins with --, and its value follows it"
-        return f"{name}: there is no such option{_meant(name, _options(parser))}"
+        return f"{name}: there is no such option{_meant_option(name, parser)}"
     if found := re.search(r"does not accept option '([^']+)'", message):
-        names = [name.removeprefix("--") for name in _options(parser)]
-        return f"{_place(found[1], args)}{found[1]}: there is no such option{_meant(found[1], names)}"
+        return f"{_place(found[1], args)}{found[1]}: there is no such option{_meant_option(found[1], parser)}"
     if found := re.search(r"Problems parsing config: (.*)", message, re.DOTALL):
         return f"{_broken_file(args)}{_one_line(found[1])}"
     if found := re.search(r"File does not exist: '([^']+)'", message):
@@ -91,8 +91,10 @@ def _meant(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _options(parser: ArgumentParser) -> list[str]:
-    return [name for action in parser._actions for name in action.option_strings if not name.endswith(".help")]
+def _meant_option(name: str, parser: ArgumentParser) -> str:
+    options = [each for action in parser._actions for each in action.option_strings if not each.endswith(".help")]
+    similar = similar_option(name, options)
+    return f"; did you mean {similar}?" if similar else ""
 
 
 def _arguments(class_path: str) -> list[str]:
