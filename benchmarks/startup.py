@@ -3,7 +3,8 @@
     python benchmarks/startup.py --rounds 7
     git worktree add ../before REVISION && python benchmarks/startup.py --trees '[../before,.]'
 
-Every measurement is a process of its own in one of the trees, in turn; medians with quartiles. Run it on an idle machine.
+Every measurement is a process of its own in one of the trees, in turn; medians with quartiles. Run it on an idle
+machine.
 """
 
 import statistics
