@@ -7,6 +7,7 @@ from signal import SIGINT, SIGTERM
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_tbptt.cli.arguments import check_trainer_options
@@ -92,7 +93,8 @@ class LitCLI(SettingsCLI):
         continued = self._continued_run() if has_folder else None
         if continued is not None:
             self.save_config_kwargs["config_filename"] = continued.config(self._saved_step()).name
-        if trainer.enable_progress_bar is not False:
+        given = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+        if trainer.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):
             self.trainer_defaults["callbacks"].append(StepProgressBar())
         kwargs["plugins"] = [*(trainer.plugins or []), SafeCheckpointIO()]
         made = super().instantiate_trainer(**kwargs)
