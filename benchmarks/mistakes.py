@@ -266,7 +266,7 @@ def main() -> None:
         prepare_files(files, texts)
         for first in FIRST_RUNS:
             variables = environment(work)
-            subprocess.run(["bash", "-c", first], cwd=files, env=variables, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(["bash", "-c", first], cwd=files, env=variables, check=True, capture_output=True)
         print(f"`SMALL='{SMALL}'`\n\n{head('case', 'command', 'status', 'message', 'verdict')}", flush=True)
         counts: dict[str, Counter[str]] = {case.source: Counter() for case in cases}
         with ThreadPoolExecutor(asked.at_once) as pool:

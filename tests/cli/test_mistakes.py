@@ -28,3 +28,22 @@ ELSEWHERE = {
 def test_an_option_of_another_library_is_explained_by_ours(given, in_tmp_path):
     name = given.split("=")[0]
     assert refused("fit", given) == f"error: {name}: there is no such option; did you mean {ELSEWHERE[given]}?"
+
+
+# Values that a constructor refuses, and what the message says.
+REFUSED_BY_CLASSES = {
+    "--model.core.hidden_size=0": "error: model.core.hidden_size=0: must be 1 or more",
+    "--model.core.dropout=2": "error: model.core.dropout=2.0: must be at least 0 and below 1",
+    "--model.k1=0": "error: model.k1=0: a window holds at least one time step",
+    "--model.k2=3": "error: model.k2=3 with k1=64: the horizon must cover the window",
+    "--model.clip_norm=-1": "error: model.clip_norm=-1.0: must be above 0",
+    "--trainer.logger=WandbLogger": "error: trainer.logger=WandbLogger: Requirement 'wandb",
+}
+
+
+@pytest.mark.parametrize("given", REFUSED_BY_CLASSES)
+def test_what_a_constructor_refuses_is_said_with_the_options_name(given, in_tmp_path):
+    said = refused("fit", "--trainer.accelerator=cpu", given)
+    assert said.startswith(REFUSED_BY_CLASSES[given])
+    assert "Union" not in said
+    assert "Namespace" not in said
