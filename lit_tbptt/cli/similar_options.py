@@ -54,22 +54,20 @@ def similar_option(name: str, options: Sequence[str]) -> str | None:
     dashes = "--" if name.startswith("-") else ""
     given = name.lstrip("-").replace("-", "_")
     known = [option.removeprefix("--") for option in options if option.startswith("--")]
-    word = given.rpartition(".")[2]
-    ends = [option for option in known if option.rpartition(".")[2] == word and option != word]
-    elsewhere = [
-        option
-        for option, names in _ELSEWHERE.items()
-        if word in (*names.split(), option.rpartition(".")[2]) and _exists(option, known)
-    ]
-    close = get_close_matches(given, known, n=1, cutoff=0.6)
+    known = [option for option in known if option != given]
     spelt = get_close_matches(given, known, n=1, cutoff=0.85)
-    found = next(iter([*spelt, *elsewhere, *ends, *close]), None)
+    close = get_close_matches(given, known, n=1, cutoff=0.6)
+    word = given.rpartition(".")[2]
+    ends = [option for option in known if option.endswith(f".{word}")]
+    found = next(iter([*spelt, *named_elsewhere(word, known), *ends, *close]), None)
     return None if found is None else f"{dashes}{found}"
 
 
-def _exists(option: str, known: Sequence[str]) -> bool:
-    """Tells whether a parser has an option, which may be an argument of a class that another option takes."""
-    if option in known:
-        return True
-    owner = option.rpartition(".")[0]
-    return bool(owner) and owner in known
+def named_elsewhere(word: str, known: Sequence[str]) -> list[str]:
+    """Returns the options that other libraries call so, of those that are known or arguments of one that is."""
+    return [
+        option
+        for option, names in _ELSEWHERE.items()
+        if word in (*names.split(), option.rpartition(".")[2])
+        and (option in known or option.rpartition(".")[0] in known)
+    ]

@@ -47,3 +47,19 @@ def test_what_a_constructor_refuses_is_said_with_the_options_name(given, in_tmp_
     assert said.startswith(REFUSED_BY_CLASSES[given])
     assert "Union" not in said
     assert "Namespace" not in said
+
+
+# Options of classes and groups, and what the message says.
+GROUPS = {
+    "--model=LSTM": "model='LSTM': this names a group of options, or a file of them; did you mean --model.core?",
+    "--data=words": "data='words': this names a group of options, or a file of them; did you mean --data.path?",
+    "--model.core=lstm": "model.core='lstm': no such class; did you mean LSTM?",
+    "--optimizer=sgd": "optimizer='sgd': no such class; did you mean SGD?",
+    "--optimizer.learning_rate=1": "optimizer.learning_rate: torch.optim.AdamW has no such argument; did you mean lr?",
+    "--model.core.nhid=9": "model.core.nhid: lit_tbptt.LSTM has no such argument; did you mean hidden_size?",
+}
+
+
+@pytest.mark.parametrize("given", GROUPS)
+def test_what_is_given_to_a_group_or_a_class(given, in_tmp_path):
+    assert refused("fit", given).startswith(f"error: {GROUPS[given]}")
