@@ -64,6 +64,9 @@ class SettingsCLI(LightningCLI):
             self.config = parser.parse_args(self._given)
         except ArgumentError as error:
             raise InputError(explain(str(error), subparser or parser, given)) from error
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        if seed is not None and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything={seed}: must be from 0 to {2**32 - 1}")
         asked = self.config[self.config.subcommand].ckpt_path
         if asked is not None and self._checkpoint is None:
             raise InputError(f"ckpt_path={str(asked)!r}: give it on the command line, after the subcommand")

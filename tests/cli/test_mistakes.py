@@ -34,6 +34,7 @@ def test_an_option_of_another_library_is_explained_by_ours(given, in_tmp_path):
 REFUSED_BY_CLASSES = {
     "--model.core.hidden_size=0": "error: model.core.hidden_size=0: must be 1 or more",
     "--model.core.dropout=2": "error: model.core.dropout=2.0: must be at least 0 and below 1",
+    "--seed_everything=-3": "error: seed_everything=-3: must be from 0 to 4294967295",
     "--model.k1=0": "error: model.k1=0: a window holds at least one time step",
     "--model.k2=3": "error: model.k2=3 with k1=64: the horizon must cover the window",
     "--model.clip_norm=-1": "error: model.clip_norm=-1.0: must be above 0",
