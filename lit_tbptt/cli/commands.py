@@ -21,8 +21,11 @@ def main(args: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     if given and given[0] in COMMANDS:
         _run(given[0], given[1:])
-    elif not given or given[0] in ("-h", "--help"):
+    elif not given:
+        sys.exit(f"error: no command\n\n{overview()}")
+    elif given[0] in ("-h", "--help"):
         print(overview())
+        sys.exit(0)
     elif given[0] == "--version":
         print(f"lit_tbptt {version('lit_tbptt')}")
     else:
