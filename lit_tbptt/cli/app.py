@@ -205,8 +205,10 @@ class LitCLI(SettingsCLI):
         """Evaluates the best checkpoint, prints a table, and says where everything lies."""
         saved = next(callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint))
         path = saved.best_model_path or saved.last_model_path
-        if self.trainer.fast_dev_run or not path:
+        if self.trainer.fast_dev_run or (not path and (self._nothing_left() or self.trainer.global_step == 0)):
             return
+        if not path:
+            raise InputError(f"no checkpoint could be written to {saved.folder.checkpoints}: see the warnings above")
         # An evaluation of the best checkpoint is no point of the curves.
         loggers, self.trainer.loggers = self.trainer.loggers, []
         results = {}

@@ -187,7 +187,8 @@ class LitLanguageModel(LitTBPTT):
         for name in self.network_settings:
             saved, ours = checkpoint["hyper_parameters"][name], self.hparams[name]
             if saved != ours:
-                raise InputError(f"model.{name}={ours} with a checkpoint that was trained with {saved}: use the same")
+                what, ours, saved = _difference(f"model.{name}", ours, saved)
+                raise InputError(f"{what}={ours} with a checkpoint that was trained with {saved}: use the same")
         tokenizer = tokenizer_of(checkpoint)
         if self.model is None:
             self._build(tokenizer)
@@ -234,3 +235,13 @@ class LitLanguageModel(LitTBPTT):
         tokenizer_of(checkpoint)
         parts = network_parts(checkpoint, core)
         return cls._from_checkpoint(checkpoint, {**checkpoint["hyper_parameters"], **parts, **settings})
+
+
+def _difference(name: str, ours: Any, saved: Any) -> tuple[str, Any, Any]:
+    """Returns the innermost setting in which two differ: the argument of a class, or the class."""
+    if isinstance(ours, dict) and isinstance(saved, dict):
+        for key in ours:
+            if ours[key] != saved.get(key):
+                inner = name if key in ("class_path", "init_args") else f"{name}.{key}"
+                return _difference(inner, ours[key], saved.get(key))
+    return name, ours, saved
