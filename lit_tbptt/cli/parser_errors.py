@@ -9,8 +9,10 @@ from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
+from torch.optim import Optimizer
 
 from lit_tbptt.cli.command_line import option, option_values
+from lit_tbptt.cli.similar_options import named_elsewhere, similar_option
 
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 
@@ -28,10 +30,9 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         name = found[1].split("=")[0]
         if not name.startswith("-"):
             return f"{name!r}: an option begins with --, and its value follows it"
-        return f"{name}: there is no such option{_meant(name, _options(parser))}"
+        return f"{name}: there is no such option{_meant_option(name, parser)}"
     if found := re.search(r"does not accept option '([^']+)'", message):
-        names = [name.removeprefix("--") for name in _options(parser)]
-        return f"{_place(found[1], args)}{found[1]}: there is no such option{_meant(found[1], names)}"
+        return f"{_place(found[1], args)}{found[1]}: there is no such option{_meant_option(found[1], parser)}"
     if found := re.search(r"Problems parsing config: (.*)", message, re.DOTALL):
         return f"{_broken_file(args)}{_one_line(found[1])}"
     if found := re.search(r"File does not exist: '([^']+)'", message):
@@ -44,13 +45,18 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         return f"{', '.join(option_values(args, 'config', 'c'))}: not a configuration: it must be settings by name"
     if found := re.search(r"argument (\S+): expected (?:one|at least one) argument", message):
         return f"{found[1]}: its value is missing"
+    if found := re.search(r"Unable to load config '([^']*)'", message):
+        group = key.split(".")[0]
+        meant = _meant_option(f"--{group}", parser)
+        return f"{_place(group, args)}{group}={found[1]!r}: this names a group of options, or a file of them{meant}"
     if not key:
         return _one_line(message)
     owner = re.search(r"class_path[= ]'([^']+)'", message)
     if found := re.search(r"[Oo]ption '([^']+)' is not accepted", message):
         names = _arguments(owner[1]) if owner else []
         known = f"; it has {', '.join(names)}" if names else ""
-        meant = _meant(found[1], names)
+        elsewhere = [each.removeprefix(f"{key}.") for each in named_elsewhere(found[1], [f"{key}.{n}" for n in names])]
+        meant = _meant(found[1], names) or (f"; did you mean {elsewhere[0]}?" if elsewhere else "")
         return f"{_place(key, args)}{key}.{found[1]}: {owner[1] if owner else key} has no such argument{meant or known}"
     if found := re.search(r"the following arguments are required: (.+)", message):
         needed = found[1].split(". Got")[0]
@@ -87,12 +93,15 @@ def _one_line(message: str) -> str:
 
 
 def _meant(name: str, names: Iterable[str]) -> str:
-    close = get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    by_letters = {each.lower(): each for each in names}
+    close = get_close_matches(name.lower(), by_letters, n=1, cutoff=0.6)
+    return f"; did you mean {by_letters[close[0]]}?" if close else ""
 
 
-def _options(parser: ArgumentParser) -> list[str]:
-    return [name for action in parser._actions for name in action.option_strings if not name.endswith(".help")]
+def _meant_option(name: str, parser: ArgumentParser) -> str:
+    options = [each for action in parser._actions for each in action.option_strings if not each.endswith(".help")]
+    similar = similar_option(name, options)
+    return f"; did you mean {similar}?" if similar else ""
 
 
 def _arguments(class_path: str) -> list[str]:
@@ -110,7 +119,8 @@ def _classes(parser: ArgumentParser, key: str) -> list[str]:
         hint = todo.pop(0)
         if isinstance(hint, type) and hint.__module__ not in ("builtins", "typing"):
             todo += hint.__subclasses__()
-            if not getattr(hint, "__abstractmethods__", None) and not hint.__name__.startswith("_"):
+            abstract = getattr(hint, "__abstractmethods__", None) or hint is Optimizer
+            if not abstract and not hint.__name__.startswith("_"):
                 names[hint.__name__] = None
         todo += [arg for arg in get_args(hint) if not isinstance(arg, list)][-2:]
     return list(names)

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_tbptt.cli.arguments import add_arguments
+from lit_tbptt.cli.class_errors import named_on_the_command_line
 from lit_tbptt.cli.command_line import option, option_values, set_option, words
 from lit_tbptt.cli.parser_errors import explain
 from lit_tbptt.cli.runs import runs_of_command_line
@@ -63,12 +64,23 @@ class SettingsCLI(LightningCLI):
             self.config = parser.parse_args(self._given)
         except ArgumentError as error:
             raise InputError(explain(str(error), subparser or parser, given)) from error
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        if seed is not None and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything={seed}: must be from 0 to {2**32 - 1}")
         asked = self.config[self.config.subcommand].ckpt_path
         if asked is not None and self._checkpoint is None:
             raise InputError(f"ckpt_path={str(asked)!r}: give it on the command line, after the subcommand")
         self._now = yaml.safe_load(parser.dump(self.config, skip_none=False))[self.config.subcommand]
         for line in changes(self._saved_settings, self._now):
             say(line)
+
+    def instantiate_classes(self) -> None:
+        with named_on_the_command_line(self._now, self._now.get("model") or ()):
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with named_on_the_command_line(self._now, self._now.get("model") or ()):
+            super()._run_subcommand(subcommand)
 
     def _set_defaults(self, subparser: LightningArgumentParser, given: list[str]) -> list[str]:
         subparser.set_defaults(self.chosen_defaults(given))
@@ -87,7 +99,7 @@ class SettingsCLI(LightningCLI):
             subparser.set_defaults(self._saved_settings)
             given = set_option(given, "ckpt_path", str(path))
         elif weights is not None:
-            path, checkpoint = find_checkpoint(weights, runs_of_command_line(given), None)
+            path, checkpoint = find_checkpoint(weights, runs_of_command_line(given), None, "init_from")
             saved = checkpoint_settings(checkpoint, False, named, classes)
             network = [f"model.{name}" for name in self._model_class.network_settings]
             subparser.set_defaults({name: saved[name] for name in network if name in saved})

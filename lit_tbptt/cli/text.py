@@ -10,7 +10,7 @@ from lit_tbptt.cli.commands import program
 from lit_tbptt.cli.compressors import MOST_BYTES, comparison_table, compressor_bits_per_byte
 from lit_tbptt.cli.settings import foreign_classes
 from lit_tbptt.data.text.token_file import TokenFile
-from lit_tbptt.data.text.tokenizers import from_description
+from lit_tbptt.data.text.tokenizers import BUILT_IN, from_description
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.schema import Checkpoint, run_state
 from lit_tbptt.training.language_model import LitLanguageModel
@@ -72,11 +72,12 @@ class TextCLI(LitCLI):
 
     def before_fit(self) -> None:
         super().before_fit()
-        if option(self._given, "data.tokenizer") is None:
-            if self._checkpoint is not None:
+        given = option(self._given, "data.tokenizer")
+        if self._checkpoint is not None:
+            if given is None or given in BUILT_IN:  # a file may have been moved: what it holds is compared later
                 self._take_tokenizer()
-            elif self.model.tokenizer is not None:  # of --init_from
-                self.datamodule.tokenizer = self.model.tokenizer
+        elif given is None and self.model.tokenizer is not None:  # of --init_from
+            self.datamodule.tokenizer = self.model.tokenizer
 
     def before_validate(self) -> None:
         super().before_validate()

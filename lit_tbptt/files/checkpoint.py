@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -22,9 +23,16 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
     """
     with replacing(local(path)) as beside:
         try:
-            torch.save(checkpoint, beside)
-        except RuntimeError as error:  # what torch's writer makes of a full disk
-            raise OSError(str(error).splitlines()[0]) from error
+            with open(beside, "wb") as file:  # torch's own files lose the reason of a failure
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            reason = next((each for each in (error, error.__context__) if isinstance(each, OSError)), None)
+            if reason is None:
+                raise
+            written = beside.stat().st_size if beside.exists() else 0
+            free = shutil.disk_usage(beside.parent).free
+            size = f"after {written / 1e6:.1f} MB; {free / 1e6:.1f} MB are free there"
+            raise OSError(reason.errno, f"{reason.strerror}, {size}", str(path)) from error
 
 
 def is_plain(value: Any) -> bool:

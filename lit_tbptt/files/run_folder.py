@@ -9,12 +9,13 @@ checkpoints/                   last.ckpt, previous.ckpt, best.ckpt, best-2.ckpt,
 """
 
 import warnings
+from difflib import get_close_matches
 from pathlib import Path
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.atomic import local
 from lit_tbptt.files.checkpoint import read_checkpoint
-from lit_tbptt.files.schema import Checkpoint
+from lit_tbptt.files.schema import Checkpoint, run_state
 
 
 def runs_of(config: str | None, runs_dir: str | Path = "runs") -> Path:
@@ -163,22 +164,36 @@ def next_version(runs: Path) -> int:
     return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
 
 
-def find_checkpoint(asked: str, runs: Path, run_name: str | None) -> tuple[Path, Checkpoint]:
-    """Finds and reads a checkpoint.
+def find_checkpoint(
+    asked: str, runs: Path, run_name: str | None, argument: str = "ckpt_path"
+) -> tuple[Path, Checkpoint]:
+    """Finds and reads a checkpoint of this package.
 
     Args:
         asked: `last`, `best`, the path of a file, or that of a run's folder, whose newest checkpoint is meant.
         runs: The folder of this configuration's runs.
         run_name: The run that `last` and `best` are of. None: the one that was written to last.
+        argument: What the user gave it as.
 
     Raises:
-        InputError: It is not there or cannot be read.
+        InputError: It is not there, cannot be read, or is none of this package's.
     """
+    path, checkpoint = _find(asked, runs, run_name, argument)
+    try:
+        run_state(checkpoint)
+    except InputError as error:
+        raise InputError(f"{argument}={asked!r}: {error}") from error
+    return path, checkpoint
+
+
+def _find(asked: str, runs: Path, run_name: str | None, argument: str) -> tuple[Path, Checkpoint]:
     if asked not in ("last", "best"):
-        if not local(asked).is_dir():
-            return Path(asked), read_checkpoint(asked)
-        folder = Path(asked)
-        return RunFolder(folder.parent if folder.name == "checkpoints" else folder).newest_checkpoint()
+        path = local(asked)
+        if path.is_dir():
+            return RunFolder(path.parent if path.name == "checkpoints" else path).newest_checkpoint()
+        if not path.exists():
+            raise InputError(f"{argument}={asked!r}: no such file{_meant(path)}")
+        return path, read_checkpoint(path)
     if run_name is None:
         candidates = [run for run in map(RunFolder, runs.glob("*")) if run.has_checkpoints]
         run = max(candidates, key=RunFolder._written, default=None)
@@ -187,11 +202,20 @@ def find_checkpoint(asked: str, runs: Path, run_name: str | None) -> tuple[Path,
     if run is None or not run.has_checkpoints:
         where = (RunFolder(runs / "*") if run is None else run).checkpoints
         raise InputError(
-            f"ckpt_path={asked!r}: no checkpoint in {where}; give the same --config (or --run_name) as the run to "
-            "continue, or the path of a checkpoint"
+            f"{argument}={asked!r}: no checkpoint in {where}; give the same --config (or --run_name) as the run you "
+            "mean, or the path of a checkpoint"
         )
     if asked == "last":
         return run.newest_checkpoint()
     if not run.best().exists():
-        raise InputError(f"ckpt_path='best': {run.path} was not validated yet and has no best.ckpt; use last")
+        raise InputError(f"{argument}='best': {run.path} was not validated yet and has no best.ckpt; use last")
     return run.best(), read_checkpoint(run.best())
+
+
+def _meant(path: Path) -> str:
+    """Returns the hint for a checkpoint that is not there."""
+    if path.name.lower() in ("last", "best"):
+        return f"; did you mean {path.name.lower()}?"
+    there = [each.name for each in path.parent.glob("*.ckpt")]
+    close = get_close_matches(path.name, there, n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""

@@ -8,6 +8,7 @@ import pytest
 from lit_tbptt import InputError, RunFolder
 from lit_tbptt.files.checkpoint import write_checkpoint
 from lit_tbptt.files.run_folder import find_checkpoint, next_version, runs_of
+from lit_tbptt.files.schema import VERSION
 
 
 def test_runs_lie_under_the_name_of_their_configuration():
@@ -48,15 +49,35 @@ def test_what_lies_in_it(tmp_path):
     assert not folder.path.exists()
 
 
+def at_step(step):
+    return {"global_step": step, "lit_tbptt": {"version": VERSION}}
+
+
 def test_last_is_the_newest_step_of_the_run_that_was_written_to_last(tmp_path):
     old, new = RunFolder(tmp_path / "version_0"), RunFolder(tmp_path / "version_1")
-    write_checkpoint({"global_step": 9}, old.last)
-    write_checkpoint({"global_step": 5}, new.previous)
-    write_checkpoint({"global_step": 7}, new.best())
-    assert find_checkpoint("last", tmp_path, None) == (new.best(), {"global_step": 7})
+    write_checkpoint(at_step(9), old.last)
+    write_checkpoint(at_step(5), new.previous)
+    write_checkpoint(at_step(7), new.best())
+    assert find_checkpoint("last", tmp_path, None) == (new.best(), at_step(7))
     assert find_checkpoint("last", tmp_path, "version_0")[0] == old.last
-    assert find_checkpoint(str(old.last), tmp_path, None)[1] == {"global_step": 9}
+    assert find_checkpoint(str(old.last), tmp_path, None)[1] == at_step(9)
     with pytest.raises(InputError, match="version_0 was not validated yet"):
         find_checkpoint("best", tmp_path, "version_0")
     with pytest.raises(InputError, match=r"no checkpoint in .*none/checkpoints; give the same --config"):
         find_checkpoint("last", tmp_path, "none")
+
+
+def test_a_checkpoint_that_is_not_there_or_another_ones_is_named_as_it_was_given(tmp_path, in_tmp_path):
+    write_checkpoint({"state_dict": {}}, tmp_path / "other.ckpt")
+    for argument in ("ckpt_path", "init_from"):
+        for asked, message in (
+            ("othr.ckpt", "no such file; did you mean other.ckpt?"),
+            ("Last", "no such file; did you mean last?"),
+            ("none.pt", "no such file"),
+            ("other.ckpt", "the checkpoint is not one of this package's: it has no entry lit_tbptt"),
+        ):
+            with pytest.raises(InputError) as refused:
+                find_checkpoint(asked, tmp_path, None, argument)
+            assert str(refused.value) == f"{argument}={asked!r}: {message}"
+    with pytest.raises(InputError, match="init_from='last': no checkpoint in"):
+        find_checkpoint("last", tmp_path, None, "init_from")

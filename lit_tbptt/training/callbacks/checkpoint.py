@@ -191,7 +191,7 @@ class RunCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 place()
         except OSError as error:
-            failure = str(error) or type(error).__name__
+            failure = error.strerror or str(error) or type(error).__name__
         failure = trainer.strategy.broadcast(failure)
         if failure:
             good = self.last_model_path or "none"

@@ -1,0 +1,57 @@
+"""What a class or the model refuses is said by the names that its arguments have on the command line."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lit_tbptt.errors import InputError
+
+
+@contextmanager
+def named_on_the_command_line(settings: Mapping[str, Any], model_options: Collection[str]) -> Iterator[None]:
+    """Puts the option's name into errors that know only an argument's name.
+
+    Args:
+        settings: The settings of this run by section.
+        model_options: The names of the model's options, without `model.`.
+
+    Raises:
+        InputError: Something that a user can correct was raised within.
+    """
+    try:
+        yield
+    except InputError as error:
+        name = re.match(r"\w+", str(error))
+        prefix = "model." if name and name[0] in model_options and "=" in str(error).split(":")[0] else ""
+        raise InputError(f"{prefix}{error}") from error
+    except (ValueError, ImportError) as error:
+        if "Union subtypes" not in str(error):
+            raise
+        raise InputError(_of_a_class(str(error), settings)) from error
+
+
+def _of_a_class(message: str, settings: Mapping[str, Any]) -> str:
+    """Returns what a class's constructor said, out of what the parser makes of it."""
+    errors = message.partition("Errors:")[2].partition("Given value type")[0]
+    said = [line.strip(" -") for line in errors.splitlines()]
+    said = [re.sub(r"Problem with given class_path '[^']+':\s*", "", line) for line in said]
+    reasons = "; ".join(line for line in said if line and not line.startswith("Expected a"))
+    given = re.search(r"Given value: .*?class_path='([^']+)'", message, re.DOTALL)
+    if given is None:
+        return " ".join(message.split())
+    option = next(_places(settings, given[1], ""), given[1])
+    argument = re.match(r"\w+=", reasons) is not None
+    return f"{option}.{reasons}" if argument else f"{option}={given[1].rpartition('.')[2]}: {reasons}"
+
+
+def _places(settings: Any, class_path: str, key: str) -> Iterator[str]:
+    """Yields the options that are of a class."""
+    if isinstance(settings, Mapping):
+        if settings.get("class_path") == class_path:
+            yield key
+        for name, value in settings.items():
+            yield from _places(value, class_path, f"{key}.{name}" if key else str(name))
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _places(value, class_path, key)
