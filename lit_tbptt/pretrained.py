@@ -7,6 +7,7 @@ README.md            the model card
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def read_weights(folder: Path, network: torch.nn.Module) -> None:
         raise InputError(f"{folder / WEIGHTS}: cannot be read, or its weights are not this core's ({error})") from error
 
 
-def local_folder(name: str | Path, **options: Any) -> Path:
+def local_folder(name: str | os.PathLike[str], **options: Any) -> Path:
     """Returns the folder itself, or that of a download from the Hugging Face Hub.
 
     Args:

@@ -9,13 +9,12 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 
-from lit_tbptt import cores
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.data.text.decoding import IncrementalDecoder, StopText
 from lit_tbptt.data.text.tokenizers import CharTokenizer, LibraryTokenizer, Tokenizer, from_description
+from lit_tbptt.described import build_network, network_settings, tokenizer_of
 from lit_tbptt.errors import InputError
-from lit_tbptt.files.schema import Checkpoint, run_state
-from lit_tbptt.models.adaptive_softmax import Adaptive, AdaptiveSoftmax
+from lit_tbptt.files.schema import Checkpoint
 from lit_tbptt.models.language_model import RecurrentLM
 from lit_tbptt.models.scoring import DocumentScore, Score, window_nats
 from lit_tbptt.pretrained import local_folder, model_card, read_config, read_weights, upload, write_folder
@@ -23,8 +22,6 @@ from lit_tbptt.pretrained import local_folder, model_card, read_config, read_wei
 Prompts = TypeVar("Prompts", str, list[str])
 """One text, or several."""
 
-# Arguments of RecurrentLM that are plain values, by the names they have in a checkpoint's hyperparameters.
-_OPTIONS = ("embedding_dropout", "output_dropout", "dropout_over_time", "tie_weights")
 _PREFIX = "model."  # of the network's weights in a LitLanguageModel
 
 
@@ -57,7 +54,7 @@ class TextModel:
                 than is given.
         """
         tokenizer, settings = tokenizer_of(checkpoint), checkpoint["hyper_parameters"]
-        network = _build(settings, tokenizer, core)
+        network = build_network(settings, tokenizer, core)
         weights = checkpoint["state_dict"]
         try:
             network.load_state_dict(
@@ -88,7 +85,7 @@ class TextModel:
         folder = local_folder(name, **hub)
         settings, described = read_config(folder)
         tokenizer = from_description(described)
-        network = _build(settings, tokenizer, core)
+        network = build_network(settings, tokenizer, core)
         read_weights(folder, network)
         return cls(network.eval(), tokenizer, settings["k1"], settings["carry_state"])
 
@@ -103,17 +100,7 @@ class TextModel:
             InputError: A file cannot be written, or the core has arguments that are no plain values.
         """
         network, tokenizer = self.network, self.tokenizer.describe()
-        head = None
-        if isinstance(network.head, AdaptiveSoftmax):
-            head = Adaptive(network.head.cutoffs[:-1], network.head.div_value)
-        settings = {
-            "core": description(network.core),
-            "head": None if head is None else description(head),
-            "tie_weights": network.head.weight is network.embedding.weight,
-            **{name: getattr(network, name) for name in _OPTIONS if name != "tie_weights"},
-            "k1": self.k1,
-            "carry_state": self.carry_state,
-        }
+        settings = {**network_settings(network), "k1": self.k1, "carry_state": self.carry_state}
         num_parameters = sum(parameter.numel() for parameter in network.parameters())
         named = f"{self.tokenizer.name}, vocabulary of {self.tokenizer.vocabulary_size:,}"
         card = model_card(settings, num_parameters, named, metrics or {})
@@ -248,68 +235,7 @@ def unknown_token(tokenizer: Tokenizer) -> int | None:
     """Returns the id that stands for text that is not in the vocabulary. None: there is no such text."""
     if isinstance(tokenizer, CharTokenizer):
         return tokenizer.unknown
-    name = getattr(tokenizer.library.model, "unk_token", None) if isinstance(tokenizer, LibraryTokenizer) else None
+    if not isinstance(tokenizer, LibraryTokenizer):
+        return None
+    name = getattr(tokenizer.library.model, "unk_token", None)
     return None if name is None else tokenizer.library.token_to_id(name)
-
-
-def _build(
-    settings: Mapping[str, Any], tokenizer: Tokenizer, core: RecurrentCore | type[RecurrentCore] | None
-) -> RecurrentLM:
-    options = {name: settings[name] for name in _OPTIONS}
-    return RecurrentLM(tokenizer.vocabulary_size, **network_parts({"hyper_parameters": settings}, core), **options)
-
-
-def description(part: RecurrentCore | Adaptive) -> dict[str, Any]:
-    """Returns the class of a core or an output layer by the name it has on the command line, and its arguments."""
-    known = (Adaptive, *vars(cores).values())
-    module = "lit_tbptt" if type(part) in known else type(part).__module__
-    return {"class_path": f"{module}.{type(part).__qualname__}", "init_args": part.init_args}
-
-
-def network_parts(
-    checkpoint: Mapping[str, Any], core: RecurrentCore | type[RecurrentCore] | None = None
-) -> dict[str, Any]:
-    """Returns core and output layer that a checkpoint's hyperparameters describe, built again.
-
-    Args:
-        checkpoint: A checkpoint of a `LitLanguageModel`.
-        core: The core, or its class where it is not one of this package's.
-
-    Raises:
-        InputError: The core is of a class that must be given, or the given class is another one.
-    """
-    described, head = checkpoint["hyper_parameters"]["core"], checkpoint["hyper_parameters"]["head"]
-    path, arguments = described["class_path"], described["init_args"]
-    if core is None:
-        core = getattr(cores, path.removeprefix("lit_tbptt."), None)
-        if core is None:
-            raise InputError(
-                f"the checkpoint's core is a {path}, which is not imported because a file says so; pass the class, "
-                f"or one that you have built, as core (generate: --core {path})"
-            )
-    if isinstance(core, type):
-        # The module may be another one: that of a script is __main__ while it runs.
-        if core.__qualname__.rpartition(".")[2] != path.rpartition(".")[2]:
-            raise InputError(
-                f"core={core.__qualname__}: the checkpoint's core is a {path}; give that class, or leave core out if "
-                "it is one of this package's"
-            )
-        try:
-            core = core(**arguments)
-        except TypeError as error:
-            raise InputError(
-                f"core={core.__qualname__}: not to be built with {arguments}, as in training ({error})"
-            ) from error
-    return {"core": core, "head": None if head is None else Adaptive(**head["init_args"])}
-
-
-def tokenizer_of(checkpoint: Mapping[str, Any]) -> Tokenizer:
-    """Returns the tokenizer that a checkpoint holds.
-
-    Raises:
-        InputError: It holds none.
-    """
-    state = run_state(checkpoint)
-    if "tokenizer" not in state:
-        raise InputError("the checkpoint is not one of this package's language models: it has no tokenizer")
-    return from_description(state["tokenizer"])

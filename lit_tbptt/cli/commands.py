@@ -68,8 +68,8 @@ def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[l
     positional = [each for each in signature(command).parameters.values() if each.kind is each.POSITIONAL_ONLY]
     helps = {each.arg_name: each.description for each in described.params}
     for each in positional:
-        many = {"nargs": "+"} if get_origin(each.annotation) is list else {}
-        parser.add_argument(each.name, help=helps[each.name], **many)
+        many = get_origin(each.annotation) is list
+        parser.add_argument(each.name, help=helps[each.name], nargs="+" if many else None)
     parser.add_function_arguments(command, skip={each.name for each in positional}, as_positional=False)
     try:
         parsed = parser.instantiate_classes(parser.parse_args(args)).as_dict()

@@ -9,8 +9,9 @@ from typing import Any
 from lit_tbptt.cli.loading import open_model
 from lit_tbptt.cli.text_files import json_lines, read_text
 from lit_tbptt.cores import RecurrentCore
+from lit_tbptt.data.text.tokenizers import UNKNOWN, CharTokenizer
 from lit_tbptt.errors import InputError
-from lit_tbptt.text_model import TextModel
+from lit_tbptt.text_model import TextModel, unknown_token
 
 # Prompts that are continued together. More would take more memory, and be written later.
 _TOGETHER = 64
@@ -54,7 +55,14 @@ def generate(
     """
     prompts = _prompts(prompt, prompt_file)
     model, _ = open_model(ckpt_path, core, config, run_name, runs_dir, device)
-    options = {"num_tokens": num_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop}
+    _note_unknown(model, prompts)
+    options: dict[str, Any] = {
+        "num_tokens": num_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "stop": stop,
+    }
     texts = _texts(model, prompts, seed, options)
     if out is not None:
         with json_lines(out, [] if prompt_file is None else [prompt_file]) as write:
@@ -77,6 +85,16 @@ def _texts(model: TextModel, prompts: Sequence[str], seed: int, options: dict[st
     for first in range(0, len(prompts), _TOGETHER):
         some = list(prompts[first : first + _TOGETHER])
         yield from zip(some, model.generate(some, seed=seed + first, **options), strict=True)
+
+
+def _note_unknown(model: TextModel, prompts: list[str]) -> None:
+    unknown = unknown_token(model.tokenizer)
+    if unknown is None or isinstance(model.tokenizer, CharTokenizer):  # whose unknown characters are refused
+        return
+    tokens = [token for ids in model.tokenizer.encode(prompts) for token in ids.tolist()]
+    if unknown in tokens:
+        share = f"{tokens.count(unknown)} of the {len(tokens)}"
+        print(f"note: {share} tokens of the prompt are not in the vocabulary: {UNKNOWN}", file=sys.stderr)
 
 
 def _prompts(prompt: list[str] | str, file: str | None) -> list[str]:

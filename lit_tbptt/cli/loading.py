@@ -33,7 +33,7 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.zeros(1, device=name).cpu() is not None and torch.device(name)
+        return torch.zeros(1, device=name).device
     except Exception as error:  # of many types, by kind of device
         reason = str(error).splitlines()[0]
         raise InputError(f"device={name!r}: cannot be used here ({reason}); give cpu, or auto") from error

@@ -49,7 +49,7 @@ class Sampling:
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -torch.inf)
         probabilities = torch.softmax(logits.double() / self.temperature, 1)
         if self.top_p is not None:
-            ordered, order = probabilities.sort(1, descending=True, stable=True)
+            ordered, order = probabilities.sort(dim=1, descending=True, stable=True)
             before = ordered.cumsum(1) - ordered  # what the likelier tokens have together
             probabilities = probabilities.scatter(1, order, ordered.masked_fill(before >= self.top_p, 0.0))
         cumulated = probabilities.cumsum(1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_tbptt.cores import LSTM, RecurrentCore
 from lit_tbptt.cores.base import check_core
 from lit_tbptt.data.text.tokenizers import Tokenizer
+from lit_tbptt.described import description, network_parts, tokenizer_of
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.schema import Checkpoint, new_run_state
@@ -22,7 +23,7 @@ from lit_tbptt.models.metrics import rates
 from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
-from lit_tbptt.text_model import Prompts, TextModel, description, network_parts, tokenizer_of
+from lit_tbptt.text_model import Prompts, TextModel
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.overrides import loop_hooks
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 
-# What a decoder makes of the first bytes of a character. A character has four bytes at most, and some decoders give
-# one of these for every byte: up to three may become a character with the next token.
-_INCOMPLETE, _MOST_INCOMPLETE = "\ufffd", 3
+# What a decoder makes of the first bytes of a character, and some of all bytes in a row before it, too. It becomes a
+# character within four tokens; after more, it is no beginning, and only its last three may still be one.
+_INCOMPLETE, _MOST_TOKENS, _MOST_INCOMPLETE = "\ufffd", 8, 3
 
 
 class IncrementalDecoder:
@@ -31,7 +31,8 @@ class IncrementalDecoder:
         self._ids.append(token)
         text = self._decode(self._ids)
         complete = text.rstrip(_INCOMPLETE)
-        piece = self._rest(text[: max(len(complete), len(text) - _MOST_INCOMPLETE)])
+        is_long = len(self._ids) - self._num_decoded > _MOST_TOKENS
+        piece = self._rest(text[:-_MOST_INCOMPLETE] if is_long and complete != text else complete)
         if complete == text:
             # Two tokens or more are decoded together, because a decoder may strip the space before the first.
             self._ids = self._ids[self._num_decoded :]
