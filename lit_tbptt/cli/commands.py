@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from inspect import signature
@@ -43,16 +44,24 @@ def _run(name: str, args: list[str]) -> None:
         from lit_tbptt.cli.messages import one_message
         from lit_tbptt.cli.process import set_up_process
 
+        set_up_process()
         with one_message():
-            set_up_process()
             command = getattr(import_module(f"lit_tbptt.cli.{name}"), name)
             positional, options = _parsed(command, f"{program()} {name}", args)
-            command(*positional, **options)
-            sys.stdout.flush()  # here, where a reader that has gone is noticed
-    except KeyboardInterrupt:
+            with _until_nobody_reads():
+                command(*positional, **options)
+    except KeyboardInterrupt:  # while torch was imported
         sys.exit(130)
-    except BrokenPipeError:  # `generate ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _until_nobody_reads() -> Iterator[None]:
+    """Ends the process quietly, as others end, when the reader of its output has: `generate ... | head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         sys.exit(141)
 
 
@@ -70,7 +79,7 @@ def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[l
     for each in positional:
         many = get_origin(each.annotation) is list
         parser.add_argument(each.name, help=helps[each.name], nargs="+" if many else None)
-    parser.add_function_arguments(command, skip={each.name for each in positional}, as_positional=False)
+    parser.add_function_arguments(command, skip={each.name for each in positional}, as_positional=False, as_group=False)
     try:
         parsed = parser.instantiate_classes(parser.parse_args(args)).as_dict()
     except ArgumentError as error:

@@ -117,7 +117,7 @@ REFUSED = {
     "no option": (["--topk=3"], "--topk: there is no such option; did you mean --top_k?"),
     "an abbreviation": (["--temp=3"], "--temp: there is no such option"),
     "no such device": (["--device=abacus"], "device='abacus': cannot be used here"),
-    "another core": (["--core=LSTM"], "core=LSTM: the checkpoint's core is a lit_tbptt.GRU; give that class"),
+    "another core": (["--core=lit_tbptt.LSTM"], "core=LSTM: the checkpoint's core is a lit_tbptt.GRU; give that class"),
 }
 
 
@@ -168,7 +168,7 @@ def interrupted(tmp_path, has_begun, *options):
     """Returns what a process printed that got SIGINT when it had begun; its exit status is checked."""
     log = tmp_path / "log"
     process = start(written_in_a_process, *options, log=log, folder=tmp_path)
-    wait_until(has_begun, lambda: log.read_text() if log.exists() else "no log")
+    wait_until(lambda: has_begun() or not process.is_alive())
     os.kill(process.pid, signal.SIGINT)
     assert status_of(process) == 130, log.read_text()
     assert "Traceback" not in log.read_text()
