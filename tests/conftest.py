@@ -35,6 +35,7 @@ import torch  # noqa: E402
 
 pytest.register_assert_rewrite("command_line", "resuming")  # they assert for the tests
 
+import lightning.pytorch  # noqa: E402, F401 - what processes.py forks from has it
 from command_line import FIRST_RUN  # noqa: E402
 from leftovers import _nothing_is_left  # noqa: E402, F401 - a fixture of every test
 

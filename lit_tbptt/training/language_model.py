@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_tbptt.cores import LSTM, RecurrentCore
 from lit_tbptt.cores.base import check_core
 from lit_tbptt.data.text.tokenizers import Tokenizer
+from lit_tbptt.described import description, network_parts, tokenizer_of
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.schema import Checkpoint, new_run_state
@@ -22,7 +23,7 @@ from lit_tbptt.models.metrics import rates
 from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
-from lit_tbptt.text_model import TextModel, description, network_parts, tokenizer_of
+from lit_tbptt.text_model import Prompts, TextModel
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.overrides import loop_hooks
 
@@ -166,15 +167,18 @@ class LitLanguageModel(LitTBPTT):
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Prompts,
         num_tokens: int = 400,
         temperature: float = 1.0,
         top_k: int | None = None,
         seed: int = 0,
-    ) -> list[str]:
-        """Returns what follows each prompt, which stands at a document's start; see `RecurrentLM.generate`."""
-        assert self.tokenizer is not None
-        return TextModel(self.language_model, self.tokenizer).generate(prompts, num_tokens, temperature, top_k, seed)
+        top_p: float | None = None,
+        stop: str | None = None,
+    ) -> Prompts:
+        """Returns what follows each prompt, or the one prompt; see `TextModel.generate`."""
+        network, tokenizer = self.language_model, self.tokenizer
+        assert tokenizer is not None
+        return TextModel(network, tokenizer).generate(prompts, num_tokens, temperature, top_k, seed, top_p, stop)
 
     # Checkpoints
 
