@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_tbptt.cli.arguments import add_arguments, check_trainer_options
 from lit_tbptt.cli.command_line import config_file, option, option_values, set_option, words
 from lit_tbptt.cli.messages import one_message
+from lit_tbptt.cli.plot import draw_finished_run
 from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.reports import result_table
 from lit_tbptt.cli.settings import (
@@ -274,6 +275,7 @@ class LitCLI(LightningCLI):
             say(f"\n{result_table(results)}\n")
         if not self.trainer.is_global_zero:
             return
+        draw_finished_run(saved.folder.path)
         self.report(results)
         print(f"run folder: {saved.folder.path}\ncheckpoint: {path}")
         for purpose, command in self.next_commands(path, saved.last_model_path).items():

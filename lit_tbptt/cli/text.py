@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from lit_tbptt.cli.command_line import option
 from lit_tbptt.cli.compressors import MOST_BYTES, comparison_table, compressor_bits_per_byte
 from lit_tbptt.cli.generate import generate
 from lit_tbptt.cli.messages import one_message
+from lit_tbptt.cli.plot import plot
 from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.settings import foreign_classes
 from lit_tbptt.data.text.token_file import TokenFile
@@ -36,7 +38,7 @@ _DEFAULT_JOB = {
         ("--config", "-c", "--optimizer=", "--optimizer "),
     ),
 }
-_COMMANDS = {"generate": generate}
+_COMMANDS = {"generate": partial(auto_cli, generate, as_positional=False), "plot": plot}
 
 
 class TextCLI(LitCLI):
@@ -60,8 +62,8 @@ class TextCLI(LitCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         description = (
-            "Train and use a stateful language model by truncated BPTT. One more subcommand is generate: it continues "
-            "prompts from a checkpoint; see generate --help."
+            "Train and use a stateful language model by truncated BPTT. Two more subcommands: generate continues "
+            "prompts from a checkpoint, and plot draws and compares runs; see generate --help and plot --help."
         )
         super().__init__(LitLanguageModel, TextLanesDataModule, args, parser_kwargs={"description": description})
 
@@ -122,8 +124,6 @@ def main(args: list[str] | None = None) -> None:
     if given and given[0] in _COMMANDS:
         set_up_process()
         with one_message():
-            auto_cli(
-                _COMMANDS[given[0]], args=given[1:], prog=f"{Path(sys.argv[0]).name} {given[0]}", as_positional=False
-            )
+            _COMMANDS[given[0]](args=given[1:], prog=f"{Path(sys.argv[0]).name} {given[0]}")
     else:
         TextCLI(given)
