@@ -14,6 +14,7 @@ from lit_tbptt.cli.arguments import check_trainer_options
 from lit_tbptt.cli.commands import program
 from lit_tbptt.cli.messages import one_message
 from lit_tbptt.cli.parsing import SettingsCLI, say
+from lit_tbptt.cli.plot import draw_finished_run
 from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.reports import result_table
 from lit_tbptt.cli.runs import SaveSettings, Start, runs_of_command_line
@@ -225,6 +226,7 @@ class LitCLI(SettingsCLI):
             say(f"\n{result_table(results)}\n")
         if not self.trainer.is_global_zero:
             return
+        draw_finished_run(saved.folder.path)
         self.report(results)
         print(f"run folder: {saved.folder.path}\ncheckpoint: {path}")
         for purpose, command in self.next_commands(path, saved.last_model_path).items():

@@ -14,6 +14,7 @@ from typing import Any, get_origin
 COMMANDS = {
     "generate": "continue prompts from a checkpoint",
     "score": "nats and bits per byte of text files under a checkpoint's model",
+    "plot": "draw the curves of runs and compare them",
     "export": "write a checkpoint's model as a folder: safetensors, config.json, tokenizer, model card",
 }
 TRAINER_COMMANDS = {
