@@ -166,8 +166,9 @@ def _number(text: str | None) -> float:
 def _settings(folder: Path) -> dict[str, str]:
     """Reads the settings a run was started with, and those that it was continued with."""
     steps = {int(step): file for file in folder.glob(f"{CONTINUED}*.yaml") if (step := _step(file)).isdecimal()}
-    settings, now = {}, {}
-    for step, file in [(0, folder / CONFIG), *sorted(steps.items())]:
+    settings: dict[str, str] = {}
+    now: dict[str, str] = {}
+    for from_step, file in [(0, folder / CONFIG), *sorted(steps.items())]:
         if not file.is_file():
             continue
         try:
@@ -178,7 +179,7 @@ def _settings(folder: Path) -> dict[str, str]:
             if name not in settings:
                 settings[name] = value
             elif value != now.get(name):
-                settings[name] += f", {value} from step {step}"
+                settings[name] += f", {value} from step {from_step}"
         now = read
     return settings
 

@@ -178,7 +178,7 @@ def test_settings_that_a_run_was_continued_with_are_shown():
 
 
 BAD = {
-    "no RUN": ([], "the following arguments are required: RUN; usage: .* plot"),
+    "no RUN": ([], "the following arguments are required: runs"),
     "no such option": (["version_0", "--output", "x"], "unrecognized arguments: --output"),
     "no abbreviations": (["version_0", "--ou", "x"], "unrecognized arguments: --ou"),
     "nothing there": (
