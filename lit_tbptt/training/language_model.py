@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_tbptt.cores import LSTM, RecurrentCore
 from lit_tbptt.cores.base import check_core
-from lit_tbptt.data.text.tokenizers import Tokenizer
+from lit_tbptt.data.text.tokenizers import BUILT_IN, Tokenizer
 from lit_tbptt.described import description, network_parts, tokenizer_of
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
@@ -102,7 +102,8 @@ class LitLanguageModel(LitTBPTT):
         self.configure_model()
         tokenizer = self._tokenizer_of_data()
         if tokenizer is not None:
-            self._check_tokenizer(tokenizer)
+            assert self.tokenizer is not None
+            _check_tokenizers(self.tokenizer, tokenizer)
 
     def configure_model(self) -> None:
         """Makes the network, if there is none; called by `setup`, and before by callbacks that average weights."""
@@ -197,17 +198,9 @@ class LitLanguageModel(LitTBPTT):
         if self.model is None:
             self._build(tokenizer)
         else:
-            self._check_tokenizer(tokenizer)
+            assert self.tokenizer is not None
+            _check_tokenizers(tokenizer, self.tokenizer)  # built for the data, before the checkpoint was read
         super().on_load_checkpoint(checkpoint)
-
-    def _check_tokenizer(self, other: Tokenizer) -> None:
-        assert self.tokenizer is not None
-        if self.tokenizer.describe() != other.describe():
-            raise InputError(
-                f"data.tokenizer: the model has a {self.tokenizer.name} tokenizer with a vocabulary of "
-                f"{self.tokenizer.vocabulary_size}, and is to work with a {other.name} tokenizer with a vocabulary of "
-                f"{other.vocabulary_size}; their tokens are not the same: use the tokenizer it was trained with"
-            )
 
     @classmethod
     def load_from_checkpoint(
@@ -249,3 +242,21 @@ def _difference(name: str, ours: Any, saved: Any) -> tuple[str, Any, Any]:
                 inner = name if key in ("class_path", "init_args") else f"{name}.{key}"
                 return _difference(inner, ours[key], saved.get(key))
     return name, ours, saved
+
+
+def _check_tokenizers(of_model: Tokenizer, of_data: Tokenizer) -> None:
+    """Raises InputError where the tokens that a model was trained with are not those of the data."""
+    if _content(of_model) == _content(of_data):
+        return
+    raise InputError(
+        f"data.tokenizer: the data have a {of_data.name} tokenizer with a vocabulary of {of_data.vocabulary_size:,}, "
+        f"the model was trained with a {of_model.name} tokenizer with a vocabulary of {of_model.vocabulary_size:,}; "
+        "their tokens are not the same: give the data the model's tokenizer (on the command line, leave data.tokenizer "
+        "out)"
+    )
+
+
+def _content(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Describes a tokenizer without its name where that is a file's, which may lie elsewhere now."""
+    description = tokenizer.describe()
+    return description if tokenizer.name in BUILT_IN else description | {"name": None}
