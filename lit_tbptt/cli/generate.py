@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lit_tbptt.cli.loading import open_model
 from lit_tbptt.cli.text_files import json_lines, read_text
 from lit_tbptt.cores import RecurrentCore
@@ -19,7 +21,7 @@ _TOGETHER = 64
 
 def generate(
     ckpt_path: str,
-    prompt: list[str] | str = "",
+    prompt: str = "",
     prompt_file: str | None = None,
     num_tokens: int = 400,
     temperature: float = 0.8,
@@ -97,12 +99,9 @@ def _note_unknown(model: TextModel, prompts: list[str]) -> None:
         print(f"note: {share} tokens of the prompt are not in the vocabulary: {UNKNOWN}", file=sys.stderr)
 
 
-def _prompts(prompt: list[str] | str, file: str | None) -> list[str]:
+def _prompts(prompt: str, file: str | None) -> list[str]:
     if file is None:
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not prompts:
-            raise InputError("prompt=[]: at least one is needed")
-        prompts = [_standard_input() if text == "-" else text for text in prompts]
+        prompts = [_standard_input()] if prompt == "-" else _listed(prompt)
     elif prompt != "":
         raise InputError("prompt and prompt_file: give one of them")
     else:
@@ -111,6 +110,16 @@ def _prompts(prompt: list[str] | str, file: str | None) -> list[str]:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise InputError(f"prompt={text!r}: is not UTF-8 text")
     return prompts
+
+
+def _listed(prompt: str) -> list[str]:
+    try:
+        texts = yaml.safe_load(prompt) if prompt.startswith("[") else None
+    except yaml.YAMLError:  # a text that begins with a bracket
+        texts = None
+    if texts == []:
+        raise InputError("prompt=[]: at least one is needed")
+    return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else [prompt]
 
 
 def _standard_input() -> str:

@@ -73,6 +73,12 @@ def test_prompts_come_from_the_standard_input(written, model, monkeypatch):
     assert "prompt: byte 3 of the standard input is not UTF-8" in refused("generate", "--ckpt_path=last", "--prompt=-")
 
 
+@pytest.mark.parametrize("prompt", ["[", "[1, 2]", "- two", "null", "{}", "o: two", "#", "12"])
+def test_a_prompt_that_looks_like_something_else_is_text(prompt, capfd):
+    main(["generate", "--ckpt_path=last", "--run_name=words", f"--prompt={prompt}", "--num_tokens=0"])
+    assert capfd.readouterr().out == f"{prompt}\n"
+
+
 def rows(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
@@ -88,10 +94,8 @@ def test_prompts_come_from_a_file_and_texts_go_to_one(written, model):
     assert written("--prompt_file=prompts.txt") == "\n".join(whole) + "\n"
     again = [{"prompt": "three\n", "number": 7}, {"prompt": "two"}]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in again))
-    assert [row["prompt"] for row in (written("--prompt_file=prompts.jsonl", "--out=o.jsonl"), rows("o.jsonl"))[1]] == [
-        "three\n",
-        "two",
-    ]
+    written("--prompt_file=prompts.jsonl", "--out=again.jsonl")
+    assert [row["prompt"] for row in rows("again.jsonl")] == ["three\n", "two"]
     written("--prompt=two", "--out=texts.jsonl")
     assert rows("texts.jsonl") == [{"prompt": "two", "text": expected[0]}]
 
