@@ -35,10 +35,12 @@ import torch  # noqa: E402
 
 pytest.register_assert_rewrite("command_line", "resuming")  # they assert for the tests
 
+import lightning.pytorch  # noqa: E402, F401 - what processes.py forks from has it
 from command_line import FIRST_RUN  # noqa: E402
 from leftovers import _nothing_is_left  # noqa: E402, F401 - a fixture of every test
 
 from lit_tbptt import Batch, Carry, TruncatedLoss, Window, WindowLoss  # noqa: E402
+from lit_tbptt.cli import TextCLI  # noqa: E402, F401 - and all that it imports, for processes.py to fork from
 from lit_tbptt.tbptt.update import RunLoss, Updated  # noqa: E402
 
 torch.set_num_threads(1)

@@ -14,6 +14,7 @@ from lit_tbptt.cli.arguments import check_trainer_options
 from lit_tbptt.cli.commands import program
 from lit_tbptt.cli.messages import one_message
 from lit_tbptt.cli.parsing import SettingsCLI, say
+from lit_tbptt.cli.plot import draw_finished_run
 from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.reports import result_table
 from lit_tbptt.cli.runs import SaveSettings, Start, runs_of_command_line
@@ -205,8 +206,10 @@ class LitCLI(SettingsCLI):
         """Evaluates the best checkpoint, prints a table, and says where everything lies."""
         saved = next(callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint))
         path = saved.best_model_path or saved.last_model_path
-        if self.trainer.fast_dev_run or not path:
+        if self.trainer.fast_dev_run or (not path and (self._nothing_left() or self.trainer.global_step == 0)):
             return
+        if not path:
+            raise InputError(f"no checkpoint could be written to {saved.folder.checkpoints}: see the warnings above")
         # An evaluation of the best checkpoint is no point of the curves.
         loggers, self.trainer.loggers = self.trainer.loggers, []
         results = {}
@@ -223,6 +226,7 @@ class LitCLI(SettingsCLI):
             say(f"\n{result_table(results)}\n")
         if not self.trainer.is_global_zero:
             return
+        draw_finished_run(saved.folder.path)
         self.report(results)
         print(f"run folder: {saved.folder.path}\ncheckpoint: {path}")
         for purpose, command in self.next_commands(path, saved.last_model_path).items():

@@ -1,13 +1,21 @@
 """Which command is run. Each is imported when it is called: Lightning alone takes seconds."""
 
+import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
+from typing import Any, get_origin
 
 # What needs no trainer, by the module under lit_tbptt.cli whose function of the same name is the command.
 COMMANDS = {
     "generate": "continue prompts from a checkpoint",
+    "score": "nats and bits per byte of text files under a checkpoint's model",
+    "plot": "draw the curves of runs and compare them",
+    "export": "write a checkpoint's model as a folder: safetensors, config.json, tokenizer, model card",
 }
 TRAINER_COMMANDS = {
     "fit": "train a language model; continue a run with --ckpt_path last",
@@ -21,8 +29,11 @@ def main(args: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     if given and given[0] in COMMANDS:
         _run(given[0], given[1:])
-    elif not given or given[0] in ("-h", "--help"):
+    elif not given:
+        sys.exit(f"error: no command\n\n{overview()}")
+    elif given[0] in ("-h", "--help"):
         print(overview())
+        sys.exit(0)
     elif given[0] == "--version":
         print(f"lit_tbptt {version('lit_tbptt')}")
     else:
@@ -32,15 +43,52 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(name: str, args: list[str]) -> None:
-    from jsonargparse import auto_cli
+    """Runs a function as a command: its parameters before `/` are positional, the others options."""
+    try:
+        from lit_tbptt.cli.messages import one_message
+        from lit_tbptt.cli.process import set_up_process
 
-    from lit_tbptt.cli.messages import one_message
-    from lit_tbptt.cli.process import set_up_process
+        set_up_process()
+        with one_message():
+            command = getattr(import_module(f"lit_tbptt.cli.{name}"), name)
+            positional, options = _parsed(command, f"{program()} {name}", args)
+            with _until_nobody_reads():
+                command(*positional, **options)
+    except KeyboardInterrupt:  # while torch was imported
+        sys.exit(130)
 
-    command = getattr(import_module(f"lit_tbptt.cli.{name}"), name)
-    set_up_process()
-    with one_message():
-        auto_cli(command, args=args, prog=f"{program()} {name}", as_positional=False)
+
+@contextmanager
+def _until_nobody_reads() -> Iterator[None]:
+    """Ends the process quietly, as others end, when the reader of its output has: `generate ... | head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(141)
+
+
+def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[list[Any], dict[str, Any]]:
+    import docstring_parser
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from lit_tbptt.cli.parser_errors import explain
+    from lit_tbptt.errors import InputError
+
+    described = docstring_parser.parse(command.__doc__ or "")
+    parser = ArgumentParser(prog=prog, description=described.short_description, exit_on_error=False, allow_abbrev=False)
+    positional = [each for each in signature(command).parameters.values() if each.kind is each.POSITIONAL_ONLY]
+    helps = {each.arg_name: each.description for each in described.params}
+    for each in positional:
+        many = get_origin(each.annotation) is list
+        parser.add_argument(each.name, help=helps[each.name], nargs="+" if many else None)
+    parser.add_function_arguments(command, skip={each.name for each in positional}, as_positional=False, as_group=False)
+    try:
+        parsed = parser.instantiate_classes(parser.parse_args(args)).as_dict()
+    except ArgumentError as error:
+        raise InputError(explain(str(error), parser, args)) from error
+    return [parsed.pop(each.name) for each in positional], parsed
 
 
 def program() -> str:

@@ -1,19 +1,35 @@
 """The command `generate`: continues prompts from a checkpoint. It needs no trainer."""
 
-import torch
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import yaml
+
+from lit_tbptt.cli.loading import open_model
+from lit_tbptt.cli.text_files import json_lines, read_text
 from lit_tbptt.cores import RecurrentCore
-from lit_tbptt.files.run_folder import find_checkpoint, runs_of
-from lit_tbptt.text_model import TextModel
+from lit_tbptt.data.text.tokenizers import UNKNOWN, CharTokenizer
+from lit_tbptt.errors import InputError
+from lit_tbptt.text_model import TextModel, unknown_token
+
+# Prompts that are continued together. More would take more memory, and be written later.
+_TOGETHER = 64
 
 
 def generate(
     ckpt_path: str,
-    prompt: list[str] | str = "",
+    prompt: str = "",
+    prompt_file: str | None = None,
     num_tokens: int = 400,
     temperature: float = 0.8,
     top_k: int | None = None,
+    top_p: float | None = None,
+    stop: str | None = None,
     seed: int = 1,
+    out: str | None = None,
     core: type[RecurrentCore] | None = None,
     config: str | None = None,
     run_name: str | None = None,
@@ -24,21 +40,117 @@ def generate(
 
     Args:
         ckpt_path: The checkpoint: a path, last, or best. Nothing else is needed.
-        prompt: What to continue: one text, or a list of them, ["a", "b"].
+        prompt: What to continue: one text, a list of them, ["a", "b"], or - for the standard input.
+        prompt_file: A file of prompts: one a line, or JSON lines with a key prompt if its name ends in .jsonl.
         num_tokens: Tokens to add.
         temperature: Divides the logits before sampling; 0 takes the likeliest token each time.
         top_k: Sample among the k likeliest tokens only. Left out: among all.
+        top_p: Sample among the fewest likeliest tokens whose probabilities sum to p or more. Left out: among all.
+        stop: End a text before the first place where this stands in it.
         seed: The same seed gives the same text.
-        core: The class of the checkpoint's core where it is one of your own, which is not imported because a file says
-            so.
+        out: Write prompts and texts to this file, as JSON lines, instead of to the terminal.
+        core: The class of the checkpoint's core if it is your own; it is not imported because a file says so.
         config: The configuration file of the run that last and best are of.
         run_name: The name of that run. Left out: the one that was written to last.
         runs_dir: The folder of all runs.
         device: Where to compute, such as cpu or cuda. auto: a GPU if there is one.
     """
-    _, checkpoint = find_checkpoint(ckpt_path, runs_of(config, runs_dir), run_name)
-    model = TextModel.from_checkpoint(checkpoint, core)
-    model.network.to(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    for given, text in zip(prompts, model.generate(prompts, num_tokens, temperature, top_k, seed), strict=True):
-        print(given + text)
+    prompts = _prompts(prompt, prompt_file)
+    model, _ = open_model(ckpt_path, core, config, run_name, runs_dir, device)
+    _note_unknown(model, prompts)
+    options: dict[str, Any] = {
+        "num_tokens": num_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "stop": stop,
+    }
+    texts = _texts(model, prompts, seed, options)
+    if out is not None:
+        with json_lines(out, [] if prompt_file is None else [prompt_file]) as write:
+            for given, text in texts:
+                write({"prompt": given, "text": text})
+    elif len(prompts) == 1:
+        pieces = model.stream(prompts[0], seed=seed, **options)
+        _show(prompts[0] + next(pieces, ""))  # what is refused is refused before anything is printed
+        try:
+            for piece in pieces:
+                _show(piece)
+        finally:  # after Ctrl-C too
+            _show("\n")
+    else:
+        for given, text in texts:
+            _show(f"{given}{text}\n")
+
+
+def _texts(model: TextModel, prompts: Sequence[str], seed: int, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for first in range(0, len(prompts), _TOGETHER):
+        some = list(prompts[first : first + _TOGETHER])
+        yield from zip(some, model.generate(some, seed=seed + first, **options), strict=True)
+
+
+def _note_unknown(model: TextModel, prompts: list[str]) -> None:
+    unknown = unknown_token(model.tokenizer)
+    if unknown is None or isinstance(model.tokenizer, CharTokenizer):  # whose unknown characters are refused
+        return
+    tokens = [token for ids in model.tokenizer.encode(prompts) for token in ids.tolist()]
+    if unknown in tokens:
+        share = f"{tokens.count(unknown)} of the {len(tokens)}"
+        print(f"note: {share} tokens of the prompt are not in the vocabulary: {UNKNOWN}", file=sys.stderr)
+
+
+def _prompts(prompt: str, file: str | None) -> list[str]:
+    if file is None:
+        prompts = [_standard_input()] if prompt == "-" else _listed(prompt)
+    elif prompt != "":
+        raise InputError("prompt and prompt_file: give one of them")
+    else:
+        prompts = _prompts_of(file)
+    for text in prompts:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"prompt={text!r}: is not UTF-8 text")
+    return prompts
+
+
+def _listed(prompt: str) -> list[str]:
+    try:
+        texts = yaml.safe_load(prompt) if prompt.startswith("[") else None
+    except yaml.YAMLError:  # a text that begins with a bracket
+        texts = None
+    if texts == []:
+        raise InputError("prompt=[]: at least one is needed")
+    return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else [prompt]
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")  # of echo
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompt: byte {error.start} of the standard input is not UTF-8 text") from error
+
+
+def _prompts_of(file: str) -> list[str]:
+    lines = read_text(file, "prompt_file").split("\n")
+    if not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise InputError(f"prompt_file: {file} is empty")
+    if Path(file).suffix != ".jsonl":
+        return lines
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"prompt_file: {file}, line {number}: not JSON ({error})") from error
+        given = row.get("prompt") if isinstance(row, dict) else None
+        if not isinstance(given, str):
+            raise InputError(f"prompt_file: {file}, line {number}: must be an object with a text under the key prompt")
+        prompts.append(given)
+    return prompts
+
+
+def _show(text: str) -> None:
+    """Prints at once, and what the terminal has no characters for as question marks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)

@@ -59,8 +59,8 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         meant = _meant(found[1], names) or (f"; did you mean {elsewhere[0]}?" if elsewhere else "")
         return f"{_place(key, args)}{key}.{found[1]}: {owner[1] if owner else key} has no such argument{meant or known}"
     if found := re.search(r"the following arguments are required: (.+)", message):
-        names = found[1].split(". Got")[0]
-        return f"{key}: {owner[1] if owner else 'the class'} needs {names}; give --{key}.{names.split(',')[0]}"
+        needed = found[1].split(". Got")[0]
+        return f"{key}: {owner[1] if owner else 'the class'} needs {needed}; give --{key}.{needed.split(',')[0]}"
     value = re.search(r"(?:Got|Given) value: (?!Namespace|NestedArg)(.*?)(?:\. Got value|$)", message, re.MULTILINE)
     value = value or re.search(r"val='([^']*)'", message)
     given = f"{key}={value[1].splitlines()[0]!r}" if value and value[1] else key
@@ -113,7 +113,8 @@ def _arguments(class_path: str) -> list[str]:
 def _classes(parser: ArgumentParser, key: str) -> list[str]:
     """Returns the names of the classes that an option takes, as far as they are imported."""
     action = next((action for action in parser._actions if action.dest == key), None)
-    todo, names = [getattr(action, "_typehint", None)], {}
+    todo: list[Any] = [getattr(action, "_typehint", None)]
+    names: dict[str, None] = {}
     while todo:
         hint = todo.pop(0)
         if isinstance(hint, type) and hint.__module__ not in ("builtins", "typing"):

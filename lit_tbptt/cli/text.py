@@ -106,8 +106,12 @@ class TextCLI(LitCLI):
         test = self.datamodule.splits.get("test")
         stored = isinstance(test, TokenFile) and test.num_bytes <= MOST_BYTES
         if stored and "test" in results and results["test"]["num_targets"] == test.num_tokens:
-            ours = {"this model": results["test"]["bits_per_byte"]}
-            print(f"{comparison_table(ours | compressor_bits_per_byte(self.datamodule.documents['test']))}\n")
+            bits = results["test"].get("bits_per_byte")
+            if bits is None:
+                print(f"not compared with compressors: {test.num_unknown:,} of the test split's tokens are <unk>\n")
+            else:
+                compressed = compressor_bits_per_byte(self.datamodule.documents["test"])
+                print(f"{comparison_table({'this model': bits} | compressed)}\n")
         (sample,) = self.model.generate([""], 300, temperature=0.8, seed=1)
         print(f"a sample:\n{sample}\n")
 

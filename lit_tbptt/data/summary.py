@@ -5,13 +5,16 @@ from itertools import islice
 
 from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.data.lanes.streamed import StreamedLanes
+from lit_tbptt.data.text.documents import NO_STREAM_IS_CUT
 from lit_tbptt.data.text.stream import DocumentStream
 from lit_tbptt.data.text.token_file import TokenFile
-from lit_tbptt.data.text.tokenizers import Tokenizer
+from lit_tbptt.data.text.tokenizers import UNKNOWN, Tokenizer, WordTokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
 
 _MOST_CHARACTERS = 60
+# Of the written languages that put white space between words, some come to 31 bytes a word in UTF-8.
+_MOST_BYTES_PER_WORD = 40
 
 
 def run_summary(
@@ -33,8 +36,12 @@ def run_summary(
 
 
 def corpus_table(splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer) -> str:
-    """Formats the sizes of the splits, as far as they are known."""
-    lines = [f"{'split':12}{'documents':>14}{'tokens':>16}{'bytes':>16}{'bytes/token':>14}"]
+    """Formats the sizes of the splits, as far as they are known, and says what cannot be computed of them."""
+    closed = tokenizer.unknown is not None
+    lines = [
+        f"{'split':12}{'documents':>14}{'tokens':>16}{'bytes':>16}{'bytes/token':>14}"
+        + (f"{UNKNOWN:>10}" if closed else "")
+    ]
     for split, source in splits.items():
         if isinstance(source, DocumentStream):
             lines.append(f"{split:12}streamed from {source.num_shards:,} shards")
@@ -42,9 +49,37 @@ def corpus_table(splits: Mapping[str, TokenFile | DocumentStream], tokenizer: To
             lines.append(
                 f"{split:12}{source.num_documents:14,}{source.num_tokens:16,}{source.num_bytes:16,}"
                 f"{source.bytes_per_token:14.3f}"
+                + (f"{_percent(source.num_unknown, source.num_tokens):>10}" if closed else "")
                 + (f"  ({source.num_empty:,} empty documents left out)" if source.num_empty else "")
             )
-    return "\n".join([*lines, f"{tokenizer.name} tokenizer, vocabulary of {tokenizer.vocabulary_size:,}"])
+    lines.append(f"{tokenizer.name} tokenizer, vocabulary of {tokenizer.vocabulary_size:,}")
+    stored = {split: source for split, source in splits.items() if isinstance(source, TokenFile)}
+    lossy = [split for split, source in stored.items() if source.num_unknown]
+    if lossy:
+        lines.append(
+            f"no bits per byte of {' and '.join(lossy)}: {UNKNOWN} stands for text that the vocabulary does not have, "
+            "and costs the same however long that is"
+        )
+    if "train" in stored:
+        lines += long_words(tokenizer, stored["train"].bytes_per_token)
+    if "validation" not in splits:
+        lines.append("no validation split: nothing is validated" + ("" if stored else f"; {NO_STREAM_IS_CUT}"))
+    return "\n".join(lines)
+
+
+def long_words(tokenizer: Tokenizer, bytes_per_token: float) -> list[str]:
+    """Says where words are so long that there can be little white space between them; nothing otherwise."""
+    if not isinstance(tokenizer, WordTokenizer) or bytes_per_token <= _MOST_BYTES_PER_WORD:
+        return []
+    return [
+        f"the words of the word tokenizer, cut at white space, have {bytes_per_token:.0f} bytes on average: this text "
+        "has hardly any white space, as in Chinese, Japanese or Thai; choose byte, char, or a tokenizer of the Hugging "
+        "Face Hub as data.tokenizer"
+    ]
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.3g} %"
 
 
 def reading_cost(num_readers: int, shares: Sequence[range]) -> list[str]:
@@ -68,8 +103,13 @@ def first_windows(lanes: Lanes, tokenizer: Tokenizer) -> str:
     """Returns the first two windows of two lanes as text: row i of a window continues row i of the one before."""
     windows = list(islice((window for batch in lanes for window in batch.windows), 2))
     about = f"{lanes.num_lanes:,} lanes"
+    notes = []
     if isinstance(lanes, StreamedLanes):
-        about += f" (num_readers {lanes.num_readers}), {lanes.bytes_per_token:.3f} bytes/token at the start"
+        bytes_per_token = lanes.num_bytes / lanes.num_tokens
+        about += f" (num_readers {lanes.num_readers}), {bytes_per_token:.3f} bytes/token at the start"
+        if lanes.num_unknown:
+            about += f", {_percent(lanes.num_unknown, lanes.num_tokens)} {UNKNOWN} (no bits per byte)"
+        notes = long_words(tokenizer, bytes_per_token)
     lines = [f"{about}; windows of {lanes.k1} tokens, the first ones:"]
     for lane in sorted({0, len(lanes.local_lanes) // 2}):
         for number, window in enumerate(windows):
@@ -82,4 +122,4 @@ def first_windows(lanes: Lanes, tokenizer: Tokenizer) -> str:
             f"{empty:,} of {len(lanes.local_lanes):,} lanes get no document at the start: use fewer "
             "lanes, or shorter documents (text files are one each, unless data.load_options.sample_by is line)"
         )
-    return "\n".join(lines)
+    return "\n".join(lines + notes)

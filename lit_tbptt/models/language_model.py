@@ -1,6 +1,6 @@
 """A recurrent language model: embedding, core, output layer; and text generation from it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.metrics import summed_nats
 from lit_tbptt.models.output_layer import can_join, is_customized, linear_nats
+from lit_tbptt.models.sampling import Sampling
 from lit_tbptt.tbptt import Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
@@ -183,6 +184,7 @@ class RecurrentLM(Task, nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         seed: int = 0,
+        top_p: float | None = None,
     ) -> list[list[int]]:
         """Continues every prompt by `num_tokens` tokens, at a cost per token that does not grow.
 
@@ -194,57 +196,87 @@ class RecurrentLM(Task, nn.Module):
             temperature: Divides the logits before sampling; 0 takes the likeliest token.
             top_k: Sample among the k likeliest tokens only. None: among all.
             seed: Prompt i draws from a generator seeded with `seed + i`.
+            top_p: Sample among the fewest likeliest tokens whose probabilities sum to p or more. None: among all.
 
         Returns:
             The new tokens of each prompt, without the prompt.
 
         Raises:
-            InputError: No prompt or an empty one, or an option out of its range.
+            InputError: No prompt or an empty one, an option out of its range, or logits that are nan or inf.
         """
+        sampling = Sampling(temperature, top_k, top_p)
+        texts, draws = self._lay_out(prompts, num_tokens, seed)
+        for _ in self._steps(texts, draws, prompts, num_tokens, sampling):
+            pass  # nothing is read before the end: on a GPU, reading waits for it
+        rows = self._checked(texts)
+        return [row[len(prompt) : len(prompt) + num_tokens] for row, prompt in zip(rows, prompts, strict=True)]
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        top_p: float | None = None,
+    ) -> Iterator[list[int | None]]:
+        """Yields the tokens of `generate`, with the same arguments, as they are sampled.
+
+        The model is in eval mode until the iterator ends or is closed.
+
+        Yields:
+            The next token of each prompt. None: a longer prompt is being read, or this one has its tokens already.
+        """
+        sampling = Sampling(temperature, top_k, top_p)
+        texts, draws = self._lay_out(prompts, num_tokens, seed)
+        for place, new in self._steps(texts, draws, prompts, num_tokens, sampling):
+            tokens = self._checked(texts[:, place])
+            yield [token if is_new else None for token, is_new in zip(tokens, new, strict=True)]
+
+    def _lay_out(
+        self, prompts: Sequence[Sequence[int]], num_tokens: int, seed: int
+    ) -> tuple[Int[Tensor, "lane time"], Float[Tensor, "lane time"]]:
+        """Returns the prompts, with room for the new tokens, and the number that decides on each of these."""
         if not prompts or not all(prompts):
             raise InputError("prompts: at least one, each of at least one token, is needed")
-        for name, ok, rule in (
-            ("num_tokens", num_tokens >= 0, "0 or more"),
-            ("temperature", temperature >= 0, "0 or more"),
-            ("top_k", top_k is None or top_k >= 1, "1 or more"),
-        ):
-            if not ok:
-                raise InputError(f"{name}={locals()[name]}: must be {rule}")
-        was_training = self.training
-        self.eval()
+        if num_tokens < 0:
+            raise InputError(f"num_tokens={num_tokens}: must be 0 or more")
         device = self.embedding.weight.device
-        starts = [len(prompt) for prompt in prompts]
-        ends = [start + num_tokens for start in starts]
-        texts = torch.zeros(len(prompts), max(ends), dtype=torch.long, device=device)
-        draws = torch.ones(len(prompts), max(ends), dtype=torch.double, device=device)
-        for lane, (prompt, start, end) in enumerate(zip(prompts, starts, ends, strict=True)):
+        size = len(prompts), max(map(len, prompts)) + num_tokens
+        texts = torch.zeros(size, dtype=torch.long, device=device)
+        draws = torch.ones(size, dtype=torch.double, device=device)
+        for lane, prompt in enumerate(prompts):
+            start, end = len(prompt), len(prompt) + num_tokens
             texts[lane, :start] = torch.tensor(prompt)
             generator = torch.Generator(device).manual_seed(seed + lane)
             draws[lane, start:end] = 1 - torch.rand(num_tokens, dtype=torch.double, device=device, generator=generator)
-        # The lanes move in step: all read what every prompt has, then each reads on or samples as it can.
-        inputs, state = texts[:, : min(starts)], self.initial_state(len(prompts))
-        for place in range(min(starts), max(ends)):
-            outputs, state = self.run_core(inputs, state)
-            sampling = [start <= place < end for start, end in zip(starts, ends, strict=True)]
-            if any(sampling):
-                lanes = slice(None) if all(sampling) else torch.tensor(sampling, device=device)
-                logits = self.head(outputs[lanes, -1])
-                texts[lanes, place] = _sample(logits, temperature, top_k, draws[lanes, place, None])
-            inputs = texts[:, place : place + 1].clamp(max=self.embedding.num_embeddings - 1)
-        self.train(was_training)
-        if texts.max() >= self.embedding.num_embeddings:  # what searchsorted makes of a nan
+        return texts, draws
+
+    def _steps(
+        self, texts: Tensor, draws: Tensor, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling
+    ) -> Iterator[tuple[int, list[bool]]]:
+        """Writes the new tokens into `texts`; yields each place it has come to, and which lanes have a new token there.
+
+        The lanes move in step: all read what every prompt has, then each reads on or samples as it can.
+        """
+        starts = [len(prompt) for prompt in prompts]
+        was_training = self.training
+        self.eval()
+        try:
+            inputs, state = texts[:, : min(starts)], self.initial_state(len(prompts))
+            for place in range(min(starts), texts.shape[1]):
+                outputs, state = self.run_core(inputs, state)
+                new = [start <= place < start + num_tokens for start in starts]
+                if any(new):
+                    lanes = slice(None) if all(new) else torch.tensor(new, device=texts.device)
+                    texts[lanes, place] = sampling(self.head(outputs[lanes, -1]), draws[lanes, place, None])
+                inputs = texts[:, place : place + 1].clamp(max=self.embedding.num_embeddings - 1)
+                yield place, new
+        finally:
+            self.train(was_training)
+
+    def _checked(self, tokens: Tensor) -> list:
+        if tokens.numel() and tokens.max() >= self.embedding.num_embeddings:  # what Sampling makes of a nan
             raise InputError("the logits are nan or inf: the training has diverged; take an earlier checkpoint")
-        return [text[start:end] for text, start, end in zip(texts.tolist(), starts, ends, strict=True)]
-
-
-def _sample(
-    logits: Float[Tensor, "lane vocabulary"], temperature: float, top_k: int | None, draws: Float[Tensor, "lane 1"]
-) -> Int[Tensor, "lane"]:
-    """Samples a token for each lane by a number drawn for it, above 0 and up to 1."""
-    if temperature == 0:
-        return logits.argmax(1)
-    if top_k is not None and top_k < logits.shape[1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    cumulated = torch.softmax(logits.double() / temperature, 1).cumsum(1)
-    # The first token that reaches the draw: one of probability 0 never does.
-    return torch.searchsorted(cumulated, draws * cumulated[:, -1:])[:, 0]
+        return tokens.tolist()

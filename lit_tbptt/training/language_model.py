@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lit_tbptt.cores import LSTM, RecurrentCore
 from lit_tbptt.cores.base import check_core
-from lit_tbptt.data.text.tokenizers import Tokenizer
+from lit_tbptt.data.text.tokenizers import BUILT_IN, Tokenizer
+from lit_tbptt.described import description, network_parts, tokenizer_of
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.schema import Checkpoint, new_run_state
@@ -22,7 +23,7 @@ from lit_tbptt.models.metrics import rates
 from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
-from lit_tbptt.text_model import TextModel, description, network_parts, tokenizer_of
+from lit_tbptt.text_model import Prompts, TextModel
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.overrides import loop_hooks
 
@@ -101,7 +102,8 @@ class LitLanguageModel(LitTBPTT):
         self.configure_model()
         tokenizer = self._tokenizer_of_data()
         if tokenizer is not None:
-            self._check_tokenizer(tokenizer)
+            assert self.tokenizer is not None
+            _check_tokenizers(self.tokenizer, tokenizer)
 
     def configure_model(self) -> None:
         """Makes the network, if there is none; called by `setup`, and before by callbacks that average weights."""
@@ -166,15 +168,18 @@ class LitLanguageModel(LitTBPTT):
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Prompts,
         num_tokens: int = 400,
         temperature: float = 1.0,
         top_k: int | None = None,
         seed: int = 0,
-    ) -> list[str]:
-        """Returns what follows each prompt, which stands at a document's start; see `RecurrentLM.generate`."""
-        assert self.tokenizer is not None
-        return TextModel(self.language_model, self.tokenizer).generate(prompts, num_tokens, temperature, top_k, seed)
+        top_p: float | None = None,
+        stop: str | None = None,
+    ) -> Prompts:
+        """Returns what follows each prompt, or the one prompt; see `TextModel.generate`."""
+        network, tokenizer = self.language_model, self.tokenizer
+        assert tokenizer is not None
+        return TextModel(network, tokenizer).generate(prompts, num_tokens, temperature, top_k, seed, top_p, stop)
 
     # Checkpoints
 
@@ -187,22 +192,15 @@ class LitLanguageModel(LitTBPTT):
         for name in self.network_settings:
             saved, ours = checkpoint["hyper_parameters"][name], self.hparams[name]
             if saved != ours:
-                raise InputError(f"model.{name}={ours} with a checkpoint that was trained with {saved}: use the same")
+                what, ours, saved = _difference(f"model.{name}", ours, saved)
+                raise InputError(f"{what}={ours} with a checkpoint that was trained with {saved}: use the same")
         tokenizer = tokenizer_of(checkpoint)
         if self.model is None:
             self._build(tokenizer)
         else:
-            self._check_tokenizer(tokenizer)
+            assert self.tokenizer is not None
+            _check_tokenizers(tokenizer, self.tokenizer)  # built for the data, before the checkpoint was read
         super().on_load_checkpoint(checkpoint)
-
-    def _check_tokenizer(self, other: Tokenizer) -> None:
-        assert self.tokenizer is not None
-        if self.tokenizer.describe() != other.describe():
-            raise InputError(
-                f"data.tokenizer: the model has a {self.tokenizer.name} tokenizer with a vocabulary of "
-                f"{self.tokenizer.vocabulary_size}, and is to work with a {other.name} tokenizer with a vocabulary of "
-                f"{other.vocabulary_size}; their tokens are not the same: use the tokenizer it was trained with"
-            )
 
     @classmethod
     def load_from_checkpoint(
@@ -234,3 +232,31 @@ class LitLanguageModel(LitTBPTT):
         tokenizer_of(checkpoint)
         parts = network_parts(checkpoint, core)
         return cls._from_checkpoint(checkpoint, {**checkpoint["hyper_parameters"], **parts, **settings})
+
+
+def _difference(name: str, ours: Any, saved: Any) -> tuple[str, Any, Any]:
+    """Returns the innermost setting in which two differ: the argument of a class, or the class."""
+    if isinstance(ours, dict) and isinstance(saved, dict):
+        for key in ours:
+            if ours[key] != saved.get(key):
+                inner = name if key in ("class_path", "init_args") else f"{name}.{key}"
+                return _difference(inner, ours[key], saved.get(key))
+    return name, ours, saved
+
+
+def _check_tokenizers(of_model: Tokenizer, of_data: Tokenizer) -> None:
+    """Raises InputError where the tokens that a model was trained with are not those of the data."""
+    if _content(of_model) == _content(of_data):
+        return
+    raise InputError(
+        f"data.tokenizer: the data have a {of_data.name} tokenizer with a vocabulary of {of_data.vocabulary_size:,}, "
+        f"the model was trained with a {of_model.name} tokenizer with a vocabulary of {of_model.vocabulary_size:,}; "
+        "their tokens are not the same: give the data the model's tokenizer (on the command line, leave data.tokenizer "
+        "out)"
+    )
+
+
+def _content(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Describes a tokenizer without its name where that is a file's, which may lie elsewhere now."""
+    description = tokenizer.describe()
+    return description if tokenizer.name in BUILT_IN else description | {"name": None}

@@ -25,10 +25,15 @@ class TrainingLog:
 
     What was logged at the step of a checkpoint travels in it. On a resume everything from that step on is dropped from
     the run's files and written again from the checkpoint: no gap, no overlap.
+
+    Attributes:
+        num_targets: How many targets the entries so far are over.
+        gradient_norm: That of the last optimizer step, for an entry at that step. None: it is not known.
     """
 
     def __init__(self) -> None:
         self.num_targets = 0
+        self.gradient_norm: Tensor | float | None = None
         self._unread: list[_Unread] = []
         self._rows: list[dict[str, float]] = []
         self._rows_step = -1
@@ -55,7 +60,7 @@ class TrainingLog:
         return losses
 
     def flush(self, trainer: Trainer, describe: Callable[[float], dict[str, float]]) -> dict[str, float]:
-        """Logs the mean loss, the speed and the learning rate since the last entry, and returns them."""
+        """Logs the mean loss and the speed since the last entry, learning rate and gradient norm, and returns them."""
         losses = self.check(trainer)
         if not losses:
             return {}
@@ -66,6 +71,8 @@ class TrainingLog:
         values = describe(sum(losses) / max(1, num_targets))
         values |= {"lr": _learning_rate(trainer), "tokens_per_second": num_targets / (now - self._clock)}
         self._clock = now
+        if self.gradient_norm is not None:
+            values["gradient_norm"] = float(self.gradient_norm)
         values = {f"train/{name}": value for name, value in values.items()}
         self.write(trainer, values)
         return values
@@ -115,11 +122,13 @@ class TrainingLog:
             "dtype": str(self._unread[0].loss.dtype).removeprefix("torch.") if self._unread else "float32",
             "rows": self._rows if self._rows_step == trainer.global_step else [],
             "tokens": self.num_targets + self._num_unread(),
+            "gradient_norm": None if self.gradient_norm is None else float(self.gradient_norm),
         }
 
     def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
         """Continues from what `state_dict` returned, and logs again what was logged at that step."""
         self.num_targets = state["num_targets"]
+        self.gradient_norm = state.get("gradient_norm")  # which older checkpoints lack
         dtype = getattr(torch, state["dtype"])
         device = trainer.strategy.root_device
         self._unread = [

@@ -193,6 +193,7 @@ class LitTBPTT(Task, ResumableModule):
         self.position.step += 1
         self.step_schedules("step", self.position.step)
         self.agreement.sync()
+        self.log_book.gradient_norm = self.gradient_norm
         every = self.trainer.log_every_n_steps
         if every and self.position.step % every == 0:
             values = self._log_training()

@@ -1,6 +1,6 @@
 """The optimizer under manual optimization: its steps, clipping and schedules, which Lightning leaves to the module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from lightning.pytorch.core.optimizer import _configure_optimizers, _configure_s
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import LBFGS, Optimizer
 
 from lit_tbptt.errors import InputError
@@ -66,6 +67,8 @@ class ManualOptimization(LightningModule):
     Attributes:
         changed_optimizer: Options that a resumed run sets, over those of the checkpoint.
         changed_schedule: Likewise of the schedule.
+        gradient_norm: The norm of the gradient of all parameters together at the last step, before it was clipped, on
+            its device. None: it was not computed, for nothing is clipped and nothing is logged at that step.
     """
 
     clip_norm: float | None
@@ -79,6 +82,7 @@ class ManualOptimization(LightningModule):
         self._schedules: list[LRSchedulerConfig] | None = None
         self.changed_optimizer: dict[str, Any] = {}
         self.changed_schedule: dict[str, Any] = {}
+        self.gradient_norm: Tensor | None = None
 
     def setup(self, stage: str) -> None:
         # Lightning drops when schedules step under manual optimization. Here it calls the hook, however it was defined:
@@ -136,14 +140,23 @@ class ManualOptimization(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here, and not before the step: only here are the gradients unscaled under fp16.
-        if self.clip_norm is None:
+        self.gradient_norm = None
+        if self.clip_norm is None and not self._logs_next_step():
             return
         precision = self.trainer.precision_plugin
         scaler = getattr(precision, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # a fused optimizer would do it in its step, after the clipping
-        # Not clip_gradients, which refuses fused optimizers, under bf16 too.
-        precision.clip_grad_by_norm(optimizer, self.clip_norm)
+        parameters = list(precision.main_params(optimizer))
+        if self.clip_norm is None:
+            self.gradient_norm = get_total_norm(_gradients(parameters))
+        else:
+            # Not the precision's clip_gradients, which refuses fused optimizers, under bf16 too.
+            self.gradient_norm = clip_grad_norm_(parameters, self.clip_norm)
+
+    def _logs_next_step(self) -> bool:
+        step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps
+        return step == self.trainer.max_steps or bool(every and step % every == 0)
 
     def optimizer_names(self) -> list[str]:
         """Returns the names of the classes of the optimizer and its schedules."""
@@ -194,3 +207,10 @@ class ManualOptimization(LightningModule):
                 if metric is None:
                     continue
             self.lr_scheduler_step(schedule.scheduler, metric)
+
+
+def _gradients(parameters: Iterable[Tensor]) -> Iterator[Tensor]:
+    for parameter in parameters:
+        if parameter.grad is not None:
+            # Of a sparse one no norm is defined, but of the values in it.
+            yield parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad

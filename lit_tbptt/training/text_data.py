@@ -1,5 +1,7 @@
 """The data side for Lightning: a Hugging Face corpus as windows of contiguous lanes."""
 
+import os
+import signal
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,18 +15,19 @@ from lit_tbptt.data.lanes.streamed import StreamedLanes
 from lit_tbptt.data.lanes.strided import StridedLanes
 from lit_tbptt.data.summary import run_summary
 from lit_tbptt.data.text.corpus import open_corpus
-from lit_tbptt.data.text.documents import Source as Loaded
-from lit_tbptt.data.text.documents import load_documents
+from lit_tbptt.data.text.documents import NO_STREAM_IS_CUT, load_documents
 from lit_tbptt.data.text.stream import DocumentStream
 from lit_tbptt.data.text.token_file import TokenFile
-from lit_tbptt.data.text.tokenizers import Tokenizer, from_description
+from lit_tbptt.data.text.tokenizers import Tokenizer, from_description, from_object
 from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
 from lit_tbptt.training.ddp import rank_of
 
 if TYPE_CHECKING:
-    Source: TypeAlias = str | Loaded
-    TokenizerChoice: TypeAlias = str | Tokenizer
+    import tokenizers
+
+    Source: TypeAlias = Any
+    TokenizerChoice: TypeAlias = str | Tokenizer | tokenizers.Tokenizer
 else:
     # On the command line both are plain strings; for a class, jsonargparse would read a file of that name as settings.
     Source = TokenizerChoice = str
@@ -49,18 +52,20 @@ class TextLanesDataModule(LightningDataModule):
     Of several processes each gets its share of the lanes, in order and as evenly as it goes.
 
     Args:
-        path: A name on the Hugging Face Hub; a folder with train/valid/test files; a file: text, parquet, JSON lines,
-            CSV; a folder that `save_to_disk` wrote; from Python also a dataset of any kind. Left out: the source code
-            of Python's standard library.
+        path: A name on the Hugging Face Hub; a folder, whose files named train, valid and test are the splits; a file:
+            text, parquet, JSON lines, CSV; a folder that `save_to_disk` wrote; from Python also a `Path`, a dataset of
+            any kind, a list of texts, a data frame or series of pandas or polars, or a dict of these by split. Left
+            out: the source code of Python's standard library.
         name: The dataset's configuration, where it has several.
         text_column: The column that holds the text.
         val_fraction: Share of the training split that becomes the validation split where the dataset has none: the
-            last of its documents, or of its characters where it is one document.
+            last of its documents, or of its characters where it is one document. Left out: .05, and none of a stream,
+            of which nothing can be held out.
         split_salt: Decides which files of the default corpus are held out.
         load_options: Further arguments of `datasets.load_dataset`, such as `encoding_errors: replace`,
             `sample_by: line` or `data_files`.
         tokenizer: `byte`, `char`, `word`; a `tokenizer.json` file, a folder with one, or its name on the Hugging Face
-            Hub; from Python also a `Tokenizer`.
+            Hub; from Python also a `Tokenizer`, a `tokenizers.Tokenizer`, or a fast tokenizer of `transformers`.
         vocabulary_limit: Largest vocabulary of the word tokenizer. Left out: every word of the training split.
         num_lanes: Parallel sequences in training.
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
@@ -96,7 +101,7 @@ class TextLanesDataModule(LightningDataModule):
         path: Source | None = None,
         name: str | None = None,
         text_column: str = "text",
-        val_fraction: float = 0.05,
+        val_fraction: float | None = None,
         split_salt: str = "lit_tbptt",
         load_options: dict[str, Any] | None = None,
         tokenizer: TokenizerChoice = "byte",
@@ -129,16 +134,14 @@ class TextLanesDataModule(LightningDataModule):
                 "streams, leave them out"
             )
         super().__init__()
+        self.path = os.fspath(path) if isinstance(path, os.PathLike) else path
+        self.tokenizer = None if isinstance(tokenizer, str) else from_object(tokenizer)
+        # Data and objects stay out of the checkpoint, which holds plain values only.
+        path, tokenizer = _plain(self.path), _plain(tokenizer)
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key")}
-        # Objects stay out of the checkpoint, which holds plain values only.
-        self.save_hyperparameters(
-            {key: f"<{type(value).__name__}>" if _is_object(value) else value for key, value in given.items()},
-            logger=False,
-        )
+        self.save_hyperparameters(given, logger=False)
         # All that a stream is prepared by is its vocabulary, which is one for all machines.
         self.prepare_data_per_node = not streaming
-        self.path = path
-        self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
         self.splits: dict[str, TokenFile | DocumentStream] = {}
         self.documents: dict[str, Any] = {}
 
@@ -157,7 +160,13 @@ class TextLanesDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Loads, tokenizes and stores the corpus, in one process of each machine only."""
-        self._open()
+        try:
+            self._open()
+        except KeyboardInterrupt:
+            if self.trainer is None:
+                raise
+            rank_zero_info("stopped by SIGINT while the corpus was prepared; the part that was done is removed")
+            raise SystemExit(128 + signal.SIGINT) from None
 
     def setup(self, stage: str) -> None:
         """Opens what `prepare_data` stored; `tokenizer`, `splits` and `documents` are known from here on."""
@@ -168,9 +177,10 @@ class TextLanesDataModule(LightningDataModule):
         self._open()
         needed = {"fit": "train", "validate": "validation", "test": "test"}.get(stage, "train")
         if needed not in self.splits:
+            how = NO_STREAM_IS_CUT if self._settings.streaming else "set data.val_fraction above 0 to hold one out"
             raise InputError(
                 f"data.path={self._settings.path!r}: has no {needed} split, only {', '.join(self.splits)}"
-                + ("; set data.val_fraction above 0 to hold one out" if needed == "validation" else "")
+                + (f"; {how}" if needed == "validation" else "")
             )
         # Too few tokens or shards for the lanes is found out here, before anything is trained.
         if needed == "train":
@@ -263,7 +273,7 @@ class TextLanesDataModule(LightningDataModule):
             num_lanes,
             k1,
             windows_per_batch,
-            source.bytes_per_token,
+            None if source.num_unknown else source.bytes_per_token,
             document_ends=source.document_ends,
             **order,
         )
@@ -284,5 +294,5 @@ class TextLanesDataModule(LightningDataModule):
         )
 
 
-def _is_object(value: Any) -> bool:
-    return isinstance(value, Loaded | Tokenizer)
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | None) else f"<{type(value).__name__}>"

@@ -19,7 +19,7 @@ REFUSED = {
     "a choice": (["--model.dropout_over_time=x"], "model.dropout_over_time='x': must be free or shared"),
     "several choices": (["--trainer.precision=17"], "trainer.precision='17': must be 64 or 32 or 16"),
     "a class": (["--model.core=LSTMM"], "model.core='LSTMM': no such class; did you mean LSTM?"),
-    "a class like none": (["--model.core=Nix"], "RNN, LSTM, GRU; name one of your own"),
+    "a class like none": (["--model.core=Nix"], "no such class; there are "),
     "an optimizer": (["--optimizer=Adm"], "optimizer='Adm': no such class; did you mean Adam?"),
     "an argument of a class": (["--model.core.hidden=3"], "model.core.hidden: lit_tbptt.LSTM has no such argument"),
     "a misspelt argument": (

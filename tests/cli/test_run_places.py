@@ -21,7 +21,6 @@ def files():
         ["--trainer.accelerator=tpuu"],
         ["--trainer.devices=0"],
         ["--data.num_lanes=5000"],
-        ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=nothing", "--trainer.val_check_interval=1"],
     ],
     ids=lambda options: options[0],
 )
@@ -30,6 +29,12 @@ def test_a_start_that_is_refused_leaves_no_folder(wrong, words_folder, in_tmp_pa
     assert said.startswith("error: ")
     assert "\n" not in said
     assert not list(Path("runs").rglob("version_*/**"))
+
+
+def test_what_lightning_says_in_a_run_is_one_message(first_run):
+    said = refused(*first_run, "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=nothing")
+    assert said.startswith("error: Early stopping conditioned on metric")
+    assert "\n" not in said
 
 
 def test_a_resume_that_is_refused_leaves_the_run_as_it_was(first_run):

@@ -5,7 +5,6 @@ import torch
 from torch.testing import assert_close
 
 from lit_tbptt import GRU, LSTM, InputError, RecurrentLM
-from lit_tbptt.models.language_model import _sample
 
 
 @pytest.fixture
@@ -45,14 +44,47 @@ def test_the_output_layer_runs_for_the_tokens_that_are_sampled_alone(model):
     assert rows == [1, 1, 2, 2, 1, 1]
 
 
-def test_tokens_are_sampled_as_often_as_they_are_likely():
-    logits = torch.tensor([0.0, -torch.inf, 2.0, 1.0, -torch.inf, -1.0]).expand(9000, -1)
-    draws = (torch.arange(9000, dtype=torch.double)[:, None] + 1) / 9000
-    found = torch.bincount(_sample(logits, 0.7, None, draws), minlength=6) / 9000
-    assert_close(found, torch.softmax(logits[0] / 0.7, 0), rtol=0, atol=1 / 9000)
-    narrowed = torch.bincount(_sample(logits, 0.7, 2, draws), minlength=6) / 9000
-    assert_close(narrowed[[2, 3]], torch.softmax(logits[0, [2, 3]] / 0.7, 0), rtol=0, atol=1 / 9000)
-    assert narrowed[[2, 3]].sum() == 1
+def test_a_prompt_draws_from_the_generator_of_its_seed(model):
+    """Each token is the one at which the cumulated probabilities reach the next number of the prompt's generator."""
+    prompts = [[3], [1, 4, 1, 5], [9, 2, 6]]
+    for i, (prompt, tokens) in enumerate(
+        zip(prompts, model.generate(prompts, 9, temperature=0.6, seed=7), strict=True)
+    ):
+        generator, text = torch.Generator().manual_seed(7 + i), list(prompt)
+        for draw in 1 - torch.rand(9, dtype=torch.double, generator=generator):
+            logits, _ = model(torch.tensor([text]), model.initial_state(1))
+            cumulated = torch.softmax(logits[0, -1].double() / 0.6, 0).cumsum(0)
+            text.append(int((cumulated < draw * cumulated[-1]).sum()))
+        assert tokens == text[len(prompt) :]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 5, "top_p": 0.8}])
+def test_a_stream_has_the_tokens_of_generate_as_soon_as_they_are_sampled(model, options):
+    prompts = [[3], [1, 4, 1, 5], [9, 2, 6]]
+    steps = list(model.stream(prompts, 7, seed=2, **options))
+    assert [[token is not None for token in step] for step in steps] == [
+        [first <= step < first + 7 for first in (0, 3, 2)] for step in range(10)
+    ]
+    texts = [[token for token in lane if token is not None] for lane in zip(*steps, strict=True)]
+    assert texts == model.generate(prompts, 7, seed=2, **options)
+    assert list(model.stream([[3]], 0)) == []
+
+
+def test_a_stream_computes_no_further_than_it_is_read(model):
+    steps = []
+    model.core.register_forward_hook(lambda core, given, returned: steps.append(given[0].shape[1]))
+    stream = model.train().stream([[1, 2, 3]], 10)
+    next(stream), next(stream)
+    assert steps == [3, 1]
+    stream.close()
+    assert model.training
+
+
+def test_top_p_narrows_the_choice(model):
+    (likeliest,) = model.generate([[1]], 12, temperature=0.0)
+    assert model.generate([[1]], 12, top_p=1e-6) == [likeliest]
+    assert model.generate([[1]], 12, top_p=1.0) == model.generate([[1]], 12)
+    assert model.generate([[1]], 12, top_p=0.5) not in ([likeliest], model.generate([[1]], 12))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -77,11 +109,14 @@ def test_top_k_and_temperature_narrow_the_choice(model):
         ([[1]], {"num_tokens": -1}, "num_tokens=-1"),
         ([[1]], {"temperature": -0.5}, "temperature=-0.5"),
         ([[1]], {"top_k": 0}, "top_k=0"),
+        ([[1]], {"top_p": 0.0}, "top_p=0.0"),
     ],
 )
 def test_options_of_generation_are_checked(model, prompts, options, message):
     with pytest.raises(InputError, match=message):
         model.generate(prompts, **({"num_tokens": 3} | options))
+    with pytest.raises(InputError, match=message):
+        next(model.stream(prompts, **({"num_tokens": 3} | options)))
 
 
 def test_tied_weights_are_one_matrix():
@@ -108,3 +143,5 @@ def test_a_model_that_has_diverged_says_so(model, num_tokens):
         model.head.bias[3] = torch.nan
     with pytest.raises(InputError, match="logits are nan or inf"):
         model.generate([[1], [2, 3]], num_tokens)
+    with pytest.raises(InputError, match="logits are nan or inf"):
+        next(model.stream([[1], [2, 3]], num_tokens))

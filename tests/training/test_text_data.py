@@ -1,13 +1,21 @@
 """The data module: the lanes that its settings make of a corpus, and the settings that it refuses."""
 
 import json
+import math
+import os
 import re
+import signal
+import time
+from pathlib import Path
 
+import pandas
 import pytest
+import tokenizers
 import torch
 from datasets import DatasetDict
 from letters import corpus
 from lightning.pytorch import Trainer
+from processes import start, status_of, wait_until
 
 from lit_tbptt import LSTM, InputError, LitLanguageModel, TextLanesDataModule
 from lit_tbptt.data.text.tokenizers import ByteTokenizer
@@ -47,6 +55,109 @@ def test_a_corpus_without_validation_has_nothing_to_validate_on():
         data.setup("validate")
     with pytest.raises(InputError, match="no test split, only train"):
         data.setup("test")
+
+
+def test_a_stream_holds_nothing_out():
+    data = TextLanesDataModule(corpus("ab", "cd"), num_lanes=2, streaming=True)
+    data.setup("fit")
+    assert data.val_dataloader() == []
+    with pytest.raises(InputError, match=r"no validation split, only train; nothing is held out of a stream"):
+        data.setup("validate")
+    with pytest.raises(InputError, match=r"data\.val_fraction=0\.2 with data\.streaming=True"):
+        TextLanesDataModule(corpus("ab", "cd"), val_fraction=0.2, streaming=True).setup("fit")
+
+
+@pytest.mark.parametrize("kind", ["Path", "list", "DataFrame", "dict", "Tokenizer"])
+def test_what_a_user_has_in_python_is_taken(kind, words_folder, tmp_path):
+    texts = [(words_folder / f"{split}.txt").read_text() for split in ("train", "valid", "test")]
+    options = {"num_lanes": 3, "k1": 5, "eval_num_lanes": 2, "tokenizer": "word"}
+    match kind:
+        case "Path":
+            given, shown = words_folder, str(words_folder)
+        case "list":
+            given, shown = texts, "<list>"
+        case "DataFrame":
+            given, shown = pandas.DataFrame({"text": texts}), "<DataFrame>"
+        case "dict" | "Tokenizer":
+            given, shown = {"train": texts[:1], "dev": texts[1:]}, "<dict>"
+    if kind == "Tokenizer":
+        options["tokenizer"] = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, "?"))
+        options["tokenizer"].pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    data = TextLanesDataModule(given, **options)
+    data.setup("fit")
+    assert data.hparams.path == shown
+    assert data.hparams.tokenizer == ("<Tokenizer>" if kind == "Tokenizer" else "word")
+    assert set(data.splits) == {"train", "validation"} | ({"test"} if kind == "Path" else set())
+    content = [text for row in data.documents["validation"].to_dict().values() for text in row]
+    assert content == texts[{"Path": slice(1, 2), "list": slice(2, 3), "DataFrame": slice(2, 3)}.get(kind, slice(1, 3))]
+
+
+def fit(data, model=None, **options):
+    model = LitLanguageModel(LSTM(9), k1=5) if model is None else model
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, log_every_n_steps=1, enable_checkpointing=False, **quiet)
+    trainer.fit(model, data, **options)
+    return trainer
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bits_per_byte_are_left_out_where_tokens_are_unknown(streaming):
+    splits = {"train": ["a cat", "the cat", "a", "cat the"], "validation": ["a dog", "the cat"], "test": ["the", "a"]}
+    model, data = (
+        LitLanguageModel(LSTM(9), k1=2),
+        TextLanesDataModule(splits, tokenizer="word", num_lanes=2, k1=2, eval_num_lanes=2, streaming=streaming),
+    )
+    trainer = fit(data, model)
+    metrics = trainer.callback_metrics
+    assert {"val/nats_per_token", "val/perplexity", "val/accuracy", "train/bits_per_byte"} < set(metrics)
+    assert "val/bits_per_byte" not in metrics
+    (tested,) = trainer.test(model, data, verbose=False)
+    # Four tokens, two of them <eos>, for four bytes.
+    assert tested["test/bits_per_byte"] == pytest.approx(tested["test/nats_per_token"] / math.log(2))
+
+
+def test_the_tokenizers_of_model_and_data_are_named_in_this_order(tmp_path):
+    bytes_, words = (
+        TextLanesDataModule(corpus(*TEXTS, "some words"), num_lanes=3, k1=5, tokenizer=name, val_fraction=0)
+        for name in ("byte", "word")
+    )
+    trainer = fit(bytes_)
+    trainer.save_checkpoint(tmp_path / "bytes.ckpt", weights_only=False)
+    message = (
+        r"the data have a word tokenizer with a vocabulary of 25, "
+        r"the model was trained with a byte tokenizer with a vocabulary of 257"
+    )
+    with pytest.raises(InputError, match=message):
+        fit(words, ckpt_path=tmp_path / "bytes.ckpt")
+    with pytest.raises(InputError, match=message):
+        fit(words, LitLanguageModel.load_from_checkpoint(tmp_path / "bytes.ckpt"))
+
+
+class Waiting(ByteTokenizer):
+    """Says that it has begun, and never ends."""
+
+    def encode(self, texts):
+        Path("begun").touch()
+        time.sleep(10**6)
+
+
+def fit_without_end(cache):
+    fit(TextLanesDataModule(corpus("abc"), tokenizer=Waiting(), val_fraction=0, cache_dir=str(cache)))
+
+
+def test_an_interrupt_while_the_corpus_is_tokenized_leaves_nothing(tmp_path):
+    log = tmp_path / "log"
+    process = start(fit_without_end, tmp_path / "cache", log=log, folder=tmp_path)
+    try:
+        wait_until((tmp_path / "begun").exists, log.read_text)
+        os.kill(process.pid, signal.SIGINT)
+        assert status_of(process) == 128 + signal.SIGINT, log.read_text()
+    finally:
+        process.kill()
+        process.join()
+    assert log.read_text().count("stopped by SIGINT while the corpus was prepared") == 1
+    assert "Traceback" not in log.read_text()
+    assert [path.name for path in (tmp_path / "cache" / "lit_tbptt").iterdir()] == ["builds.lock"]
 
 
 def test_data_from_python_are_not_mistaken_for_the_default_corpus():

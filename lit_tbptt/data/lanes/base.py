@@ -29,7 +29,8 @@ class Lanes(ABC):
         local_lanes: The lanes that this process gets. None: all.
 
     Attributes:
-        bytes_per_token: Source bytes per token, for bits per byte, as far as it is known.
+        bytes_per_token: Source bytes per token, for bits per byte. None: it is not known, or bits per byte would mean
+            nothing, for tokens are `<unk>`, whatever text they stand for.
         epoch: The number of the epoch that the next iteration is of.
 
     Raises:

@@ -53,6 +53,8 @@ class StreamedLanes(Lanes):
     Attributes:
         num_documents: Documents that the batches so far have begun, in all processes.
         num_tokens: Tokens of those documents.
+        num_bytes: Their bytes as UTF-8.
+        num_unknown: Those of the tokens that are `<unk>`; from the first on there is no `bytes_per_token`.
         num_empty: Documents without any token that were left out.
 
     Raises:
@@ -93,7 +95,7 @@ class StreamedLanes(Lanes):
         self.shuffle_seed = shuffle_seed
         self.repeat = repeat
         self.all_gather = all_gather
-        self.num_documents = self.num_tokens = self.num_empty = 0
+        self.num_documents = self.num_tokens = self.num_bytes = self.num_unknown = self.num_empty = 0
         self._said_empty = False
 
     def _fixed(self) -> dict[str, Any]:
@@ -115,8 +117,10 @@ class StreamedLanes(Lanes):
                     if read.position["window"] == 0:
                         raise InputError(f"the {self.stream.split} split has no text: all its documents are empty")
                     break
-                _, self.num_documents, self.num_tokens, num_bytes, self.num_empty = map(sum, zip(*reads, strict=True))
-                self.bytes_per_token = num_bytes / self.num_tokens if self.num_tokens else None
+                totals = map(sum, zip(*reads, strict=True))
+                _, self.num_documents, self.num_tokens, self.num_bytes, self.num_unknown, self.num_empty = totals
+                known = self.num_tokens and not self.num_unknown
+                self.bytes_per_token = self.num_bytes / self.num_tokens if known else None
                 windows = read.windows
                 if num_time_steps != read.num_time_steps:
                     windows = self._cut(read.tokens[:, : num_time_steps + 1], read.resets)
@@ -156,7 +160,7 @@ class StreamedLanes(Lanes):
                 resets[0] = True
             # A group that several processes read for is counted by the one that has its first lane.
             own = [group.counts() for group in groups if group.lanes.start in self.local_lanes]
-            counts = [sum(some) for some in zip([0] * 4, *own, strict=True)]
+            counts = [sum(some) for some in zip([0] * 5, *own, strict=True)]
             windows = self._cut(tokens[:, : num_time_steps + 1], resets)
             yield _Read(tokens, resets, num_time_steps, windows, here, counts)
             window += self.windows_per_batch
@@ -171,7 +175,7 @@ class _Read(NamedTuple):
         num_time_steps: Targets of the lane that has the most.
         windows: The tokens cut into windows.
         position: The place before this batch.
-        counts: Documents, tokens, bytes and empty documents after it, for this process to report.
+        counts: Documents, tokens, bytes, unknown tokens and empty documents after it, for this process to report.
     """
 
     tokens: np.ndarray
@@ -213,11 +217,12 @@ class _LaneGroup:
         if position is None:
             self._ends = dict.fromkeys(lanes, 0)
             self._rests = dict.fromkeys(self._rows, self._dry)
-            self._counts = [0, 0, 0]
+            self._counts = [0] * 4
         else:
             self._ends = dict(position["ends"])
             self._rests = {lane: np.asarray(position["rests"][lane]) for lane in self._rows}
-            self._counts = list(position["counts"])
+            # Earlier versions did not count unknown tokens.
+            self._counts = [*position["counts"], 0][:4]
 
     def position(self) -> dict[str, Any]:
         """Returns arrays and plain values that name the place before the next batch.
@@ -233,7 +238,7 @@ class _LaneGroup:
         }
 
     def counts(self) -> list[int]:
-        """Returns the documents, tokens and bytes dealt so far, and the documents left out."""
+        """Returns the documents, tokens, bytes and unknown tokens dealt so far, and the documents left out."""
         return [*self._counts, self.reader.num_empty]
 
     def fill(self, tokens: np.ndarray, resets: np.ndarray, first: int) -> int:
@@ -252,15 +257,15 @@ class _LaneGroup:
         waiting = [(end, lane) for lane, end in self._ends.items()]
         heapq.heapify(waiting)
         unit = self.k1 if self.document_reset else 1
-        documents = tokens_dealt = num_bytes = 0
+        dealt = [self._counts]
         while waiting[0][0] < first + num_time_steps and (document := next(self.reader, None)) is not None:
             end, lane = waiting[0]
             length = len(document.ids)
             heapq.heapreplace(waiting, (end - -length // unit * unit, lane))
-            documents, tokens_dealt, num_bytes = documents + 1, tokens_dealt + length, num_bytes + document.num_bytes
+            dealt.append([1, length, document.num_bytes, document.num_unknown])
             if lane in self._rows:
                 self._write(document.ids, lane, end - first, tokens, resets)
-        self._counts = [a + b for a, b in zip(self._counts, (documents, tokens_dealt, num_bytes), strict=True)]
+        self._counts = [sum(some) for some in zip(*dealt, strict=True)]
         self._ends = {lane: end for end, lane in waiting}
         return max(0, min(num_time_steps, max(self._ends.values()) - first))
 

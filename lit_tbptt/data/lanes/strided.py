@@ -52,7 +52,7 @@ class StridedLanes(Lanes):
         num_lanes: Parallel lanes, those of all processes together.
         k1: Tokens per lane and window.
         windows_per_batch: Windows per batch; the last batch may have fewer.
-        bytes_per_token: Source bytes per token, for bits per byte.
+        bytes_per_token: Source bytes per token, for bits per byte. None: they are left out.
         document_ends: Where each document ends, its `<eos>` included; for the next two options.
         document_reset: Whether each document begins at a window's start with a reset of its lane, the window before it
             padded and masked. Lane i then begins with the first document at or after its share of the windows.

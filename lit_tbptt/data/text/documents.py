@@ -1,9 +1,10 @@
 """Hugging Face datasets to splits of documents: the one place that finds a corpus."""
 
-import codecs
 import hashlib
+import os
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,11 +12,19 @@ from typing import Any, TypeAlias
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from lit_tbptt.data.text.files import TEXT_DEFAULTS, local_files, undecodable
 from lit_tbptt.data.text.network import refuse_lossy_retries, storage_options
 from lit_tbptt.errors import InputError
 
 Source: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+_LONGEST_NAME = 255  # bytes, on every file system
+# Of the training split, held out for validation where a stored dataset has no validation split.
+_VAL_FRACTION = 0.05
+NO_STREAM_IS_CUT = (
+    "nothing is held out of a stream, whose end is not known; name some files valid or dev, or set "
+    "data.load_options.data_files"
+)
 # A stored dataset that is to be streamed has no files that could be its shards.
 _STORED_SHARDS = 256
 # Not part of the default corpus: what is installed beside the library, its tests, and two large old programs.
@@ -23,10 +32,10 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", 
 
 
 def load_documents(
-    source: str | Source | None,
+    source: Any = None,
     name: str | None = None,
     text_column: str = "text",
-    val_fraction: float = 0.05,
+    val_fraction: float | None = None,
     split_salt: str = "lit_tbptt",
     load_options: Mapping[str, Any] | None = None,
     streaming: bool = False,
@@ -38,10 +47,12 @@ def load_documents(
 
     Args:
         source: A name on the Hugging Face Hub; a folder, or a file: text, parquet, JSON lines, CSV; a folder that
-            `save_to_disk` wrote; a dataset. None: the source code of Python's standard library.
+            `save_to_disk` wrote; a dataset; a list of texts; a data frame or series of pandas or polars; a dict of
+            these by split. None: the source code of Python's standard library.
         name: The dataset's configuration, where it has several.
         text_column: The column that holds the text.
-        val_fraction: Share of the training split for validation, where the dataset has none.
+        val_fraction: Share of the training split for validation, where the dataset has none. None: .05, and none of a
+            stream.
         split_salt: Decides which files of the default corpus are held out.
         load_options: Further arguments of `datasets.load_dataset`, such as `encoding_errors` or `data_files`.
         streaming: Whether the documents are to be read as they are needed.
@@ -51,14 +62,17 @@ def load_documents(
         are streamed.
 
     Raises:
-        InputError: The corpus, its column or its split is not there, or its text cannot be read.
+        InputError: The corpus, its column or its split is not there, its text cannot be read, or a share of a stream
+            is to be held out.
     """
-    if not 0 <= val_fraction < 1:
+    if val_fraction is not None and not 0 <= val_fraction < 1:
         raise InputError(f"data.val_fraction={val_fraction}: must be at least 0 and below 1")
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
     if source is None or isinstance(source, str):
         found = _load(source, name, split_salt, dict(load_options or {}) | ({"streaming": True} if streaming else {}))
     else:
-        found = source
+        found = from_python(source, text_column)
     by_name = {"train": found} if isinstance(found, (Dataset, IterableDataset)) else dict(found)
     if not streaming and any(isinstance(documents, IterableDataset) for documents in by_name.values()):
         raise InputError("data.path is an IterableDataset, with data.streaming=False: set data.streaming to true")
@@ -72,9 +86,51 @@ def load_documents(
                 break
     if not splits:
         raise InputError(f"data.path={source!r}: has the splits {', '.join(by_name)}, and none of {', '.join(SPLITS)}")
-    if not streaming and "validation" not in splits and "train" in splits and val_fraction:
-        splits["train"], splits["validation"] = _hold_out(splits["train"], val_fraction)
+    if "train" in splits and "validation" not in splits:
+        if streaming and val_fraction:
+            raise InputError(
+                f"data.val_fraction={val_fraction} with data.streaming=True, and no validation split: "
+                f"{NO_STREAM_IS_CUT}, or leave data.val_fraction out to train without validation"
+            )
+        fraction = _VAL_FRACTION if val_fraction is None else val_fraction
+        if fraction and not streaming:
+            splits["train"], splits["validation"] = _hold_out(splits["train"], fraction)
     return splits
+
+
+def from_python(given: Any, text_column: str) -> Any:
+    """Makes datasets of texts in memory: a list, a data frame or series of pandas or polars, or a dict by split.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if isinstance(given, Source):
+        return given
+    if isinstance(given, Mapping):
+        return {split: from_python(texts, text_column) for split, texts in given.items()}
+    # By its names, so that neither library is imported for it.
+    library, kind = type(given).__module__.partition(".")[0], type(given).__name__
+    match library, kind:
+        case "pandas", "DataFrame":
+            return Dataset.from_pandas(given, preserve_index=False)
+        case "polars", "DataFrame" | "LazyFrame":
+            return Dataset.from_polars(given)
+        case "pandas" | "polars", "Series":
+            return from_python(given.to_list(), text_column)
+    if not isinstance(given, Sequence) or isinstance(given, bytes):
+        raise InputError(
+            f"data.path has the type {kind}: must be a name, a file or a folder, a dataset of Hugging Face, a list of "
+            "texts, a data frame of pandas or polars, or a dict of these by split"
+        )
+    for number, text in enumerate(given):
+        if not isinstance(text, str):
+            raise InputError(f"data.path has the type {kind}, and its element {number} is {text!r}: must be a text")
+    if given and os.path.isfile(given[0]):
+        raise InputError(
+            f"data.path is a {kind} of texts, and the first is the name of a file, {given[0]!r}: to read files, set "
+            "path to text, and load_options to {'data_files': [...]}"
+        )
+    return Dataset.from_dict({text_column: list(given)})
 
 
 def texts(documents: Dataset) -> Iterator[list[str]]:
@@ -144,40 +200,47 @@ def standard_library(salt: str) -> dict[str, list[str]]:
 
 def _load(path: str | None, name: str | None, salt: str, options: dict[str, Any]) -> Source:
     if path is None:
-        return _read("text", None, options | {"data_files": standard_library(salt)}, "Python's standard library")
+        return _read("text", None, options, "Python's standard library", {"data_files": standard_library(salt)})
     if path.startswith("<"):
         raise InputError(f"data.path={path!r}: the data were handed over from Python; say where they are now")
-    local = Path(path)
+    if "\n" in path or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.split("/")):
+        raise InputError(f"data.path={path[:40]!r}...: this is no path; texts from Python are given in a list, [text]")
+    local = Path(path).expanduser()
     if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
-        return datasets.load_from_disk(path)
-    if not local.is_file():
+        return datasets.load_from_disk(local)
+    if {"data_files", "data_dir"} & set(options):
         return _read(path, name, options, path)
-    folder, within = str(local.resolve().parent), options | {"data_files": local.name}
-    try:
-        _builder(folder, name, within)
-    except FileNotFoundError:  # a file whose name does not tell its format is text
-        return _read("text", name, options | {"data_files": str(local)}, path)
-    return _read(folder, name, within, path)
+    chosen = local_files(local, options.get("encoding"))
+    if chosen is not None:
+        return _read(chosen[0], name, options, path, chosen[1])
+    if local.is_file():
+        return _read(str(local.resolve().parent), name, options, path, {"data_files": escape(local.name)})
+    return _read(str(local) if local.is_dir() else path, name, options, path)
 
 
 def _builder(path: str, name: str | None, options: Mapping[str, Any]) -> datasets.DatasetBuilder:
     return datasets.load_dataset_builder(path, name, **{key: options[key] for key in options if key != "streaming"})
 
 
-def _read(path: str, name: str | None, options: dict[str, Any], shown: str) -> DatasetDict | IterableDatasetDict:
-    builder = None
+def _read(
+    path: str, name: str | None, given: dict[str, Any], shown: str, files: Mapping[str, Any] | None = None
+) -> DatasetDict | IterableDatasetDict:
+    builder, options = None, {**(files or {}), **given}
     try:
         builder = _builder(path, name, options)
-        if hasattr(builder.config, "sample_by") and "sample_by" not in options:
+        if hasattr(builder.config, "sample_by"):
             # A text file is one document, line breaks and all, unless the user asks for lines.
-            options = options | {"sample_by": "document"}
+            options = TEXT_DEFAULTS | options
         if options.get("streaming"):
             if hasattr(builder.config, "sample_by"):
                 refuse_lossy_retries()
             options = options | {"storage_options": storage_options() | (options.get("storage_options") or {})}
         return datasets.load_dataset(path, name, **options)
     except datasets.exceptions.DataFilesNotFoundError as error:
-        raise InputError(f"data.path={shown!r}: there are no data files that are known ({error})") from error
+        raise InputError(
+            f"data.path={shown!r}: there are no data files that are known ({error}); text that is not UTF-8 needs "
+            "data.load_options.encoding"
+        ) from error
     except (FileNotFoundError, ConnectionError) as error:
         raise InputError(
             f"data.path={shown!r}: no such file or folder here, and no such dataset on the Hugging Face Hub, or the "
@@ -185,29 +248,11 @@ def _read(path: str, name: str | None, options: dict[str, Any], shown: str) -> D
         ) from error
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, UnicodeDecodeError) and builder is not None:
-            raise InputError(_undecodable(builder.config.data_files, error.__cause__)) from error
+            encoding = options.get("encoding", "utf-8")
+            raise InputError(undecodable(builder.config.data_files, encoding, error.__cause__)) from error
         raise InputError(f"data.path={shown!r}: cannot be read ({error.__cause__ or error})") from error
-    except ValueError as error:
-        raise InputError(f"data.path={shown!r}, data.name={name!r}, data.load_options={options}: {error}") from error
-
-
-def _undecodable(data_files: Mapping[str, list[str]] | None, error: UnicodeDecodeError) -> str:
-    advice = "convert it, or set data.load_options.encoding_errors to replace or ignore"
-    for file in (file for files in (data_files or {}).values() for file in files):
-        if not Path(file).is_file():
-            continue
-        decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
-        with open(file, "rb") as stream:
-            try:
-                while chunk := stream.read(1 << 20):
-                    waiting = len(decoder.getstate()[0])
-                    decoder.decode(chunk)
-                    read += len(chunk)
-                decoder.decode(b"", final=True)
-            except UnicodeDecodeError as found:
-                place = read - waiting + found.start
-                return f"{file}: byte {place} is not UTF-8 text ({found.reason}); {advice}"
-    return f"the corpus is not UTF-8 text ({error}); {advice}"
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data.path={shown!r}, data.name={name!r}, data.load_options={given}: {error}") from error
 
 
 def _streamed(documents: Dataset | IterableDataset, split: str) -> IterableDataset:
@@ -229,7 +274,7 @@ def _text_only(documents: Dataset | IterableDataset, column: str) -> Dataset | I
 
 def _hold_out(documents: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     if len(documents) == 1:
-        ((column, text),) = documents[0].items()
+        (column,), (text,) = documents.column_names, text_rows(documents[:1], 0, "the corpus")
         cut = len(text) - round(len(text) * fraction)
         return Dataset.from_dict({column: [text[:cut]]}), Dataset.from_dict({column: [text[cut:]]})
     cut = len(documents) - max(1, round(len(documents) * fraction)) if len(documents) else 0

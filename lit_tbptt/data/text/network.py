@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import aiohttp
 import datasets
 
+from lit_tbptt.data.text.files import advice
 from lit_tbptt.errors import InputError, SourceError
 
 T = TypeVar("T")
@@ -65,7 +66,8 @@ def read_with_retries(read: Callable[[], T], where: str) -> T:
                 f"{file or 'the corpus'}, {where}: {type(error).__name__}: {' ... '.join(said[:1] + said[1:][-1:])}"
             )
             if not passing:
-                raise SourceError(f"{trouble}; repair the file, or leave it out") from error
+                way_out = advice() if isinstance(error, UnicodeDecodeError) else "repair the file, or leave it out"
+                raise SourceError(f"{trouble}; {way_out}") from error
             if wait is None:
                 raise SourceError(
                     f"{trouble}; when it can be read again, start again, or continue a run with --ckpt_path last"

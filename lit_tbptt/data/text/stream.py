@@ -143,10 +143,11 @@ class TextReader:
 
 
 class Document(NamedTuple):
-    """The ids of a document, its `<eos>` included, and its length as UTF-8."""
+    """The ids of a document, its `<eos>` included, its length as UTF-8, and how many of its tokens are unknown."""
 
     ids: np.ndarray
     num_bytes: int
+    num_unknown: int
 
 
 class DocumentReader:
@@ -211,7 +212,9 @@ class DocumentReader:
             return again
         try:
             self._documents = [
-                Document(ids.astype(self._dtype, copy=False), len(text.encode()))
+                Document(
+                    ids.astype(self._dtype, copy=False), len(text.encode()), self.tokenizer.num_unknown([text], [ids])
+                )
                 for ids, text in zip(self.tokenizer.encode_documents(texts), texts, strict=True)
                 if len(ids)
             ]

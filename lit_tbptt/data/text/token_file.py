@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from datasets import Dataset
@@ -18,7 +20,13 @@ from lit_tbptt.data.text.documents import texts
 from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 
-_FORMAT = 2  # of what lies in a folder
+try:
+    import fcntl
+except ImportError:  # Windows, where what a killed build leaves stays
+    fcntl = None  # type: ignore[assignment]
+
+_FORMAT = 3  # of what lies in a folder
+_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class TokenFile:
         num_empty: Documents without any token, which are left out.
         num_tokens: Tokens, every `<eos>` counted; each is a target once.
         num_bytes: Bytes of the documents as UTF-8.
+        num_unknown: Tokens that are `<unk>`: they stand for text that the vocabulary does not have.
         content: SHA-256 of the ids.
     """
 
@@ -41,6 +50,7 @@ class TokenFile:
     num_empty: int
     num_tokens: int
     num_bytes: int
+    num_unknown: int
     content: str
 
     @property
@@ -62,7 +72,7 @@ def token_file(documents: Dataset, tokenizer: Tokenizer, cache: Path, split: str
     """Opens the token file of these documents, and builds it first where there is none.
 
     It is found again by a fingerprint of the documents, the tokenizer and this package's version. A build that is cut
-    off leaves nothing that would be found.
+    off leaves nothing that would be found; what a killed one leaves is removed by the next.
 
     Raises:
         InputError: The split holds no text.
@@ -81,24 +91,60 @@ def fingerprint(documents: Dataset, *settings: Any) -> str:
 
 
 def _build(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -> None:
-    half_built = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
-    half_built.mkdir(parents=True)
-    try:
+    with _half_built(folder) as half_built:
         about = _write(documents, tokenizer, half_built, split)
         if not about["num_bytes"]:
             raise InputError(f"the {split} split of the corpus is empty: {len(documents)} documents without any text")
+        (half_built / _LOCK).unlink()
         try:
             os.rename(half_built, folder)
         except OSError:
             if not folder.exists():  # otherwise another process was faster
                 raise
+
+
+@contextmanager
+def _half_built(folder: Path) -> Iterator[Path]:
+    """Gives a folder beside `folder` to build in, and removes it at the end, together with those of dead processes."""
+    cache, here = folder.parent, folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
+    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        with ExitStack() as stack:
+            with open(cache / f"builds.{_LOCK}", "w") as one_at_a_time:
+                _lock(one_at_a_time, wait=True)
+                for half_built in cache.glob("*.part"):
+                    _remove_if_dead(half_built)
+                here.mkdir()
+                _lock(stack.enter_context(open(here / _LOCK, "w")), wait=True)
+            yield here
     finally:
-        shutil.rmtree(half_built, ignore_errors=True)
+        shutil.rmtree(here, ignore_errors=True)
+
+
+def _remove_if_dead(half_built: Path) -> None:
+    # Without a lock it is about to be put in its place, or another program's.
+    with suppress(FileNotFoundError), open(half_built / _LOCK, "r+") as file:
+        if _lock(file, wait=False):
+            shutil.rmtree(half_built, ignore_errors=True)
+
+
+def _lock(file: IO[str], wait: bool) -> bool:
+    """Locks a file until it is closed, at the latest by the end of the process, and returns whether that was possible.
+
+    Disks that know no locks lock nothing, so nothing is removed there.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def _write(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -> dict[str, Any]:
     dtype = np.min_scalar_type(tokenizer.vocabulary_size - 1)
-    num_documents = num_tokens = num_bytes = 0
+    num_documents = num_tokens = num_bytes = num_unknown = 0
     content = hashlib.sha256()
     with (
         open(folder / "ids.bin", "wb") as file,
@@ -106,7 +152,9 @@ def _write(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -
         tqdm(total=len(documents), desc=f"tokenize {split}", unit=" documents", leave=False, delay=1) as bar,
     ):
         for some in texts(documents):
-            for ids in filter(len, tokenizer.encode_documents(some)):
+            encoded = tokenizer.encode_documents(some)
+            num_unknown += tokenizer.num_unknown(some, encoded)
+            for ids in filter(len, encoded):
                 piece = ids.astype(dtype).tobytes()
                 file.write(piece)
                 content.update(piece)
@@ -119,7 +167,8 @@ def _write(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -
             written.flush()
             os.fsync(written.fileno())
     num_empty = len(documents) - num_documents
-    about = TokenFile(str(folder), dtype.name, num_documents, num_empty, num_tokens, num_bytes, content.hexdigest())
+    counts = (num_documents, num_empty, num_tokens, num_bytes, num_unknown)
+    about = TokenFile(str(folder), dtype.name, *counts, content.hexdigest())
     values = {key: value for key, value in asdict(about).items() if key != "folder"}
     (folder / "about.json").write_text(json.dumps(values))
     return values

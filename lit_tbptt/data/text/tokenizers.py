@@ -1,9 +1,13 @@
 """Text to token ids and back. Every document, and in the word tokenizer every line, is followed by one `<eos>`."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -26,11 +30,13 @@ class Tokenizer(ABC):
         name: What the user asked for.
         vocabulary_size: Number of different ids.
         eos: The id of `<eos>`, which follows every document.
+        unknown: The id of what the vocabulary does not have. None: it has all there is.
     """
 
     name: str
     vocabulary_size: int
     eos: int
+    unknown: int | None = None
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -47,6 +53,17 @@ class Tokenizer(ABC):
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text and its `<eos>`; a text without ids is no document, and gets none either."""
         return [np.append(ids, self.eos) if len(ids) else ids for ids in self.encode(texts)]
+
+    def num_unknown(self, texts: Sequence[str], documents: Sequence[np.ndarray]) -> int:
+        """Returns how many tokens stand for text that the vocabulary does not have.
+
+        Args:
+            texts: The texts.
+            documents: What `encode_documents` makes of them.
+        """
+        if self.unknown is None:
+            return 0
+        return sum(int(np.count_nonzero(ids == self.unknown)) for ids in documents)
 
 
 class ByteTokenizer(Tokenizer):
@@ -116,12 +133,17 @@ class LibraryTokenizer(Tokenizer):
     def __init__(self, name: str, library: hf.Tokenizer) -> None:
         self.name = name
         self.library = library
+        # A file may say that texts are cut off at a model's length, or filled up to it.
+        library.no_truncation()
+        library.no_padding()
         known = [token for token in _EOS_NAMES if library.token_to_id(token) is not None]
         if not known:
             library.add_special_tokens([EOS])
         vocabulary = library.get_vocab(with_added_tokens=True)
         self.eos = vocabulary[known[0] if known else EOS]
         self.vocabulary_size = max(vocabulary.values()) + 1
+        model = json.loads(library.to_str())["model"]
+        self.unknown = vocabulary.get(model.get("unk_token"), model.get("unk_id"))
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
@@ -146,7 +168,15 @@ class WordTokenizer(LibraryTokenizer):
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary_limit: int | None = None) -> "WordTokenizer":
         counting = cls._library(models.WordLevel())
-        counting.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=2**31 - 1, show_progress=False))
+        trainer = trainers.WordLevelTrainer(vocab_size=2**31 - 1, show_progress=False)
+        # The library counts in threads of its own; the one that calls it would hear of Ctrl-C at the end only.
+        interrupted = Event()
+        with ThreadPoolExecutor(1) as pool:
+            read = takewhile(lambda text: not interrupted.is_set(), texts)
+            try:
+                pool.submit(counting.train_from_iterator, read, trainer).result()
+            finally:
+                interrupted.set()
         counted = counting.get_vocab()
         words = [word for word in sorted(counted, key=counted.__getitem__) if word not in (EOS, UNKNOWN)]
         kept = [EOS, UNKNOWN, *words][:vocabulary_limit]
@@ -163,6 +193,11 @@ class WordTokenizer(LibraryTokenizer):
         # A line's end is its <eos>, so a document's last line gives the document's, and an empty one is a blank line.
         return self.encode([text.removesuffix("\n") + "\n" for text in texts])
 
+    def num_unknown(self, texts: Sequence[str], documents: Sequence[np.ndarray]) -> int:
+        # Where the text itself says <unk>, as prepared corpora do, the token stands for these five bytes.
+        written = sum(text.split().count(UNKNOWN) for text in texts if UNKNOWN in text)
+        return super().num_unknown(texts, documents) - written
+
 
 def from_description(description: dict[str, Any]) -> Tokenizer:
     """Makes the tokenizer that `describe` described."""
@@ -175,6 +210,28 @@ def from_description(description: dict[str, Any]) -> Tokenizer:
             return WordTokenizer("word", hf.Tokenizer.from_str(description["json"]))
         case name:
             return LibraryTokenizer(name, hf.Tokenizer.from_str(description["json"]))
+
+
+def from_object(given: Any) -> Tokenizer:
+    """Returns a tokenizer as it is, or makes one of an object of the `tokenizers` library.
+
+    Args:
+        given: The object; also a fast tokenizer of `transformers`, which has such an object inside.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if isinstance(given, Tokenizer):
+        return given
+    library = getattr(given, "backend_tokenizer", given)
+    if not isinstance(library, hf.Tokenizer):
+        raise InputError(
+            f"data.tokenizer has the type {type(given).__name__}: must be one of {', '.join(BUILT_IN)}, a file, a "
+            "folder, a name on the Hugging Face Hub, a Tokenizer of lit_tbptt or of the tokenizers library, or a fast "
+            "one of transformers"
+        )
+    copy = hf.Tokenizer.from_str(library.to_str())  # it gets an <eos>, and the user's has none
+    return LibraryTokenizer(type(library.model).__name__, copy)
 
 
 def make_tokenizer(name: str, train_texts: Iterable[str], vocabulary_limit: int | None = None) -> Tokenizer:

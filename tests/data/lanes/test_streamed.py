@@ -7,7 +7,7 @@ from letters import UNEVEN, Letters, as_lists, drawn, stream_of, streamed
 from side_by_side import SideBySide, joined
 
 from lit_tbptt import InputError, Rank, StreamedLanes
-from lit_tbptt.data import document_stream, load_documents
+from lit_tbptt.data import document_stream, load_documents, make_tokenizer
 
 
 def test_a_lane_that_has_run_dry_takes_the_next_document():
@@ -21,6 +21,21 @@ def test_a_lane_that_has_run_dry_takes_the_next_document():
         [([[8, 9], [0, 0]], [[9, 0], [0, 0]], None, [[1, 1], [0, 0]])],
     ]
     assert (lanes.num_documents, lanes.num_tokens, lanes.bytes_per_token) == (4, 13, 9 / 13)
+
+
+def test_there_are_no_bytes_per_token_from_the_first_unknown_token_on():
+    texts = ["aba", "bbb", "ab", "axb", "", "b"]
+    tokenizer = make_tokenizer("char", ["ab"])
+    lanes = StreamedLanes(stream_of(texts), tokenizer, 1, 4)
+    seen = [(lanes.num_tokens, lanes.num_bytes, lanes.num_unknown, lanes.bytes_per_token) for _ in lanes]
+    known = [(4, 3, 0, 3 / 4), (8, 6, 0, 6 / 8)]
+    assert seen == [*known, (15, 11, 1, None), (17, 12, 1, None), (17, 12, 1, None)]
+    again = StreamedLanes(stream_of(texts), tokenizer, 1, 4)
+    third = [batch.position for batch in lanes][3]
+    assert third["groups"][0]["counts"] == [4, 15, 11, 1]
+    third["groups"][0]["counts"].pop()  # as earlier versions saved it
+    again.load_state_dict({"position": third, "skip": 0, "epoch": 0})
+    assert [(again.num_tokens, again.num_bytes) for _ in again] == [(17, 12), (17, 12)]
 
 
 @pytest.mark.parametrize(

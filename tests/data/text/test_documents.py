@@ -1,5 +1,6 @@
 """Documents from everywhere: what is read, how it is divided, and what is refused."""
 
+import pandas
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -33,6 +34,57 @@ def test_every_kind_of_dataset_gives_the_same_documents(tmp_path, kind):
 def test_dataset_objects_are_taken_as_they_are():
     given = DatasetDict({split: Dataset.from_dict({"body": rows}) for split, rows in ROWS.items()})
     assert found(load_documents(given, text_column="body")) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "pandas", "pandas series", "pandas with an index", "polars"])
+def test_texts_in_memory_are_taken_as_they_are(kind):
+    def of(rows):
+        match kind:
+            case "polars":
+                return pytest.importorskip("polars").DataFrame({"body": rows})
+            case "pandas series":
+                return pandas.Series(rows)
+            case "pandas" | "pandas with an index":
+                frame = pandas.DataFrame({"number": range(len(rows)), "body": rows})
+                return frame if kind == "pandas" else frame.set_index("number")
+        return tuple(rows) if kind == "tuple" else rows
+
+    given = {split: of(rows) for split, rows in ROWS.items()}
+    assert found(load_documents(given, text_column="body")) == ROWS
+    assert found(load_documents(of(ROWS["train"]), text_column="body", val_fraction=0)) == {"train": ROWS["train"]}
+
+
+def test_texts_in_memory_that_are_none_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"data\.path has the type list, and its element 2 is None: must be a text"):
+        load_documents(["a", "b", None])
+    with pytest.raises(
+        InputError, match=r"data\.path has the type int: must be a name, .* a list of texts, a data frame"
+    ):
+        load_documents(7)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InputError, match=r"the first is the name of a file, .*a\.txt.*load_options"):
+        load_documents([str(tmp_path / "a.txt")])
+    with pytest.raises(InputError, match=r"this is no path; texts from Python are given in a list, \[text\]"):
+        load_documents("To be, or not to be,\nthat is the question")
+    with pytest.raises(InputError, match=r"data\.path='x{40}'\.\.\.: this is no path"):
+        load_documents("x" * 999)
+    assert found(load_documents(["x" * 999], val_fraction=0)) == {"train": ["x" * 999]}
+    with pytest.raises(InputError, match="row 0 of the corpus: its column 'text' holds None"):
+        load_documents(Dataset.from_dict({"text": [None]}))
+    with pytest.raises(InputError, match=r"data\.text_column='text': .* it has body"):
+        load_documents(pandas.DataFrame({"body": ["a"]}))
+
+
+def test_nothing_is_held_out_of_a_stream(words_folder):
+    given = Dataset.from_dict({"text": ["a", "b"]})
+    assert set(load_documents(given, streaming=True)) == {"train"}
+    assert set(load_documents(given, streaming=True, val_fraction=0)) == {"train"}
+    with pytest.raises(
+        InputError, match=r"data\.val_fraction=0\.05 with data\.streaming=True, and no validation split"
+    ):
+        load_documents(given, streaming=True, val_fraction=0.05)
+    named = load_documents(str(words_folder), streaming=True, val_fraction=0.05)
+    assert set(named) == {"train", "validation", "test"}
 
 
 def test_a_folder_of_text_files_is_found_by_their_names_and_a_file_is_a_document(words_folder):

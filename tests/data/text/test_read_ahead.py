@@ -45,8 +45,10 @@ def read_and_end(folder):
 
 def test_a_process_ends_while_its_stream_is_read(tmp_path):
     """A thread that is stopped inside a library would abort the process."""
-    files("parquet")(tmp_path)
-    ends = [start(read_and_end, tmp_path, log=tmp_path / f"{number}.log") for number in range(3)]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    files("parquet")(folder)
+    ends = [start(read_and_end, folder, log=tmp_path / f"{number}.log") for number in range(3)]
     for number, end in enumerate(ends):
         assert (status_of(end), (tmp_path / f"{number}.log").read_text()) == (0, "7\n")
 

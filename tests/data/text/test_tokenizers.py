@@ -6,7 +6,7 @@ import pytest
 import tokenizers as hf
 from tokenizers import models, pre_tokenizers, trainers
 
-from lit_tbptt.data.text.tokenizers import InputError, from_description, make_tokenizer
+from lit_tbptt.data.text.tokenizers import ByteTokenizer, InputError, from_description, from_object, make_tokenizer
 
 TRAIN = ["the cat saw the dog\n\nthe end\n", "a cat"]
 
@@ -81,6 +81,53 @@ def test_a_tokenizers_own_end_of_text_is_used(bpe_file):
     tokenizer = make_tokenizer(str(bpe_file), [])
     assert tokenizer.eos == library.token_to_id("<|endoftext|>")
     assert tokenizer.vocabulary_size == library.get_vocab_size()
+
+
+def test_a_tokenizer_object_is_taken_and_left_as_it_is(bpe_file):
+    library = hf.Tokenizer.from_file(str(bpe_file))
+    before = library.to_str()
+    tokenizer = from_object(library)
+    assert library.to_str() == before
+    assert tokenizer.name == "BPE"
+    assert ids(tokenizer, "the cat") == ids(make_tokenizer(str(bpe_file), []), "the cat")
+
+    class Fast:
+        backend_tokenizer = library
+
+    assert ids(from_object(Fast()), "the cat") == ids(tokenizer, "the cat")
+    assert isinstance(from_object(ByteTokenizer()), ByteTokenizer)
+    with pytest.raises(
+        InputError, match=r"data\.tokenizer has the type function: must be one of byte, char, word, a file"
+    ):
+        from_object(lambda text: text.split())
+
+
+def test_a_tokenizer_that_cuts_texts_off_does_not_cut_documents(bpe_file):
+    library = hf.Tokenizer.from_file(str(bpe_file))
+    expected = ids(make_tokenizer(str(bpe_file), []), "the cat saw the dog", "the")
+    library.enable_truncation(3)
+    library.enable_padding(length=4)
+    library.save(str(bpe_file))
+    assert ids(make_tokenizer(str(bpe_file), []), "the cat saw the dog", "the") == expected
+    assert library.truncation is not None
+    assert ids(from_object(library), "the cat saw the dog", "the") == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "unknown"),
+    [
+        (models.WordLevel({"a": 0, "[UNK]": 7}, "[UNK]"), 7),
+        (models.Unigram([("a", -1.0), ("?", -2.0)], 1), 1),
+        (models.BPE({"a": 0, "b": 1, "?": 2}, [], unk_token="?"), 2),
+        (models.BPE({"a": 0, "b": 1}, []), None),
+    ],
+)
+def test_the_unknown_token_of_a_library_tokenizer(model, unknown):
+    tokenizer = from_object(hf.Tokenizer(model))
+    assert tokenizer.unknown == unknown
+    texts = ["a", "ba"]
+    documents = tokenizer.encode_documents(texts)
+    assert tokenizer.num_unknown(texts, documents) == sum(ids.tolist().count(unknown) for ids in documents)
 
 
 @pytest.mark.parametrize("name", ["byte", "char", "word", "library"])

@@ -1,0 +1,30 @@
+"""The command `export`: a checkpoint's model as a folder that others can load. It needs no trainer."""
+
+from lit_tbptt.cli.loading import open_model
+from lit_tbptt.cores import RecurrentCore
+from lit_tbptt.files.schema import run_state
+
+
+def export(
+    folder: str,
+    /,
+    ckpt_path: str,
+    core: type[RecurrentCore] | None = None,
+    config: str | None = None,
+    run_name: str | None = None,
+    runs_dir: str = "runs",
+) -> None:
+    """Write a checkpoint's model as a folder: model.safetensors, config.json, its tokenizer, and a model card.
+
+    Args:
+        folder: The folder to write; files of these names in it are replaced.
+        ckpt_path: The checkpoint: a path, last, or best.
+        core: The class of the checkpoint's core if it is your own; it is not imported because a file says so.
+        config: The configuration file of the run that last and best are of.
+        run_name: The name of that run. Left out: the one that was written to last.
+        runs_dir: The folder of all runs.
+    """
+    model, checkpoint = open_model(ckpt_path, core, config, run_name, runs_dir)
+    metrics = {name: float(value) for name, value in run_state(checkpoint)["metrics"].items()}
+    model.save_pretrained(folder, {"optimizer steps": checkpoint["global_step"], **metrics})
+    print(f"written: {folder}\nfrom Python: TextModel.from_pretrained({folder!r})")

@@ -1,0 +1,91 @@
+"""What each token of a sequence costs under a language model, window by window, with the state carried on."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lit_tbptt.models.language_model import RecurrentLM
+
+
+@dataclass(frozen=True)
+class Score:
+    """What text costs.
+
+    Attributes:
+        nats: The summed negative log-likelihood of its tokens.
+        num_tokens: Their number, every `<eos>` counted.
+        num_bytes: Bytes of the text as UTF-8.
+        num_unknown: How many of the tokens stand for text that is not in the vocabulary.
+    """
+
+    nats: float = 0.0
+    num_tokens: int = 0
+    num_bytes: int = 0
+    num_unknown: int = 0
+
+    def __add__(self, other: "Score") -> "Score":
+        """Returns what both texts cost together."""
+        return Score(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """None: there are unknown tokens, from which a reader could not restore the text; or there are no bytes."""
+        return None if self.num_unknown or not self.num_bytes else self.nats / math.log(2) / self.num_bytes
+
+
+class DocumentScore(NamedTuple):
+    """What a document costs, its `<eos>` included.
+
+    Attributes:
+        total: What it costs as a whole.
+        tokens: Its token ids.
+        nats: The negative log-likelihood of each, given all before it.
+    """
+
+    total: Score
+    tokens: Int[Tensor, "token"]
+    nats: Float[Tensor, "token"]
+
+
+@torch.inference_mode()
+def window_nats(
+    network: RecurrentLM, tokens: Int[Tensor, "token"], first_input: int, k1: int, carry_state: bool = True
+) -> Iterator[Float[Tensor, "time"]]:
+    """Yields the negative log-likelihood in nats of every token, given all before it, `k1` tokens at a time.
+
+    The memory depends on `k1`, not on the number of tokens. The network is in eval mode until the iterator ends or is
+    closed.
+
+    Args:
+        network: The language model.
+        tokens: Token ids, as int64; each is a target once.
+        first_input: The input whose target is the first token: `<eos>`, at a document's start.
+        k1: Tokens that the model runs over at once.
+        carry_state: Whether a window starts from the state that the one before it left. If not, from the initial state.
+
+    Yields:
+        `[time]`, in float64, on the CPU.
+    """
+    device = network.embedding.weight.device
+    was_training = network.training
+    network.eval()
+    try:
+        state, before = network.initial_state(1), first_input
+        for start in range(0, len(tokens), k1):
+            targets = tokens[start : start + k1].to(device)
+            inputs = torch.cat([targets.new_tensor([before]), targets[:-1]])
+            if not carry_state:
+                state = network.initial_state(1)
+            logits, state = network(inputs[None], state)
+            exact = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
+            # As summed_nats has it: the logarithm is taken inside, and an unlikely token costs many nats, never inf.
+            yield cross_entropy(exact, targets, reduction="none").cpu().double()
+            before = int(targets[-1])
+    finally:
+        network.train(was_training)

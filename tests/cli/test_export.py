@@ -1,0 +1,43 @@
+"""The command export: a checkpoint's model as a folder."""
+
+import json
+from pathlib import Path
+
+import torch
+from command_line import RUN, last, refused
+
+from lit_tbptt.cli import main
+from lit_tbptt.text_model import TextModel
+
+
+def test_a_checkpoint_becomes_a_folder(first_run, capfd):
+    main(first_run)
+    capfd.readouterr()
+    main(["export", "--ckpt_path=last", "model"])
+    assert "written: model" in capfd.readouterr().out
+    assert {path.name for path in Path("model").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+    checkpoint, model = last(), TextModel.from_pretrained("model")
+    saved = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(value, saved.pop(name))
+    assert not saved
+    card = Path("model/README.md").read_text()
+    assert "| optimizer steps | 20 |" in card
+    assert f"| val/perplexity | {checkpoint['lit_tbptt']['metrics']['val/perplexity'].item():,.6g} |" in card
+    assert json.loads(Path("model/config.json").read_text())["core"]["class_path"] == "lit_tbptt.GRU"
+    assert model.k1 == 5
+    expected = TextModel.from_checkpoint(checkpoint).generate("w1 w2", 20)
+    assert model.generate("w1 w2", 20) == expected
+
+
+def test_what_is_wrong_is_one_message(first_run):
+    assert "no such file" in refused("export", "model", "--ckpt_path=none.ckpt")
+    main([*first_run, "--trainer.max_steps=1"])
+    Path("file").write_text("")
+    assert "file: cannot be written to" in refused("export", "file", "--ckpt_path=last")
+    assert "folder" in refused("export", f"--ckpt_path={RUN}/checkpoints/last.ckpt")
