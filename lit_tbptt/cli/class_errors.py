@@ -33,16 +33,20 @@ def named_on_the_command_line(settings: Mapping[str, Any], model_options: Collec
 
 def _of_a_class(message: str, settings: Mapping[str, Any]) -> str:
     """Returns what a class's constructor said, out of what the parser makes of it."""
-    errors = message.partition("Errors:")[2].partition("Given value type")[0]
-    said = [line.strip(" -") for line in errors.splitlines()]
-    said = [re.sub(r"Problem with given class_path '[^']+':\s*", "", line) for line in said]
-    reasons = "; ".join(line for line in said if line and not line.startswith("Expected a"))
+    reasons = reasons_in(message)
     given = re.search(r"Given value: .*?class_path='([^']+)'", message, re.DOTALL)
     if given is None:
         return " ".join(message.split())
     option = next(_places(settings, given[1], ""), given[1])
     argument = re.match(r"\w+=", reasons) is not None
     return f"{option}.{reasons}" if argument else f"{option}={given[1].rpartition('.')[2]}: {reasons}"
+
+
+def reasons_in(message: str) -> str:
+    """Returns why a class was refused, out of what the parser says about each type that it tried."""
+    errors = message.partition("Errors:")[2].partition("Given value type")[0]
+    said = [re.sub(r"Problem with given class_path '[^']+':\s*", "", line.strip(" -")) for line in errors.splitlines()]
+    return "; ".join(line for line in said if line and not line.startswith("Expected a"))
 
 
 def _places(settings: Any, class_path: str, key: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch.optim import Optimizer
 
+from lit_tbptt.cli.class_errors import reasons_in
 from lit_tbptt.cli.command_line import option, option_values
 from lit_tbptt.cli.similar_options import named_elsewhere, similar_option
 
@@ -49,6 +50,8 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         group = key.split(".")[0]
         meant = _meant_option(f"--{group}", parser)
         return f"{_place(group, args)}{group}={found[1]!r}: this names a group of options, or a file of them{meant}"
+    if found := re.search(r"Path is not a file: '([^']+)'", message):
+        return f"{key}={Path(found[1]).name!r}: {found[1]} is a folder, not a file"
     if not key:
         return _one_line(message)
     owner = re.search(r"class_path[= ]'([^']+)'", message)
@@ -73,6 +76,8 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
             f"{_place(key, args)}{key}={found[1]!r}: no such class{_meant(found[1], names) or known}; name one of your "
             "own with its module, my_module.MyClass"
         )
+    if (reasons := reasons_in(message)) and "import path string" not in reasons and expected == ["null"]:
+        return f"{_place(key, args)}{given}: {reasons}"
     if expected:
         return f"{_place(key, args)}{given}: must be {' or '.join(expected)}"
     return f"{_place(key, args)}{_one_line(message)}"

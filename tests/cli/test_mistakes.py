@@ -1,5 +1,7 @@
 """What new users get wrong, as `benchmarks/mistakes.py` found it."""
 
+from pathlib import Path
+
 import pytest
 from command_line import refused
 
@@ -64,3 +66,21 @@ GROUPS = {
 @pytest.mark.parametrize("given", GROUPS)
 def test_what_is_given_to_a_group_or_a_class(given, in_tmp_path):
     assert refused("fit", given).startswith(f"error: {GROUPS[given]}")
+
+
+def test_a_core_that_cannot_be_used_is_refused_with_the_reason(in_tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(".")
+    Path("cores_of_a_user.py").write_text("class NoCore:\n    pass\n")
+    Path("half_a_module.py").write_text("class Half(\n")
+    for core, reason in (
+        ("cores_of_a_user.NoCore", "Import path does not correspond to a subclass of RecurrentCore"),
+        ("cores_of_a_user.None_", "module 'cores_of_a_user' has no attribute 'None_'"),
+        ("half_a_module.Half", "'(' was never closed (half_a_module.py, line 1)"),
+        ("no_such_module.Core", "No module named 'no_such_module'"),
+    ):
+        assert refused("fit", f"--model.core={core}") == f"error: model.core={core!r}: {reason}"
+
+
+def test_a_folder_is_no_configuration(in_tmp_path):
+    Path("settings").mkdir()
+    assert "settings is a folder, not a file" in refused("fit", "--config=settings")
