@@ -255,6 +255,7 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, help="a folder for all that each command printed")
     parser.add_argument("--at_once", type=int, default=2, help="commands that run at the same time")
     asked = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # commands would inherit that a background job ignores it
     cases, texts = read_cases(Path(__file__).with_suffix(".yaml"))
     cases = [case for case in cases if asked.only in case.name]
     if asked.outputs is not None:
