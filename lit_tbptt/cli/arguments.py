@@ -1,5 +1,6 @@
 """The options of the command line beside those of the task, its data and Lightning's trainer."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +58,10 @@ def add_arguments(parser: LightningArgumentParser) -> None:
 
 
 def check_trainer_options(trainer: Mapping[str, Any]) -> None:
-    """Raises InputError where an option of the trainer is set that manual optimization cannot take."""
+    """Raises InputError where an option of the trainer is set that manual optimization cannot take, or is no time."""
     for name, instead in _REFUSED.items():
         if trainer[name] not in (None, 1 if name == "accumulate_grad_batches" else None):
             raise InputError(f"trainer.{name}={trainer[name]}: manual optimization cannot take it; {instead}")
+    time = trainer["max_time"]
+    if isinstance(time, str) and not re.fullmatch(r"\d+(:\d\d){3}", time.strip()):
+        raise InputError(f"trainer.max_time={time!r}: must be days:hours:minutes:seconds, such as 00:01:30:00")

@@ -37,6 +37,7 @@ REFUSED_BY_CLASSES = {
     "--model.core.hidden_size=0": "error: model.core.hidden_size=0: must be 1 or more",
     "--model.core.dropout=2": "error: model.core.dropout=2.0: must be at least 0 and below 1",
     "--seed_everything=-3": "error: seed_everything=-3: must be from 0 to 4294967295",
+    "--trainer.max_time=1h": "error: trainer.max_time='1h': must be days:hours:minutes:seconds",
     "--model.k1=0": "error: model.k1=0: a window holds at least one time step",
     "--model.k2=3": "error: model.k2=3 with k1=64: the horizon must cover the window",
     "--model.clip_norm=-1": "error: model.clip_norm=-1.0: must be above 0",
