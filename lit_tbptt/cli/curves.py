@@ -123,7 +123,7 @@ def _line(number: int, split: str, num_points: int, alone: bool) -> dict[str, An
     """Returns how a curve looks: colours tell runs apart, or the splits of a run that is alone."""
     validation = split == "validation"
     colour = (number + (alone and validation)) % len(_COLOURS)
-    look = {"color": _COLOURS[colour], "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)]}
+    look: dict[str, Any] = {"color": _COLOURS[colour], "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)]}
     if validation or num_points == 1:
         look |= {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 5, "markevery": max(1, num_points // 20)}
     if validation:

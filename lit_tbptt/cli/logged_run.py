@@ -165,8 +165,10 @@ def _number(text: str | None) -> float:
 
 def _settings(folder: Path) -> dict[str, str]:
     """Reads the settings a run was started with, and those that it was continued with."""
-    steps = {int(step): file for file in folder.glob(f"{CONTINUED}*.yaml") if (step := _step(file)).isdecimal()}
-    settings, now = {}, {}
+    continued = {_step(file): file for file in folder.glob(f"{CONTINUED}*.yaml")}
+    steps = {int(step): file for step, file in continued.items() if step.isdecimal()}
+    settings: dict[str, str] = {}
+    now: dict[str, str] = {}
     for step, file in [(0, folder / CONFIG), *sorted(steps.items())]:
         if not file.is_file():
             continue

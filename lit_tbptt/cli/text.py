@@ -1,7 +1,7 @@
 """The command line for text: the default job, tokenizers from checkpoints, and what a language model reports."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +38,10 @@ _DEFAULT_JOB = {
         ("--config", "-c", "--optimizer=", "--optimizer "),
     ),
 }
-_COMMANDS = {"generate": partial(auto_cli, generate, as_positional=False), "plot": plot}
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "generate": partial(auto_cli, generate, as_positional=False),
+    "plot": plot,
+}
 
 
 class TextCLI(LitCLI):
