@@ -58,8 +58,9 @@ class LoggedRun(NamedTuple):
     @property
     def monitor(self) -> tuple[str, str]:
         """The validation metric that decides which checkpoint is best, and whether its `min` or `max` is."""
-        name = self.settings.get("checkpoint.monitor", "null")
-        return (f"val/{self.loss}" if name == "null" else name), self.settings.get("checkpoint.mode", "min")
+        asked = (self.settings.get(f"checkpoint.{key}", "null") for key in ("monitor", "mode"))
+        name, mode = (text.partition(",")[0] for text in asked)  # at the start, if a continued run has changed it
+        return (f"val/{self.loss}" if name == "null" else name), ("max" if mode == "max" else "min")
 
 
 def find_runs(asked: Sequence[str]) -> list[LoggedRun]:
