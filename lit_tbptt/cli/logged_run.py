@@ -58,8 +58,9 @@ class LoggedRun(NamedTuple):
     @property
     def monitor(self) -> tuple[str, str]:
         """The validation metric that decides which checkpoint is best, and whether its `min` or `max` is."""
-        name = self.settings.get("checkpoint.monitor", "null")
-        return (f"val/{self.loss}" if name == "null" else name), self.settings.get("checkpoint.mode", "min")
+        asked = (self.settings.get(f"checkpoint.{key}", "null") for key in ("monitor", "mode"))
+        name, mode = (text.partition(",")[0] for text in asked)  # at the start, if a continued run has changed it
+        return (f"val/{self.loss}" if name == "null" else name), ("max" if mode == "max" else "min")
 
 
 def find_runs(asked: Sequence[str]) -> list[LoggedRun]:
@@ -165,10 +166,11 @@ def _number(text: str | None) -> float:
 
 def _settings(folder: Path) -> dict[str, str]:
     """Reads the settings a run was started with, and those that it was continued with."""
-    steps = {int(step): file for file in folder.glob(f"{CONTINUED}*.yaml") if (step := _step(file)).isdecimal()}
+    continued = {_step(file): file for file in folder.glob(f"{CONTINUED}*.yaml")}
+    steps = {int(step): file for step, file in continued.items() if step.isdecimal()}
     settings: dict[str, str] = {}
     now: dict[str, str] = {}
-    for from_step, file in [(0, folder / CONFIG), *sorted(steps.items())]:
+    for step, file in [(0, folder / CONFIG), *sorted(steps.items())]:
         if not file.is_file():
             continue
         try:
@@ -179,7 +181,7 @@ def _settings(folder: Path) -> dict[str, str]:
             if name not in settings:
                 settings[name] = value
             elif value != now.get(name):
-                settings[name] += f", {value} from step {from_step}"
+                settings[name] += f", {value} from step {step}"
         now = read
     return settings
 

@@ -3,6 +3,7 @@
 runs/<config name>/<run name>/     the run name is version_0, version_1, ... unless one is given
 config.yaml                    the settings; config_from_step_<n>.yaml of each start that continued the run
 metrics.csv                    what was logged
+curves.png                     the same as a picture, if matplotlib is installed
 by_step/  by_tokens/           the same for TensorBoard
 gradient_horizon/              curves of the callback
 checkpoints/                   last.ckpt, previous.ckpt, best.ckpt, best-2.ckpt, ...
