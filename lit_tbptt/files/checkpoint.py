@@ -32,7 +32,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
             written = beside.stat().st_size if beside.exists() else 0
             free = shutil.disk_usage(beside.parent).free
             size = f"after {written / 1e6:.1f} MB; {free / 1e6:.1f} MB are free there"
-            raise OSError(reason.errno, f"{reason.strerror}, {size}", str(path)) from error
+            raise OSError(reason.errno, f"{reason.strerror or reason}, {size}", str(path)) from error
 
 
 def is_plain(value: Any) -> bool:

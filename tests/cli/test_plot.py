@@ -179,8 +179,8 @@ def test_settings_that_a_run_was_continued_with_are_shown():
 
 BAD = {
     "no RUN": ([], "the following arguments are required: runs"),
-    "no such option": (["version_0", "--output", "x"], "unrecognized arguments: --output"),
-    "no abbreviations": (["version_0", "--ou", "x"], "unrecognized arguments: --ou"),
+    "no such option": (["version_0", "--output", "x"], "--output: there is no such option"),
+    "no abbreviations": (["version_0", "--ou", "x"], "--ou: there is no such option"),
     "nothing there": (
         ["nope"],
         r"RUN='nope': no such run folder.*; there are .*/same, runs/b/version_0$",
@@ -220,8 +220,8 @@ def test_the_help_is_short_and_its_own(capfd):
         main(["plot", "--help"])
     printed = capfd.readouterr().out
     assert stopped.value.code == 0
-    assert "RUN [RUN ...]" in printed
-    assert "--out DIR" in printed
+    assert "runs [runs ...]" in printed
+    assert "--out OUT" in printed
     assert len(printed.splitlines()) < 20
 
 

@@ -29,7 +29,7 @@ def test_a_new_run_from_weights_alone(first_run, words_folder):
     for name, value in last()["state_dict"].items():
         assert torch.equal(cli.model.state_dict()[name], value)
     source = f"--init_from={RUN}/checkpoints/last.ckpt"
-    assert "model.core=" in refused(*first_run, source, "--model.core.hidden_size=10")
+    assert "model.core.hidden_size=10" in refused(*first_run, source, "--model.core.hidden_size=10")
     assert "vocabulary of" in refused("fit", f"--data.path={words_folder}", "--data.tokenizer=char", source)
 
 

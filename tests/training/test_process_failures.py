@@ -177,9 +177,10 @@ def odd_runs(folder):
     found["lanes for one process"] = "Rank(trainer.global_rank, trainer.world_size).share" in str(error.value)
 
     for number, text in enumerate(["", "abcdefgh"]):
-        (folder / f"train-{number}.jsonl").write_text(f'{{"text": "{text}"}}\n' * 5)
+        (folder / "texts").mkdir(exist_ok=True)
+        (folder / "texts" / f"train-{number}.jsonl").write_text(f'{{"text": "{text}"}}\n' * 5)
     data = TextLanesDataModule(
-        str(folder), num_lanes=4, k1=5, streaming=True, num_readers=2, tokenizer="char", val_fraction=0
+        str(folder / "texts"), num_lanes=4, k1=5, streaming=True, num_readers=2, tokenizer="char", val_fraction=0
     )
     half = trainer_in(folder / "half", 2)
     half.fit(LitLanguageModel(GRU(7), k1=5), data)
