@@ -209,8 +209,10 @@ def execute(case: Case, files: Path, work: Path, outputs: Path | None) -> Answer
 def message(answer: Answer) -> list[str]:
     """Returns the lines that say what is wrong, or all lines."""
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", answer.output) if line.strip()]
-    first = next((i for i, line in enumerate(lines) if re.match(r"(error|stopped|usage):", line)), 0)
-    return lines[first:] if answer.status else lines
+    # After a progress bar that was broken off, the message begins within its line.
+    said = [(i, re.search(r"(error|stopped|usage): ", line)) for i, line in enumerate(lines)]
+    first = next(((i, match.start()) for i, match in said if match), (0, 0))
+    return [lines[first[0]][first[1] :], *lines[first[0] + 1 :]] if answer.status and lines else lines
 
 
 def verdict(case: Case, answer: Answer) -> str:
