@@ -100,7 +100,7 @@ def _one_line(message: str) -> str:
 def _meant(name: str, names: Iterable[str]) -> str:
     by_letters = {each.lower(): each for each in names}
     close = get_close_matches(name.lower(), by_letters, n=1, cutoff=0.6)
-    return f"; did you mean {by_letters[close[0]]}?" if close else ""
+    return f"; did you mean {by_letters[close[0]]}?" if close and by_letters[close[0]] != name else ""
 
 
 def _meant_option(name: str, parser: ArgumentParser) -> str:
