@@ -18,10 +18,7 @@ from lit_tbptt.cli.plot import draw_finished_run
 from lit_tbptt.cli.process import set_up_process
 from lit_tbptt.cli.reports import result_table
 from lit_tbptt.cli.runs import SaveSettings, Start, runs_of_command_line
-from lit_tbptt.cli.settings import (
-    changed_options,
-    foreign_classes,
-)
+from lit_tbptt.cli.settings import changed_options, foreign_classes
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.run_folder import RunFolder, next_version
@@ -75,10 +72,10 @@ class LitCLI(SettingsCLI):
                     | options,
                 )
             except BaseException as error:
-                if self._start is not None and not self._has_started():
+                if self._start is not None:
                     self._start.undo()
-                if isinstance(error, SystemExit) and error.code in (128 + SIGINT, 128 + SIGTERM):
-                    self._say_how_to_continue()
+                    if isinstance(error, SystemExit) and error.code in (128 + SIGINT, 128 + SIGTERM):
+                        self._say_how_to_continue()
                 raise
 
     # Objects
@@ -110,6 +107,8 @@ class LitCLI(SettingsCLI):
         if has_folder:
             own = self._run_loggers(continued, made.is_global_zero)
             made.loggers = [*(own if trainer.logger is not False else folder_alone(own)), *made.loggers]
+            if self._start is not None:
+                made.callbacks.append(self._start)
         return made
 
     def instantiate_classes(self) -> None:
@@ -140,12 +139,6 @@ class LitCLI(SettingsCLI):
         folder = RunFolder.reserve(runs, name)
         self._start = Start(folder)
         return run_loggers(folder)
-
-    def _has_started(self) -> bool:
-        trainer = getattr(self, "trainer", None)
-        return trainer is not None and any(
-            isinstance(callback, SaveSettings) and callback.already_saved for callback in trainer.callbacks
-        )
 
     # Subcommands
 

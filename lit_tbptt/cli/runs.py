@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lit_tbptt.cli.command_line import config_file, given_value
@@ -19,7 +19,7 @@ def runs_of_command_line(args: Sequence[str]) -> Path:
     return runs_of(config_file(args), runs_dir or Path(root or "", "runs"))
 
 
-class Start:
+class Start(Callback):
     """What a run's folder held before a start, which may be refused.
 
     Args:
@@ -27,13 +27,19 @@ class Start:
     """
 
     def __init__(self, folder: RunFolder) -> None:
+        self.accepted = False
         self._folder = folder.path
         self._before = {self._folder, *self._folder.parents, *self._folder.rglob("*")}
         if not any(self._folder.glob("*")):  # it was made for this start
             self._before.remove(self._folder)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.accepted = True
+
     def undo(self) -> None:
-        """Removes what was added: event files and folders, which Lightning's loggers make at once."""
+        """Removes what was added, unless training has begun: event files and folders, which loggers make at once."""
+        if self.accepted:
+            return
         for path in sorted((self._folder, *self._folder.rglob("*")), reverse=True):
             if path in self._before:
                 continue

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from command_line import FIRST_RUN, RUN, SMALL_RUN, refused
+from lightning.pytorch.cli import SaveConfigCallback
+from oscillator import Oscillator, WavesData
 
-from lit_tbptt.cli import TextCLI, main
+from lit_tbptt.cli import LitCLI, TextCLI, main
 
 
 def files():
@@ -43,6 +45,15 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(first_run):
     for change in (["--data.num_lanes=2"], ["--optimizer=SGD"], ["--model.k1=6"], ["--model.core.hidden_size=10"]):
         refused("fit", "--ckpt_path=last", "--trainer.max_steps=30", *change)
         assert files() == before
+
+
+@pytest.mark.parametrize("callback", [None, SaveConfigCallback])
+def test_a_run_that_is_stopped_keeps_its_checkpoints_whatever_saves_its_settings(callback, in_tmp_path):
+    signal_at = ["--trainer.callbacks=oscillator.SignalAt", "--trainer.callbacks.step=3"]
+    stopping = [*signal_at, "--trainer.callbacks.name=SIGTERM", "--trainer.max_steps=9"]
+    with pytest.raises(SystemExit, match="143"):
+        LitCLI(Oscillator, WavesData, args=["fit", *stopping], save_config_callback=callback)
+    assert (RUN / "checkpoints" / "last.ckpt").exists()
 
 
 def test_without_loggers_a_run_has_its_folder_and_a_users_file_stays(words_folder, in_tmp_path):
