@@ -1,4 +1,4 @@
-"""Small tasks, one with exact gradients and one to learn, a core, and the windows they are trained on."""
+"""Small tasks, one with exact gradients and one to learn, two cores, and the windows they are trained on."""
 
 import torch
 from torch import nn
@@ -86,6 +86,25 @@ class Leaky(RecurrentCore):
             slow = slow.lerp(x, self.rate)
             outputs.append(slow)
         return torch.stack(outputs, 1), {"slow": [slow], "seen": state["seen"] + inputs.shape[1]}
+
+
+class OwnGRU(RecurrentCore):
+    """A user's own core, with weights."""
+
+    def __init__(self, size: int = 6):
+        super().__init__()
+        self.input_size = self.output_size = size
+        self.cell = torch.nn.GRUCell(size, size)
+
+    def initial_state(self, num_lanes):
+        return (torch.zeros(num_lanes, self.input_size),)
+
+    def forward(self, inputs, state):
+        outputs = []
+        for x in inputs.unbind(1):
+            state = (self.cell(x, state[0]),)
+            outputs.append(state[0])
+        return torch.stack(outputs, 1), state
 
 
 def windows_of(inputs, targets, k1, resets=()):

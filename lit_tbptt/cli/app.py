@@ -111,14 +111,6 @@ class LitCLI(SettingsCLI):
                 made.callbacks.append(self._start)
         return made
 
-    def instantiate_classes(self) -> None:
-        try:
-            super().instantiate_classes()
-        except InputError:
-            raise
-        except (ValueError, ImportError) as error:  # of a constructor that the user gave a value to
-            raise InputError(" ".join(str(error).split())) from error
-
     def _continued_run(self) -> RunFolder | None:
         return None if self._checkpoint is None else RunFolder.of_checkpoint(self._checkpoint_path)
 
@@ -226,7 +218,8 @@ class LitCLI(SettingsCLI):
             print(f"{purpose + ':':11} {command}")
 
     def _say_how_to_continue(self) -> None:
-        saved = [each for each in self.trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint)]
+        trainer: Trainer | None = getattr(self, "trainer", None)  # a signal may come before there is one
+        saved = [each for each in trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint)] if trainer else []
         if saved and (last := saved[0].last_model_path):
             say(f"continue:   {self.next_commands(saved[0].best_model_path or last, last)['continue']}")
 

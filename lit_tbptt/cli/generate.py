@@ -11,9 +11,9 @@ import yaml
 from lit_tbptt.cli.loading import open_model
 from lit_tbptt.cli.text_files import json_lines, read_text
 from lit_tbptt.cores import RecurrentCore
-from lit_tbptt.data.text.tokenizers import UNKNOWN, CharTokenizer
+from lit_tbptt.data.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer
 from lit_tbptt.errors import InputError
-from lit_tbptt.text_model import TextModel, unknown_token
+from lit_tbptt.text_model import TextModel
 
 # Prompts that are continued together. More would take more memory, and be written later.
 _TOGETHER = 64
@@ -57,7 +57,7 @@ def generate(
     """
     prompts = _prompts(prompt, prompt_file)
     model, _ = open_model(ckpt_path, core, config, run_name, runs_dir, device)
-    _note_unknown(model, prompts)
+    _note_unknown(model.tokenizer, prompts)
     options: dict[str, Any] = {
         "num_tokens": num_tokens,
         "temperature": temperature,
@@ -89,13 +89,12 @@ def _texts(model: TextModel, prompts: Sequence[str], seed: int, options: dict[st
         yield from zip(some, model.generate(some, seed=seed + first, **options), strict=True)
 
 
-def _note_unknown(model: TextModel, prompts: list[str]) -> None:
-    unknown = unknown_token(model.tokenizer)
-    if unknown is None or isinstance(model.tokenizer, CharTokenizer):  # whose unknown characters are refused
+def _note_unknown(tokenizer: Tokenizer, prompts: list[str]) -> None:
+    if isinstance(tokenizer, CharTokenizer):  # whose unknown characters are refused
         return
-    tokens = [token for ids in model.tokenizer.encode(prompts) for token in ids.tolist()]
-    if unknown in tokens:
-        share = f"{tokens.count(unknown)} of the {len(tokens)}"
+    encoded = tokenizer.encode(prompts)
+    if num_unknown := tokenizer.num_unknown(prompts, encoded):
+        share = f"{num_unknown} of the {sum(map(len, encoded))}"
         print(f"note: {share} tokens of the prompt are not in the vocabulary: {UNKNOWN}", file=sys.stderr)
 
 

@@ -75,8 +75,13 @@ class SettingsCLI(LightningCLI):
             say(line)
 
     def instantiate_classes(self) -> None:
-        with named_on_the_command_line(self._now, self._now.get("model") or ()):
-            super().instantiate_classes()
+        try:
+            with named_on_the_command_line(self._now, self._now.get("model") or ()):
+                super().instantiate_classes()
+        except InputError:
+            raise
+        except (ValueError, ImportError) as error:  # of a constructor that the user gave a value to
+            raise InputError(" ".join(str(error).split())) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         with named_on_the_command_line(self._now, self._now.get("model") or ()):

@@ -46,7 +46,7 @@ def json_lines(path: str, inputs: Iterable[str]) -> Iterator[Callable[[Mapping[s
         return InputError(f"out: {path}: {error.strerror or error}")
 
     try:
-        file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below, where errors of writing are not of opening
     except OSError as error:
         raise failed(error) from error
 

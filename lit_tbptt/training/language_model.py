@@ -12,7 +12,6 @@ from torch import Tensor
 from lit_tbptt.cores import LSTM, RecurrentCore
 from lit_tbptt.cores.base import check_core
 from lit_tbptt.data.text.tokenizers import BUILT_IN, Tokenizer
-from lit_tbptt.described import description, network_parts, tokenizer_of
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.schema import Checkpoint, new_run_state
@@ -24,6 +23,7 @@ from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
 from lit_tbptt.text_model import Prompts, TextModel
+from lit_tbptt.text_model.described import description, network_parts, tokenizer_of
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.overrides import loop_hooks
 
@@ -230,7 +230,7 @@ class LitLanguageModel(LitTBPTT):
     ) -> Self:
         """Makes the model of a checkpoint that was read; see `load_from_checkpoint`."""
         tokenizer_of(checkpoint)
-        parts = network_parts(checkpoint, core)
+        parts = network_parts(checkpoint["hyper_parameters"], core)
         return cls._from_checkpoint(checkpoint, {**checkpoint["hyper_parameters"], **parts, **settings})
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import RUN, equal, last, refused
+from tasks import OwnGRU
 
-from lit_tbptt import InputError, LitLanguageModel, RecurrentCore
+from lit_tbptt import InputError, LitLanguageModel
 from lit_tbptt.cli import main
 from lit_tbptt.files.checkpoint import read_checkpoint, write_checkpoint
 
@@ -128,32 +129,13 @@ def test_a_checkpoint_that_names_a_foreign_class_imports_nothing(first_run, plan
     assert not Path("exploded").exists()
 
 
-class Doubling(RecurrentCore):
-    """A user's own class."""
-
-    def __init__(self, size: int = 6):
-        super().__init__()
-        self.input_size = self.output_size = size
-        self.cell = torch.nn.GRUCell(size, size)
-
-    def initial_state(self, num_lanes):
-        return (torch.zeros(num_lanes, self.input_size),)
-
-    def forward(self, inputs, state):
-        outputs = []
-        for x in inputs.unbind(1):
-            state = (self.cell(x, state[0]),)
-            outputs.append(state[0])
-        return torch.stack(outputs, 1), state
-
-
 def test_a_users_own_core_is_passed_in(words_folder, tmp_path):
     from lightning.pytorch import Trainer
 
     from lit_tbptt import TextLanesDataModule
 
     data = TextLanesDataModule(str(words_folder), tokenizer="word", num_lanes=3, k1=5, eval_num_lanes=2)
-    model = LitLanguageModel(Doubling(7), k1=5)
+    model = LitLanguageModel(OwnGRU(7), k1=5)
     trainer = Trainer(
         max_steps=3,
         logger=False,
@@ -165,7 +147,7 @@ def test_a_users_own_core_is_passed_in(words_folder, tmp_path):
     )
     trainer.fit(model, data)
     trainer.save_checkpoint("own.ckpt", weights_only=False)
-    again = LitLanguageModel.load_from_checkpoint("own.ckpt", core=Doubling(7))
+    again = LitLanguageModel.load_from_checkpoint("own.ckpt", core=OwnGRU(7))
     assert again.generate(["w1"], 9, seed=4) == model.generate(["w1"], 9, seed=4)
-    with pytest.raises(InputError, match=r"core is a test_checkpoint.Doubling, which is not imported .*as core"):
+    with pytest.raises(InputError, match=r"core is a tasks.OwnGRU, which is not imported .*as core"):
         LitLanguageModel.load_from_checkpoint("own.ckpt")

@@ -11,13 +11,13 @@ import torch
 
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.data.text.decoding import IncrementalDecoder, StopText
-from lit_tbptt.data.text.tokenizers import CharTokenizer, LibraryTokenizer, Tokenizer, from_description
-from lit_tbptt.described import build_network, network_settings, tokenizer_of
+from lit_tbptt.data.text.tokenizers import CharTokenizer, Tokenizer, from_description
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.schema import Checkpoint
 from lit_tbptt.models.language_model import RecurrentLM
 from lit_tbptt.models.scoring import DocumentScore, Score, window_nats
-from lit_tbptt.pretrained import local_folder, model_card, read_config, read_weights, upload, write_folder
+from lit_tbptt.text_model.described import build_network, network_settings, tokenizer_of
+from lit_tbptt.text_model.pretrained import local_folder, model_card, read_config, read_weights, upload, write_folder
 
 Prompts = TypeVar("Prompts", str, list[str])
 """One text, or several."""
@@ -220,22 +220,12 @@ class TextModel:
         Args:
             documents: Their texts.
         """
-        eos, unknown = self.tokenizer.eos, unknown_token(self.tokenizer)
+        eos = self.tokenizer.eos
         for text in documents:
             (ids,) = self.tokenizer.encode_documents([text])
             tokens = torch.from_numpy(ids.astype(np.int64))
             windows = [*window_nats(self.network, tokens, eos, self.k1, self.carry_state)]
             nats = torch.cat([torch.zeros(0, dtype=torch.double), *windows])
-            num_unknown = 0 if unknown is None else int((tokens == unknown).sum())
+            num_unknown = self.tokenizer.num_unknown([text], [ids])
             total = Score(nats.sum().item(), len(tokens), len(text.encode()), num_unknown)
             yield DocumentScore(total, tokens, nats)
-
-
-def unknown_token(tokenizer: Tokenizer) -> int | None:
-    """Returns the id that stands for text that is not in the vocabulary. None: there is no such text."""
-    if isinstance(tokenizer, CharTokenizer):
-        return tokenizer.unknown
-    if not isinstance(tokenizer, LibraryTokenizer):
-        return None
-    name = getattr(tokenizer.library.model, "unk_token", None)
-    return None if name is None else tokenizer.library.token_to_id(name)

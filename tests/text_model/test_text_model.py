@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from tasks import OwnGRU
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 from torch.testing import assert_close
 
-from lit_tbptt import GRU, LSTM, RNN, Adaptive, InputError, RecurrentCore, RecurrentLM
+from lit_tbptt import GRU, LSTM, RNN, Adaptive, InputError, RecurrentLM
 from lit_tbptt.data import make_tokenizer
 from lit_tbptt.data.text.tokenizers import LibraryTokenizer
 from lit_tbptt.text_model import TextModel
@@ -123,25 +124,6 @@ def test_documents_are_read_one_by_one():
 # The folder
 
 
-class Doubling(RecurrentCore):
-    """A user's own class."""
-
-    def __init__(self, size: int = 6):
-        super().__init__()
-        self.input_size = self.output_size = size
-        self.cell = torch.nn.GRUCell(size, size)
-
-    def initial_state(self, num_lanes):
-        return (torch.zeros(num_lanes, self.input_size),)
-
-    def forward(self, inputs, state):
-        outputs = []
-        for x in inputs.unbind(1):
-            state = (self.cell(x, state[0]),)
-            outputs.append(state[0])
-        return torch.stack(outputs, 1), state
-
-
 MODELS = {
     "LSTM on bytes": lambda: text_model("byte", LSTM(7, 2, input_size=5, learned_initial_state=True)),
     "tied GRU on characters": lambda: text_model("char", GRU(6), tie_weights=True, output_dropout=0.25),
@@ -179,20 +161,20 @@ def test_a_librarys_tokenizer_can_be_read_by_the_library(tmp_path):
 
 
 def test_a_core_of_ones_own_is_given_and_never_imported(tmp_path):
-    model = text_model(core=Doubling(7))
+    model = text_model(core=OwnGRU(7))
     model.save_pretrained(tmp_path)
-    assert TextModel.from_pretrained(tmp_path, Doubling).generate("a", 9) == model.generate("a", 9)
-    assert TextModel.from_pretrained(tmp_path, Doubling(7)).generate("a", 9) == model.generate("a", 9)
-    with pytest.raises(InputError, match=r"core is a \w+\.Doubling, which is not imported because a file says so"):
+    assert TextModel.from_pretrained(tmp_path, OwnGRU).generate("a", 9) == model.generate("a", 9)
+    assert TextModel.from_pretrained(tmp_path, OwnGRU(7)).generate("a", 9) == model.generate("a", 9)
+    with pytest.raises(InputError, match=r"core is a \w+\.OwnGRU, which is not imported because a file says so"):
         TextModel.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"core=GRU: the checkpoint's core is a \w+\.Doubling; give that class"):
+    with pytest.raises(InputError, match=r"core=GRU: the checkpoint's core is a \w+\.OwnGRU; give that class"):
         TextModel.from_pretrained(tmp_path, GRU)
     with pytest.raises(InputError, match="its weights are not this core's"):
-        TextModel.from_pretrained(tmp_path, Doubling(8))
+        TextModel.from_pretrained(tmp_path, OwnGRU(8))
 
 
 def test_arguments_that_are_no_plain_values_are_named(tmp_path):
-    core = Doubling(6)
+    core = OwnGRU(6)
     core.init_args = {"size": torch.tensor(6)}
     with pytest.raises(InputError, match="takes plain values"):
         text_model(core=core).save_pretrained(tmp_path)

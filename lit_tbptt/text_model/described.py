@@ -29,7 +29,7 @@ def build_network(
         InputError: As in `network_parts`.
     """
     options = {name: settings[name] for name in _OPTIONS}
-    return RecurrentLM(tokenizer.vocabulary_size, **network_parts({"hyper_parameters": settings}, core), **options)
+    return RecurrentLM(tokenizer.vocabulary_size, **network_parts(settings, core), **options)
 
 
 def network_settings(network: RecurrentLM) -> dict[str, Any]:
@@ -53,18 +53,18 @@ def description(part: RecurrentCore | Adaptive) -> dict[str, Any]:
 
 
 def network_parts(
-    checkpoint: Mapping[str, Any], core: RecurrentCore | type[RecurrentCore] | None = None
+    settings: Mapping[str, Any], core: RecurrentCore | type[RecurrentCore] | None = None
 ) -> dict[str, Any]:
-    """Returns core and output layer that a checkpoint's hyperparameters describe, built again.
+    """Returns core and output layer that settings describe, built again.
 
     Args:
-        checkpoint: A checkpoint of a `LitLanguageModel`.
+        settings: What `network_settings` returned, or a checkpoint's hyperparameters.
         core: The core, or its class where it is not one of this package's.
 
     Raises:
         InputError: The core is of a class that must be given, or the given class is another one.
     """
-    described, head = checkpoint["hyper_parameters"]["core"], checkpoint["hyper_parameters"]["head"]
+    described, head = settings["core"], settings["head"]
     path, arguments = described["class_path"], described["init_args"]
     if core is None:
         core = getattr(cores, path.removeprefix("lit_tbptt."), None)
