@@ -31,7 +31,7 @@ class Carry(NamedTuple):
         """Returns tensors and plain values; a state of any structure becomes the list of its leaves."""
         return {
             "state": [leaf.to("cpu", copy=True) for leaf in tree_leaves(self.state)],
-            "context": [list(window.map(lambda part: part.to("cpu", copy=True))) for window in self.context],
+            "context": [window.describe() for window in self.context],
         }
 
     @classmethod
@@ -75,8 +75,9 @@ class Carry(NamedTuple):
 
 
 def _num_lanes(described: Carry) -> int:
-    tensors = [*described.state, *(window.inputs for window in described.context)]
-    return len(tensors[0]) if tensors else 0
+    if described.state:
+        return len(described.state[0])
+    return described.context[0].num_lanes if described.context else 0
 
 
 def _take_lanes(described: Carry, lanes: slice) -> Carry:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lit_tbptt.tbptt.carry import Carry
-from lit_tbptt.tbptt.state import cast_like, reset_lanes
-from lit_tbptt.tbptt.task import Task, WindowLoss
+from lit_tbptt.tbptt.state import cast_like, detach, reset_lanes
+from lit_tbptt.tbptt.task import Task, WindowLoss, initial_state_for
 
 SMALLEST = 1e-6
 """Norms below this share of the largest say no more about how fast a gradient vanishes."""
@@ -51,7 +51,7 @@ def gradient_norms(task: Task, carry: Carry, tokens_back: int) -> Tensor:
     """
     tokens = [token for piece in carry.context for token in piece.pieces(1)]
     before = len(tokens) - tokens_back - 1
-    initial = tree_map(Tensor.detach, task.initial_state(tokens[0].num_lanes))
+    initial = detach(task.initial_state(tokens[0].num_lanes))
     # What was computed under autocast has another dtype, which an initial state and modules without autocast have not.
     state, given = cast_like(carry.state, initial), []
     for number, token in enumerate(tokens):
@@ -59,7 +59,8 @@ def gradient_norms(task: Task, carry: Carry, tokens_back: int) -> Tensor:
             if number >= before:
                 state = tree_map(_with_gradient, state)
                 given.append([leaf for leaf in tree_leaves(state) if leaf.requires_grad])
-            state = state if token.reset is None else reset_lanes(token.reset, initial, state)
+            if token.reset is not None:
+                state = reset_lanes(token.reset, detach(initial_state_for(task, token, initial)), state)
             if number < len(tokens) - 1:
                 state = task.advance(token, state)
             else:

@@ -5,6 +5,7 @@ from functools import wraps
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State, check_versions, versions
@@ -65,6 +66,24 @@ def sum_penalties(penalties: Iterable[Tensor | None]) -> Tensor | None:
     return sum(given[1:], given[0]) if given else None
 
 
+def initial_state_for(task: Any, window: Window, initial: State) -> State:
+    """Returns the state of the lanes of a window that are reset: of its sequences, or `initial`.
+
+    Raises:
+        InputError: The task computes a state of other shapes than `initial`.
+    """
+    computed = None if window.static is None else task.initial_state_of(window.static)
+    if computed is None:
+        return initial
+    shapes = [[tuple(leaf.shape) for leaf in tree_leaves(state)] for state in (computed, initial)]
+    if tree_structure(computed) != tree_structure(initial) or shapes[0] != shapes[1]:
+        raise InputError(
+            f"{type(task).__name__}.initial_state_of returned tensors of {shapes[0]}, where initial_state has "
+            f"{shapes[1]}: both must return the same structure and shapes"
+        )
+    return computed
+
+
 def faster_form_of(*names: str) -> Callable[[Callable], Callable]:
     """Marks a `window_loss` or `run_window` that gives, in less time, what the named methods give together.
 
@@ -108,6 +127,18 @@ class Task:
     def initial_state(self, num_lanes: int) -> State:
         """Returns the state of lanes that are reset: any pytree of tensors, lane axis first in every leaf."""
         raise NotImplementedError(f"{type(self).__name__} must define initial_state(num_lanes)")
+
+    def initial_state_of(self, static: Any) -> State | None:
+        """Returns the state of lanes that are reset, computed from what belongs to their sequences.
+
+        It is called for every window that has `static`, and every part of a context, with today's weights, so that a
+        gradient reaches what computes the state. `initial_state` is still needed: it gives the structure, and must
+        have the same shapes. None: `initial_state` is it.
+
+        Args:
+            static: `Window.static`: of all lanes, whether they are reset or not.
+        """
+        return None
 
     def begin_window(self, num_lanes: int) -> Any:
         """Draws the noise that stays the same over a window and its context, such as shared dropout masks.

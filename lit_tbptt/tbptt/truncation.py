@@ -30,7 +30,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.recompute import Recomputed
 from lit_tbptt.tbptt.state import State, detach, num_lanes, requires_grad, reset_lanes
-from lit_tbptt.tbptt.task import Task, WindowLoss
+from lit_tbptt.tbptt.task import Task, WindowLoss, initial_state_for
 from lit_tbptt.tbptt.window import Window
 
 
@@ -100,8 +100,10 @@ class Truncation:
             carry: What the window before it returned, detached unless its graph is wanted. None: every lane is reset.
 
         Raises:
-            InputError: The window is longer than `k1`, or has another number of lanes than the carry.
+            InputError: The window is longer than `k1`, has another number of lanes than the carry, or is not made of
+                tensors of as many lanes and time steps.
         """
+        window.check()
         if window.num_time_steps > self.k1:
             raise InputError(
                 f"a window of {window.num_time_steps} time steps with k1={self.k1}: the data must be cut into windows "
@@ -111,7 +113,7 @@ class Truncation:
         if carry is None:
             num_lanes(initial)
             carry = Carry(detach(initial))
-            window = window.with_reset(torch.ones(window.num_lanes, dtype=torch.bool, device=window.inputs.device))
+            window = window.with_reset(torch.ones(window.num_lanes, dtype=torch.bool, device=window.device))
         if num_lanes(carry.state) not in (None, window.num_lanes):
             raise InputError(
                 f"a window of {window.num_lanes} lanes after windows of {num_lanes(carry.state)}: the number of lanes "
@@ -122,6 +124,7 @@ class Truncation:
         if task.noise is not noise:  # to set an attribute of a torch module takes time
             task.noise = noise
         state, pieces = self._without_surplus(task, initial, carry)
+        pieces = [piece.like(window) for piece in pieces]  # those of a checkpoint are plain
         num_context = sum(piece.num_time_steps for piece in pieces)
         far_edge = max(0, num_context + window.num_time_steps - (self.k2 - self.k1))
         if pieces and window.reset is None:
@@ -135,7 +138,7 @@ class Truncation:
         for piece in pieces:
             length = piece.num_time_steps
             at_edge = 0 < far_edge <= length
-            state = _reset(piece, initial, state)
+            state = _entering(task, piece, initial, state)
             cost, state_inside = run(piece, state, min(num_context, length), far_edge if at_edge else length)
             total, state = cost if total is None else total.followed_by(cost), cost.state
             if at_edge:
@@ -162,15 +165,17 @@ class Truncation:
             surplus -= piece.num_time_steps
             with torch.no_grad():
                 length = piece.num_time_steps
-                state = task.run_window(piece, _reset(piece, initial, state), length, length)[0].state
+                state = task.run_window(piece, _entering(task, piece, initial, state), length, length)[0].state
         return state, context
 
 
-def _reset(piece: Window, initial: State, carried: State) -> State:
+def _entering(task: Task, piece: Window, initial: State, carried: State) -> State:
+    """Returns the state that a piece is run from: the carried one, but for the lanes that are reset."""
+    initial = initial_state_for(task, piece, initial)
     if piece.reset is not None:
         return reset_lanes(piece.reset, initial, carried)
     if requires_grad(initial):
         # A learned initial state takes part in every window, so that every rank has a gradient for it.
-        nowhere = torch.zeros(piece.num_lanes, dtype=torch.bool, device=piece.inputs.device)
+        nowhere = torch.zeros(piece.num_lanes, dtype=torch.bool, device=piece.device)
         return reset_lanes(nowhere, initial, carried)
     return carried

@@ -8,6 +8,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lit_tbptt.tbptt import Batch, Window, WindowLoss
 from lit_tbptt.tbptt.state import State, detach, num_lanes, reset_lanes
+from lit_tbptt.tbptt.task import initial_state_for
 
 
 class Evaluated(Protocol):
@@ -20,6 +21,9 @@ class Evaluated(Protocol):
 
     def initial_state(self, num_lanes: int) -> State:
         """Returns the state of lanes that are reset."""
+
+    def initial_state_of(self, static: Any) -> State | None:
+        """Returns the same, computed from what belongs to the lanes' sequences; or None."""
 
     def evaluation_window(self, window: Window, state: State) -> WindowLoss:
         """Returns what a window costs, and adds it to `evaluation_metrics`."""
@@ -52,8 +56,8 @@ class Evaluation:
         for whole in batch.windows:
             if whole.num_lanes == 0:
                 return  # there are fewer lanes than ranks
-            for window in whole.pieces(self.reset_every or whole.num_time_steps):
-                initial = module.initial_state(window.num_lanes)
+            for window in whole.check().pieces(self.reset_every or whole.num_time_steps):
+                initial = initial_state_for(module, window, module.initial_state(window.num_lanes))
                 state = self._state
                 if state is None or self.reset_every:
                     num_lanes(initial)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 from lightning.fabric.utilities import move_data_to_device
+from torch.testing import assert_close
 
 from lit_tbptt import Batch, Window
 
@@ -32,8 +33,7 @@ def test_a_window_that_is_cut_and_joined_is_the_same():
     first, second = whole.split(1)
     assert second.reset is None
     assert (first.num_time_steps, second.num_time_steps) == (1, 3)
-    for part, expected in zip(first.join(second), whole, strict=True):
-        assert torch.equal(part, expected)
+    assert_close(first.join(second)[:4], whole[:4], rtol=0, atol=0)
     with pytest.raises(ValueError, match="with resets"):
         second.join(first)
 
