@@ -1,51 +1,36 @@
-"""What the two kinds of lanes share: they are iterables of batches that begin at any place."""
+"""What all kinds of lanes share: they are iterables of batches that begin at any place."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import repeat
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt.window import Batch, Window
-
-# In an array of token ids: no token.
-NOTHING = -1
+from lit_tbptt.tbptt.window import Batch
 
 
 class Lanes(ABC):
-    """The windows of a corpus that is laid into parallel contiguous lanes.
+    """The windows of data that are laid into parallel contiguous lanes.
 
     It is an iterable that Lightning takes as it is. It is no `DataLoader`: nothing can put a sampler into it, which
     would tear the lanes apart, and iterating draws nothing from the global random numbers.
 
     Args:
-        eos: The id of `<eos>`.
         num_lanes: Parallel lanes, those of all processes together.
-        k1: Tokens per lane and window.
+        k1: Time steps (in text, tokens) per lane and window.
         windows_per_batch: Windows per batch; the last batch may have fewer.
         local_lanes: The lanes that this process gets. None: all.
 
     Attributes:
-        bytes_per_token: Source bytes per token, for bits per byte. None: it is not known, or bits per byte would mean
-            nothing, for tokens are `<unk>`, whatever text they stand for.
         epoch: The number of the epoch that the next iteration is of.
 
     Raises:
         InputError: A number below 1, or lanes that are not there.
     """
 
-    bytes_per_token: float | None = None
-
-    def __init__(
-        self, eos: int, num_lanes: int, k1: int, windows_per_batch: int = 1, local_lanes: range | None = None
-    ) -> None:
+    def __init__(self, num_lanes: int, k1: int, windows_per_batch: int = 1, local_lanes: range | None = None) -> None:
         for name, value in (("num_lanes", num_lanes), ("k1", k1), ("windows_per_batch", windows_per_batch)):
             if value < 1:
                 raise InputError(f"{name}={value}: must be 1 or more")
-        self.eos = eos
         self.num_lanes = num_lanes
         self.k1 = k1
         self.windows_per_batch = windows_per_batch
@@ -101,24 +86,4 @@ class Lanes(ABC):
         self.epoch = state["epoch"]
 
     def _sizes(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("num_lanes", "k1", "windows_per_batch", "eos")}
-
-    def _cut(self, tokens: np.ndarray, resets: np.ndarray) -> tuple[Window, ...]:
-        """Cuts the tokens of a batch into windows.
-
-        Args:
-            tokens: `[lane, time + 1]` ids, from the token before the first target on; NOTHING where there is none.
-            resets: `[window, lane]` bool, true where a lane is reset.
-        """
-        nothing = tokens == NOTHING
-        masks: Iterable[torch.Tensor | None] = repeat(None)
-        if nothing.any():
-            # Every document ends with <eos>, so a lane that is reset after a gap sees the same as any other.
-            tokens = np.where(nothing, self.eos, tokens)
-            scored = torch.from_numpy(~nothing[:, 1:]).split(self.k1, 1)
-            masks = [None if bool(mask.all()) else mask for mask in scored]
-        inputs, targets = torch.from_numpy(tokens[:, :-1]), torch.from_numpy(tokens[:, 1:])
-        fresh = set(np.flatnonzero(resets.any(axis=1)).tolist())
-        starts = [reset if number in fresh else None for number, reset in enumerate(torch.from_numpy(resets))]
-        parts = zip(inputs.split(self.k1, 1), targets.split(self.k1, 1), starts, masks, strict=False)
-        return tuple(map(Window._make, parts))
+        return {name: getattr(self, name) for name in ("num_lanes", "k1", "windows_per_batch")}

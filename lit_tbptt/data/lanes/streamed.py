@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lit_tbptt.data.lanes.base import NOTHING, Lanes
-from lit_tbptt.data.text.read_ahead import ReadAhead
+from lit_tbptt.data.lanes.tokens import NOTHING, TokenLanes
+from lit_tbptt.data.read_ahead import ReadAhead
 from lit_tbptt.data.text.stream import DocumentReader, DocumentStream, TextReader
 from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _AHEAD = 8
 
 
-class StreamedLanes(Lanes):
+class StreamedLanes(TokenLanes):
     """Lanes over a stream of documents.
 
     The lanes are divided into `num_readers` groups of neighbours, and the shards of the stream too. A group reads its

@@ -13,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from lit_tbptt.data.lanes.base import NOTHING, Lanes
+from lit_tbptt.data.lanes.tokens import NOTHING, TokenLanes
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.window import Batch
 
@@ -39,7 +39,7 @@ class _Layout(NamedTuple):
         return int(np.diff(self.starts).max())
 
 
-class StridedLanes(Lanes):
+class StridedLanes(TokenLanes):
     """Lanes over a flat sequence of N tokens.
 
     Lane i's targets are the tokens from `i * N // num_lanes` up to where the next lane starts, and its inputs the

@@ -16,7 +16,8 @@ import time
 import pyarrow as pa
 from pyarrow import csv
 
-from lit_tbptt.data.text import network, read_ahead
+from lit_tbptt.data import read_ahead
+from lit_tbptt.data.text import network
 
 logger = logging.getLogger(__name__)
 
