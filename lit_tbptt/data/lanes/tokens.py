@@ -1,7 +1,7 @@
 """What lanes of token ids share: their windows are cut from an array of ids."""
 
 from collections.abc import Iterable
-from itertools import repeat
+from itertools import repeat, starmap
 from typing import Any
 
 import numpy as np
@@ -53,4 +53,4 @@ class TokenLanes(Lanes):
         fresh = set(np.flatnonzero(resets.any(axis=1)).tolist())
         starts = [reset if number in fresh else None for number, reset in enumerate(torch.from_numpy(resets))]
         parts = zip(inputs.split(self.k1, 1), targets.split(self.k1, 1), starts, masks, strict=False)
-        return tuple(map(Window._make, parts))
+        return tuple(starmap(Window, parts))
