@@ -174,11 +174,14 @@ class Batch(NamedTuple):
             several processes each keeps what it alone knows under keys of its own: they are united in a checkpoint.
         rows: `[window, lane, 3]`, on the CPU: the number of the sequence that a lane is in, the first of its time steps
             in the window, and how many there are; -1, 0, 0 where the lane is dry. None: the source does not tell.
+        scored: By window, whether any lane of any process has a target there; one without is run and takes no optimizer
+            step. None: all have.
     """
 
     windows: tuple[Window, ...]
     position: Mapping[str, Any]
     rows: Int[Tensor, "window lane 3"] | None = None
+    scored: tuple[bool, ...] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """Returns the batch with its windows on a device; Lightning calls this for every batch."""

@@ -1,0 +1,212 @@
+"""Sequences that can be indexed as lanes: episodes, recordings, measurements."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from lit_tbptt.data.lanes.base import Lanes
+from lit_tbptt.data.lanes.dealing import Dealer, Dealt, Pieces
+from lit_tbptt.data.read_ahead import ReadAhead
+from lit_tbptt.data.sequences.leaves import Selector
+from lit_tbptt.data.sequences.rows import Held, Rows
+from lit_tbptt.data.sequences.source import SequenceSource
+from lit_tbptt.errors import InputError
+from lit_tbptt.ranks import Rank
+from lit_tbptt.tbptt.window import Batch
+
+_AHEAD = 2
+"""Batches that are read beside training."""
+
+
+class SequenceLanes(Lanes):
+    """Lanes over a dataset of sequences, each of which begins at a window's start with a reset.
+
+    A lane that has run dry takes the next sequence, or the next piece of one (`dealing.py`). What a lane holds depends
+    on the lengths, the seed and the sizes here, never on how many processes there are. Where a lane has less than a
+    window, its last time step is repeated and not scored. The data are read in a thread of its own.
+
+    Args:
+        dataset: The sequences; see `SequenceSource`, also for `inputs` to `transform`.
+        num_lanes: Parallel lanes, those of all processes together.
+        k1: Time steps per lane and window; a window is shorter where no lane has as many.
+        windows_per_batch: Windows per batch; the last batch may have fewer.
+        max_length: Longer sequences are cut into pieces that score this number of time steps. None: they are not cut.
+        burn_in: Time steps after a reset that are run and not scored; a later piece of a sequence is run from that many
+            earlier, so that only a sequence's own first ones go unscored.
+        shuffle: Whether the pieces come in another order in every epoch.
+        repeat: Whether to begin again at the end, so that no lane runs dry and the epoch never ends.
+        random_lanes: How many of the lanes, the last ones, do not take sequences in turn: each of their windows starts
+            at a random place of the dataset, with a reset.
+        seed: Decides the order, the places of random lanes, and the generators of `transform`.
+        rank: The rank of this process, which gets its share of the lanes.
+
+    Attributes:
+        pieces: What is dealt.
+        source: Reads the dataset.
+
+    Raises:
+        InputError: A number is out of its range, there are fewer pieces than lanes, or an item is wrong.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        num_lanes: int,
+        k1: int,
+        windows_per_batch: int = 1,
+        *,
+        inputs: Selector | None = None,
+        targets: Selector | None = None,
+        static: Selector | None = None,
+        mask: Selector | None = None,
+        shift: int = 0,
+        lengths: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        transform: Callable[[Any, torch.Generator], Any] | None = None,
+        max_length: int | None = None,
+        burn_in: int = 0,
+        shuffle: bool = False,
+        repeat: bool = False,
+        random_lanes: int = 0,
+        seed: int = 1,
+        rank: Rank | None = None,
+    ) -> None:
+        rank = rank or Rank()
+        super().__init__(num_lanes, k1, windows_per_batch, rank.share(max(1, num_lanes)))
+        if max_length is not None and max_length < 1:
+            raise InputError(f"max_length={max_length}: must be 1 or more; leave it out to cut no sequence")
+        if burn_in < 0:
+            raise InputError(f"burn_in={burn_in}: must be 0 or more")
+        if not 0 <= random_lanes < num_lanes:
+            raise InputError(f"random_lanes={random_lanes} of num_lanes={num_lanes}: must leave at least one lane")
+        if random_lanes and burn_in >= k1:
+            raise InputError(
+                f"burn_in={burn_in} with random_lanes={random_lanes}: each of their windows has k1={k1} time steps and "
+                "begins with a reset, so none would be scored; choose a smaller burn_in"
+            )
+        self.source = SequenceSource(
+            dataset,
+            inputs=inputs,
+            targets=targets,
+            static=static,
+            mask=mask,
+            shift=shift,
+            lengths=lengths,
+            dtype=dtype,
+            transform=transform,
+            rank=rank,
+        )
+        self.max_length = max_length
+        self.burn_in = burn_in
+        self.shuffle = shuffle
+        self.repeat = repeat
+        self.random_lanes = random_lanes
+        self.seed = seed
+        self.pieces = Pieces.of_sequences(self.source.lengths, max_length, burn_in)
+        if not len(self.pieces.sequences):
+            raise InputError(
+                f"burn_in={burn_in}: the longest sequence has {self.source.lengths.max()} time steps, so none is scored"
+            )
+        if len(self.pieces.sequences) < num_lanes - random_lanes:
+            raise InputError(
+                f"num_lanes={num_lanes} over {len(self.pieces.sequences)} sequences, or pieces of them: every lane "
+                "needs one; use fewer lanes, or cut the sequences into more pieces with a smaller max_length"
+            )
+        self._sizes_of: tuple[int, tuple[int, int]] | None = None
+
+    def __len__(self) -> int:
+        """Returns the number of batches, if all epochs have the same.
+
+        Raises:
+            TypeError: They have not: sequences in a changing order fill the lanes unevenly; or the epoch never ends.
+        """
+        if self.num_windows is None:
+            raise TypeError("the number of batches differs from epoch to epoch, or there is no end")
+        return -(-self.num_windows // self.windows_per_batch)
+
+    @property
+    def num_windows(self) -> int | None:
+        """Windows of an epoch. None: epochs differ, or do not end."""
+        return None if self.shuffle or self.repeat else self._epoch_sizes()[0]
+
+    @property
+    def padding(self) -> float:
+        """The share of an epoch's time steps that are padding; with `repeat`, of one pass."""
+        _, num_time_steps = self._epoch_sizes()
+        return 1 - int(self.pieces.num_time_steps.sum()) / num_time_steps
+
+    def _epoch_sizes(self) -> tuple[int, int]:
+        """Returns the windows of an epoch, and the time steps of all lanes in them, padding included."""
+        if self._sizes_of is None or self._sizes_of[0] != self.epoch:
+            dealer = self._dealer(self.epoch, repeat=False)
+            longest = [int(dealt.num_time_steps.max()) for dealt in iter(dealer.deal, None)]
+            self._sizes_of = self.epoch, (len(longest), sum(longest) * (self.num_lanes - self.random_lanes))
+        return self._sizes_of[1]
+
+    def _dealer(self, epoch: int, repeat: bool) -> Dealer:
+        shuffle_seed = (self.seed, epoch) if self.shuffle else None
+        return Dealer(self.pieces, self.num_lanes - self.random_lanes, self.k1, shuffle_seed, repeat)
+
+    def _fixed(self) -> dict[str, Any]:
+        names = ("max_length", "burn_in", "shuffle", "repeat", "random_lanes", "seed")
+        settings = {name: getattr(self, name) for name in names}
+        return self._sizes() | settings | {"shift": self.source.shift, "dataset": self._content}
+
+    @cached_property
+    def _content(self) -> str:
+        lengths = self.source.lengths
+        return f"{len(lengths)} sequences of {lengths.sum()} time steps with checksum {crc32(lengths.tobytes()):08x}"
+
+    # Batches
+
+    def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
+        epoch = self.epoch
+        ahead = ReadAhead(lambda: self._read(position, skip, epoch), _AHEAD)
+        try:
+            yield from ahead
+        finally:
+            ahead.close()
+
+    def _read(self, position: Mapping[str, Any] | None, skip: int, epoch: int) -> Iterator[Batch]:
+        dealer = self._dealer(epoch, self.repeat)
+        if position is not None:
+            dealer.load_state_dict(position)
+        for _ in range(skip * self.windows_per_batch):
+            dealer.deal()
+        rows = Rows(self.source, self.seed, epoch)
+        while True:
+            here, windows, held, scored = dealer.state_dict(), [], [], []
+            for _ in range(self.windows_per_batch):
+                number, dealt = dealer.window, dealer.deal()
+                if dealt is None:
+                    break
+                lanes = self._held(dealt, number, epoch)
+                windows.append(rows.window([lanes[lane] for lane in self.local_lanes], self.burn_in))
+                held.append(rows.held)
+                scored.append(any(each.done + each.num_time_steps > self.burn_in for each in lanes))
+            if not windows:
+                return
+            yield Batch(tuple(windows), here, torch.stack(held), None if all(scored) else tuple(scored))
+
+    def _held(self, dealt: Dealt, window: int, epoch: int) -> list[Held]:
+        """Returns what every lane holds in a window, those of other processes too."""
+        longest = int(dealt.num_time_steps.max())
+        sequences, starts = self.pieces.sequences[dealt.pieces], self.pieces.starts[dealt.pieces] + dealt.done
+        columns = [each.tolist() for each in (sequences, starts, dealt.num_time_steps, dealt.done)]
+        lanes = [Held(longest, *row) for row in zip(*columns, strict=True)]
+        for lane in range(len(lanes), self.num_lanes):
+            place = np.random.default_rng([self.seed, epoch, window, lane]).integers(self._places[-1])
+            sequence = int(np.searchsorted(self._places, place, "right"))
+            start = int(place - (self._places[sequence - 1] if sequence else 0))
+            size = min(longest, int(self.source.lengths[sequence]) - start)
+            lanes.append(Held(longest, sequence, start, size, 0))
+        return lanes
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """`[sequence]`, how many places of random windows there are up to a sequence's end."""
+        return np.cumsum(np.maximum(1, self.source.lengths - self.k1 + 1))

@@ -1,0 +1,123 @@
+"""The rows of windows: what each lane holds of its sequence, read, padded and put below each other."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map, tree_structure, tree_unflatten
+
+from lit_tbptt.data.sequences.source import SequenceSource, Stretch, path_name
+from lit_tbptt.errors import InputError
+from lit_tbptt.tbptt.window import Window
+
+
+class Held(NamedTuple):
+    """What a lane holds in a window.
+
+    Attributes:
+        longest: The window's time steps.
+        sequence: The number of the sequence.
+        start: The first of its time steps; where the lane is dry, the one after its last.
+        num_time_steps: How many there are; 0 where the lane is dry.
+        done: Time steps since the reset.
+    """
+
+    longest: int
+    sequence: int
+    start: int
+    num_time_steps: int
+    done: int
+
+
+class Rows:
+    """Reads the rows of windows, and keeps the items of the lanes open.
+
+    Attributes:
+        held: `[lane, 3]`, what `Batch.rows` says of the last window.
+    """
+
+    def __init__(self, source: SequenceSource, seed: int, epoch: int) -> None:
+        self.source = source
+        self.seed, self.epoch = seed, epoch
+        self._items: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
+        self.held = torch.zeros(0, 3, dtype=torch.int64)
+
+    def window(self, lanes: Sequence[Held], burn_in: int) -> Window:
+        """Reads the window of some lanes."""
+        for lane in lanes:
+            self._open(lane.sequence)
+        while len(self._items) > 2 * max(1, len(lanes)):
+            self._items.popitem(last=False)
+        self.held = torch.tensor(
+            [(lane.sequence, lane.start, lane.num_time_steps) if lane.num_time_steps else (-1, 0, 0) for lane in lanes]
+        ).view(-1, 3)
+        if not lanes:
+            return Window(torch.zeros(0, 1), None)
+        stretches = [self._stretch(lane) for lane in lanes]
+        longest = lanes[0].longest
+        scored = torch.zeros(len(lanes), longest, dtype=torch.bool)
+        for row, lane, stretch in zip(scored, lanes, stretches, strict=True):
+            row[max(0, burn_in - lane.done) : lane.num_time_steps] = True
+            if stretch.mask is not None:
+                row[: lane.num_time_steps] &= stretch.mask[: lane.num_time_steps]
+        targets = None
+        if stretches[0].targets is not None:
+            targets = _stack([each.targets for each in stretches], longest)
+            self._check_targets(targets, scored, lanes)
+        reset = torch.tensor([lane.done == 0 and lane.num_time_steps > 0 for lane in lanes])
+        return Window(
+            _stack([each.inputs for each in stretches], longest),
+            targets,
+            reset if bool(reset.any()) else None,
+            None if bool(scored.all()) else scored,
+            self._static(lanes),
+        )
+
+    def _open(self, number: int) -> None:
+        if number not in self._items:
+            item = self.source.item(number)
+            self._items[number] = item, self.source.static(item, number)
+        self._items.move_to_end(number)
+
+    def _stretch(self, lane: Held) -> Stretch:
+        dry = lane.num_time_steps == 0
+        start = lane.start - 1 if dry else lane.start
+        stop = start + max(1, lane.num_time_steps)
+        generator = None
+        if self.source.transform is not None:
+            numbers = np.random.SeedSequence([self.seed, self.epoch, lane.sequence]).generate_state(1, np.uint64)
+            generator = torch.Generator().manual_seed(int(numbers[0] >> np.uint64(1)))
+        return self.source.read(self._items[lane.sequence][0], lane.sequence, start, stop, generator)
+
+    def _static(self, lanes: Sequence[Held]) -> Any:
+        parts = [self._items[lane.sequence][1] for lane in lanes]
+        return None if parts[0] is None else tree_map(lambda *leaves: torch.stack(leaves), *parts)
+
+    def _check_targets(self, targets: Any, scored: Tensor, lanes: Sequence[Held]) -> None:
+        for path, leaf in tree_flatten_with_path(targets)[0]:
+            if leaf.is_floating_point():
+                wrong = leaf.isnan().view(*scored.shape, -1).any(-1) & scored
+                if bool(wrong.any()):
+                    row, time = (int(each) for each in wrong.nonzero()[0])
+                    name = path_name(path)
+                    raise InputError(
+                        f"item {lanes[row].sequence}: targets{name} is NaN at time step "
+                        f"{lanes[row].start + time + self.source.shift}: give a mask that is false where a target is "
+                        "missing"
+                    )
+
+
+def _stack(parts: Sequence[Any], longest: int) -> Any:
+    """Puts rows below each other; shorter ones repeat their last time step, of which a model can make numbers."""
+    columns = zip(*(tree_leaves(part) for part in parts), strict=True)
+    stacked = []
+    for leaves in columns:
+        out = leaves[0].new_empty(len(leaves), longest, *leaves[0].shape[1:])
+        for row, leaf in zip(out, leaves, strict=True):
+            row[: len(leaf)] = leaf
+            row[len(leaf) :] = leaf[-1]
+        stacked.append(out)
+    return tree_unflatten(stacked, tree_structure(parts[0]))

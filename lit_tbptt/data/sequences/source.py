@@ -1,0 +1,240 @@
+"""Sequences that can be indexed, as the lanes read them: how long each is, and any stretch of one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
+
+from lit_tbptt.data.sequences.arrow import ArrowSequences
+from lit_tbptt.data.sequences.leaves import (
+    Key,
+    Selector,
+    all_keys,
+    cast,
+    keys_of,
+    num_time_steps,
+    select,
+    slice_item,
+)
+from lit_tbptt.errors import InputError
+from lit_tbptt.ranks import Rank
+
+
+class Stretch(NamedTuple):
+    """Some time steps of a sequence.
+
+    Attributes:
+        inputs: `[time, ...]` leaves.
+        targets: `[time, ...]` leaves, or None.
+        mask: `[time]` bool, false where the item says that nothing is scored. None: everything is.
+    """
+
+    inputs: Any
+    targets: Any
+    mask: Tensor | None
+
+
+class SequenceSource:
+    """Reads a dataset of sequences.
+
+    Args:
+        dataset: Has `len` and an index; an item is a dictionary or a tuple of leaves `[time, ...]`, which have a shape
+            and can be sliced: tensors, arrays, memory maps, datasets of h5py or zarr; or a single leaf.
+        inputs: Which leaves are the inputs. None: the key `inputs` of a dictionary, the first leaf of a tuple, or the
+            single one.
+        targets: Which are the targets. None: those of the key `targets`, or the second leaf of a tuple, if there is one
+            and there is no `shift`.
+        static: Which leaves have no time axis, but belong to the whole sequence. None: there are none.
+        mask: Which leaf is true where the target counts. None: there is none.
+        shift: The targets are the inputs this number of time steps later, so that a sequence of T time steps has
+            T - shift targets. 0: they are leaves of their own.
+        lengths: The time steps of every item. None: they are found out by opening each item once.
+        dtype: Of floating-point leaves.
+        transform: Called as `transform(slice, generator)` with the dictionary of the leaves that are read, before
+            `inputs` and the others are taken from it; the generator is the same for every slice of a sequence.
+        rank: The rank of this process; each opens its share of the items to find their lengths.
+
+    Attributes:
+        lengths: `[sequence]` time steps that have a target.
+
+    Raises:
+        InputError: There is no item, an item has no such leaf or is empty, or the arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        inputs: Selector | None = None,
+        targets: Selector | None = None,
+        static: Selector | None = None,
+        mask: Selector | None = None,
+        shift: int = 0,
+        lengths: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        transform: Callable[[Any, torch.Generator], Any] | None = None,
+        rank: Rank | None = None,
+    ) -> None:
+        if shift < 0:
+            raise InputError(f"shift={shift}: must be 0 or more")
+        if shift and targets is not None:
+            raise InputError(
+                f"shift={shift} with targets={targets!r}: shifted inputs are the targets; give one of them"
+            )
+        if not len(dataset):
+            raise InputError("the dataset is empty: it needs at least one sequence")
+        self.dataset = ArrowSequences(dataset) if hasattr(dataset, "with_format") else dataset
+        self.shift = shift
+        self.dtype = dtype
+        self.transform = transform
+        self._static, self._mask = static, mask
+        self._inputs, self._targets = self._choose(inputs, targets)
+        self._static_keys = keys_of(static) or []
+        wanted = keys_of(self._inputs, self._targets, mask)
+        self._keys = None if transform is not None else wanted
+        self._specification: list[tuple[str, torch.dtype, tuple[int, ...]]] | None = None
+        steps = self._count(rank or Rank()) if lengths is None else np.asarray(lengths, np.int64)
+        if len(steps) != len(dataset):
+            raise InputError(f"lengths: {len(steps)} numbers for {len(dataset)} items: give one for each")
+        short = np.flatnonzero(steps <= shift)
+        if len(short):
+            number = int(short[0])
+            raise InputError(
+                f"item {number} has {steps[number]} time steps, and with shift={shift} no target"
+                + (f" ({len(short)} such items)" if len(short) > 1 else "")
+                + ": leave it out of the dataset"
+            )
+        self.lengths = steps - shift
+
+    def item(self, number: int) -> Any:
+        """Opens an item; a single leaf becomes a tuple of one.
+
+        Raises:
+            InputError: The dataset raises an error, or the item is of another kind.
+        """
+        try:
+            item = self.dataset[number]
+        except Exception as error:
+            raise InputError(f"item {number} cannot be read: {type(error).__name__}: {error}") from error
+        return item if isinstance(item, Mapping | tuple | list) else (item,)
+
+    def read(self, item: Any, number: int, start: int, stop: int, generator: torch.Generator | None) -> Stretch:
+        """Reads some time steps of an item.
+
+        Args:
+            item: What `item` returned.
+            number: Its number.
+            start: The first time step.
+            stop: The one after the last; that of the last target is `shift` later.
+            generator: For `transform`.
+
+        Raises:
+            InputError: The leaves have other lengths, kinds or shapes than those of other items.
+        """
+        keys = self._named(item)
+        static = [key for key in self._static_keys if key in keys]
+        wanted = stop - start + self.shift
+        try:
+            part = slice_item(item, keys, slice(start, stop + self.shift), static)
+            if self.transform is not None and generator is not None:
+                part = self.transform(part, generator)
+            inputs = select(self._inputs, part)
+            targets = None if self._targets is None else select(self._targets, part)
+            mask = None if self._mask is None else select(self._mask, part)
+        except (KeyError, IndexError) as error:
+            raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
+        for name, value in (("inputs", inputs), ("targets", targets), ("mask", mask)):
+            for path, leaf in tree_flatten_with_path(value)[0] if value is not None else ():
+                if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != wanted:
+                    found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                    raise InputError(
+                        f"item {number}: {name}{path_name(path)} has {found} for the {wanted} time steps from "
+                        f"{start} on: all leaves with a time axis must have the same length; name the others as static"
+                    )
+        if self.shift:
+            inputs, targets = (
+                tree_map(lambda leaf: leaf[: -self.shift], inputs),
+                tree_map(lambda leaf: leaf[self.shift :], inputs),
+            )
+            mask = None if mask is None else mask[self.shift :]
+        stretch = Stretch(self._cast(inputs), self._cast(targets), None if mask is None else mask.bool())
+        self._check(number, stretch)
+        return stretch
+
+    def static(self, item: Any, number: int) -> Any:
+        """Returns the leaves of an item that have no time axis. None: there are none."""
+        if self._static is None:
+            return None
+        try:
+            part = slice_item(item, self._named(item, everything=True), slice(0), self._static_keys)
+            return self._cast(select(self._static, part))
+        except (KeyError, IndexError) as error:
+            raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
+
+    def _choose(self, inputs: Selector | None, targets: Selector | None) -> tuple[Selector, Selector | None]:
+        if inputs is not None and (targets is not None or self.shift):
+            return inputs, targets
+        keys = all_keys(self.item(0))
+        if inputs is None:
+            inputs = next((key for key in ("inputs", 0) if key in keys), None)
+            if inputs is None:
+                raise InputError(f"inputs=None, and item 0 has the keys {keys}: name those that are inputs")
+        if targets is None and not self.shift:
+            targets = next((key for key in ("targets", 1) if key in keys and key != inputs), None)
+        return inputs, targets
+
+    def _named(self, item: Any, everything: bool = False) -> list[Key]:
+        return all_keys(item) if self._keys is None or everything else self._keys
+
+    def _count(self, rank: Rank) -> np.ndarray:
+        if isinstance(self.dataset, ArrowSequences):
+            return self.dataset.num_time_steps(str(self._temporal_key(self.dataset[0])))
+        counts = [self._length(number) for number in rank.share(len(self.dataset))]
+        shares = [len(Rank(other, rank.num_ranks).share(len(self.dataset))) for other in range(rank.num_ranks)]
+        padded = counts + [0] * (max(shares) - len(counts))
+        gathered = rank.all_gather(padded)
+        return np.array([one for row, share in zip(gathered, shares, strict=True) for one in row[:share]], np.int64)
+
+    def _length(self, number: int) -> int:
+        item = self.item(number)
+        key = self._temporal_key(item)
+        try:
+            return num_time_steps(tree_leaves(item[key], is_leaf=lambda part: isinstance(part, list))[0])
+        except (KeyError, IndexError, TypeError) as error:
+            raise InputError(
+                f"item {number} has no leaf {key!r} with a time axis: its keys are {all_keys(item)}"
+            ) from error
+
+    def _temporal_key(self, item: Any) -> Key:
+        keys = keys_of(self._inputs) or [key for key in all_keys(item) if key not in self._static_keys]
+        return keys[0]
+
+    def _cast(self, part: Any) -> Any:
+        return None if part is None else tree_map(lambda leaf: cast(leaf, self.dtype), part)
+
+    def _check(self, number: int, stretch: Stretch) -> None:
+        """Makes sure that leaves of all items have the same names, kinds and shapes."""
+        specification = [
+            (f"{name}{path_name(path)}", leaf.dtype, tuple(leaf.shape[1:]))
+            for name, part in (("inputs", stretch.inputs), ("targets", stretch.targets))
+            if part is not None
+            for path, leaf in tree_flatten_with_path(part)[0]
+        ]
+        if self._specification is None:
+            self._specification = specification
+        if specification != self._specification:
+            ours, theirs = next(
+                (mine, first) for mine, first in zip(specification, self._specification, strict=False) if mine != first
+            )
+            raise InputError(
+                f"item {number}: {ours[0]} is {ours[1]} of {ours[2]} a time step, where the items before have "
+                f"{theirs[0]}, {theirs[1]} of {theirs[2]}: all items must have the same leaves"
+            )
+
+
+def path_name(path: Any) -> str:
+    """Returns the place of a leaf, as Python would write it."""
+    return "".join(f"[{getattr(entry, 'key', getattr(entry, 'idx', entry))!r}]" for entry in path)
