@@ -187,7 +187,7 @@ class SequenceLanes(Lanes):
                 lanes = self._held(dealt, number, epoch)
                 windows.append(rows.window([lanes[lane] for lane in self.local_lanes], self.burn_in))
                 held.append(rows.held)
-                scored.append(any(each.done + each.num_time_steps > self.burn_in for each in lanes))
+                scored.append(any(0 < each.num_time_steps > self.burn_in - each.done for each in lanes))
             if not windows:
                 return
             yield Batch(tuple(windows), here, torch.stack(held), None if all(scored) else tuple(scored))

@@ -52,33 +52,42 @@ def cast(leaf: Tensor, dtype: torch.dtype | None) -> Tensor:
     return leaf.to(dtype or torch.float32) if leaf.is_floating_point() else leaf
 
 
-def num_time_steps(leaf: Any) -> int:
-    """Returns the first size of a leaf, without a look at what it holds."""
-    shape = getattr(leaf, "shape", None)
-    return int(shape[0]) if shape else len(leaf)
+def num_time_steps(leaf: Any) -> int | None:
+    """Returns the first size of a leaf, without a look at what it holds. None: it has no axis."""
+    if isinstance(leaf, list):
+        return len(leaf)
+    shape = getattr(leaf, "shape", ())
+    return int(shape[0]) if shape else None
 
 
-def slice_item(item: Any, keys: Sequence[Key], times: slice, static: Sequence[Key]) -> Any:
+def slice_item(item: Any, times: slice, static: Sequence[Key], keys: Sequence[Key] | int) -> Any:
     """Returns an item's leaves as tensors, cut to some of the time steps.
 
     Args:
         item: A dictionary or a tuple of leaves.
-        keys: The leaves that are wanted.
         times: The time steps.
         static: The leaves that have no time axis, and are returned whole.
+        keys: The leaves that are wanted. A number: all of them, cut where they have this number of time steps.
 
     Returns:
         A dictionary by key; leaves that are nested in dictionaries and tuples stay so.
     """
 
-    def cut(leaf: Any) -> Tensor:
+    def cut(leaf: Any) -> Any:
+        if isinstance(keys, int) and num_time_steps(leaf) != keys:
+            return whole(leaf)
         return as_tensor(leaf[times])
 
-    return {key: tree_map(as_tensor if key in static else cut, item[key], is_leaf=_is_list) for key in keys}
+    def whole(leaf: Any) -> Any:
+        return leaf if leaf is None or isinstance(leaf, str | bytes) else as_tensor(leaf)
+
+    wanted = all_keys(item) if isinstance(keys, int) else keys
+    return {key: tree_map(whole if key in static else cut, item[key], is_leaf=is_list) for key in wanted}
 
 
-def _is_list(part: Any) -> bool:
-    return isinstance(part, list)  # of numbers, as Hugging Face's datasets have them
+def is_list(part: Any) -> bool:
+    """Tells whether something is a list, which is a leaf: of numbers, as the items of Hugging Face datasets have."""
+    return isinstance(part, list)
 
 
 def all_keys(item: Any) -> list[Key]:

@@ -78,7 +78,7 @@ class Rows:
 
     def _open(self, number: int) -> None:
         if number not in self._items:
-            item = self.source.item(number)
+            item = self.source.open(number)
             self._items[number] = item, self.source.static(item, number)
         self._items.move_to_end(number)
 

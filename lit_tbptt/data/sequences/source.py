@@ -14,6 +14,7 @@ from lit_tbptt.data.sequences.leaves import (
     Selector,
     all_keys,
     cast,
+    is_list,
     keys_of,
     num_time_steps,
     select,
@@ -121,11 +122,27 @@ class SequenceSource:
             raise InputError(f"item {number} cannot be read: {type(error).__name__}: {error}") from error
         return item if isinstance(item, Mapping | tuple | list) else (item,)
 
+    def open(self, number: int) -> Any:
+        """Opens an item that is to be read.
+
+        Raises:
+            InputError: As for `item`; or its leaves have another number of time steps than `lengths` says.
+        """
+        item, expected = self.item(number), int(self.lengths[number]) + self.shift
+        for key in self._keys or ():
+            for leaf in tree_leaves(item[key], is_leaf=is_list) if key in all_keys(item) else ():
+                if key not in self._static_keys and num_time_steps(leaf) != expected:
+                    raise InputError(
+                        f"item {number}: {key!r} has {num_time_steps(leaf)} time steps where {expected} are expected: "
+                        "all leaves with a time axis must have the same length; name the others as static"
+                    )
+        return item
+
     def read(self, item: Any, number: int, start: int, stop: int, generator: torch.Generator | None) -> Stretch:
         """Reads some time steps of an item.
 
         Args:
-            item: What `item` returned.
+            item: What `open` returned.
             number: Its number.
             start: The first time step.
             stop: The one after the last; that of the last target is `shift` later.
@@ -134,11 +151,10 @@ class SequenceSource:
         Raises:
             InputError: The leaves have other lengths, kinds or shapes than those of other items.
         """
-        keys = self._named(item)
-        static = [key for key in self._static_keys if key in keys]
+        keys = int(self.lengths[number]) + self.shift if self._keys is None else self._keys
         wanted = stop - start + self.shift
         try:
-            part = slice_item(item, keys, slice(start, stop + self.shift), static)
+            part = slice_item(item, slice(start, stop + self.shift), self._static_keys, keys)
             if self.transform is not None and generator is not None:
                 part = self.transform(part, generator)
             inputs = select(self._inputs, part)
@@ -169,7 +185,8 @@ class SequenceSource:
         if self._static is None:
             return None
         try:
-            part = slice_item(item, self._named(item, everything=True), slice(0), self._static_keys)
+            keys = all_keys(item) if callable(self._static) else self._static_keys
+            part = slice_item(item, slice(0), keys, keys)
             return self._cast(select(self._static, part))
         except (KeyError, IndexError) as error:
             raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
@@ -186,9 +203,6 @@ class SequenceSource:
             targets = next((key for key in ("targets", 1) if key in keys and key != inputs), None)
         return inputs, targets
 
-    def _named(self, item: Any, everything: bool = False) -> list[Key]:
-        return all_keys(item) if self._keys is None or everything else self._keys
-
     def _count(self, rank: Rank) -> np.ndarray:
         if isinstance(self.dataset, ArrowSequences):
             return self.dataset.num_time_steps(str(self._temporal_key(self.dataset[0])))
@@ -201,12 +215,10 @@ class SequenceSource:
     def _length(self, number: int) -> int:
         item = self.item(number)
         key = self._temporal_key(item)
-        try:
-            return num_time_steps(tree_leaves(item[key], is_leaf=lambda part: isinstance(part, list))[0])
-        except (KeyError, IndexError, TypeError) as error:
-            raise InputError(
-                f"item {number} has no leaf {key!r} with a time axis: its keys are {all_keys(item)}"
-            ) from error
+        found = num_time_steps(tree_leaves(item[key], is_leaf=is_list)[0]) if key in all_keys(item) else None
+        if found is None:
+            raise InputError(f"item {number} has no leaf {key!r} of time steps: it has {all_keys(item)}")
+        return found
 
     def _temporal_key(self, item: Any) -> Key:
         keys = keys_of(self._inputs) or [key for key in all_keys(item) if key not in self._static_keys]
