@@ -160,6 +160,8 @@ class SequenceSource:
             inputs = select(self._inputs, part)
             targets = None if self._targets is None else select(self._targets, part)
             mask = None if self._mask is None else select(self._mask, part)
+        except InputError as error:
+            raise InputError(f"item {number}: {error}") from error
         except (KeyError, IndexError) as error:
             raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
         for name, value in (("inputs", inputs), ("targets", targets), ("mask", mask)):
