@@ -1,5 +1,5 @@
 from .cores import GRU, LSTM, RNN, RecurrentCore
-from .data import StreamedLanes, StridedLanes, Tokenizer
+from .data import Normalization, SequenceLanes, StreamedLanes, StridedLanes, Tokenizer
 from .errors import DivergenceError, InputError, SourceError
 from .files.run_folder import RunFolder
 from .models.adaptive_softmax import Adaptive
@@ -26,6 +26,7 @@ from .training.evaluation import Evaluation
 from .training.language_model import LitLanguageModel
 from .training.loggers import run_loggers
 from .training.module import LitTBPTT
+from .training.sequence_data import SequenceLanesDataModule
 from .training.text_data import TextLanesDataModule
 
 __all__ = [
@@ -41,12 +42,15 @@ __all__ = [
     "InputError",
     "LitLanguageModel",
     "LitTBPTT",
+    "Normalization",
     "Rank",
     "RecurrentCore",
     "RecurrentLM",
     "Run",
     "RunCheckpoint",
     "RunFolder",
+    "SequenceLanes",
+    "SequenceLanesDataModule",
     "SignalHandling",
     "SourceError",
     "StepPerWindow",

@@ -1,7 +1,18 @@
+from .lanes.sequences import SequenceLanes
 from .lanes.streamed import StreamedLanes
 from .lanes.strided import StridedLanes
+from .sequences.normalization import Normalization
 from .text.documents import load_documents
 from .text.stream import document_stream
 from .text.tokenizers import Tokenizer, make_tokenizer
 
-__all__ = ["StreamedLanes", "StridedLanes", "Tokenizer", "document_stream", "load_documents", "make_tokenizer"]
+__all__ = [
+    "Normalization",
+    "SequenceLanes",
+    "StreamedLanes",
+    "StridedLanes",
+    "Tokenizer",
+    "document_stream",
+    "load_documents",
+    "make_tokenizer",
+]

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lit_tbptt import Task, Truncation, Window
-from lit_tbptt.data.lanes.sequences import SequenceLanes
+from lit_tbptt import SequenceLanes, Task, Truncation, Window
 
 LENGTHS = [11, 3, 17, 6, 9, 1, 13]
 

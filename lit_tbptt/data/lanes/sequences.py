@@ -1,6 +1,6 @@
 """Sequences that can be indexed as lanes: episodes, recordings, measurements."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 from zlib import crc32
@@ -11,9 +11,8 @@ import torch
 from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.data.lanes.dealing import Dealer, Dealt, Pieces
 from lit_tbptt.data.read_ahead import ReadAhead
-from lit_tbptt.data.sequences.leaves import Selector
 from lit_tbptt.data.sequences.rows import Held, Rows
-from lit_tbptt.data.sequences.source import SequenceSource
+from lit_tbptt.data.sequences.source import SequenceSource, Stretch
 from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
 from lit_tbptt.tbptt.window import Batch
@@ -30,7 +29,7 @@ class SequenceLanes(Lanes):
     window, its last time step is repeated and not scored. The data are read in a thread of its own.
 
     Args:
-        dataset: The sequences; see `SequenceSource`, also for `inputs` to `transform`.
+        dataset: The sequences; see `SequenceSource`, also for `reading`. Or such a source.
         num_lanes: Parallel lanes, those of all processes together.
         k1: Time steps per lane and window; a window is shorter where no lane has as many.
         windows_per_batch: Windows per batch; the last batch may have fewer.
@@ -42,7 +41,10 @@ class SequenceLanes(Lanes):
         random_lanes: How many of the lanes, the last ones, do not take sequences in turn: each of their windows starts
             at a random place of the dataset, with a reset.
         seed: Decides the order, the places of random lanes, and the generators of `transform`.
+        normalization: Changes what was read of a sequence, such as `Normalization`.
         rank: The rank of this process, which gets its share of the lanes.
+        **reading: What is read of the dataset: `inputs`, `targets`, `static`, `mask`, `shift`, `lengths`, `dtype` and
+            `transform` of `SequenceSource`.
 
     Attributes:
         pieces: What is dealt.
@@ -59,21 +61,15 @@ class SequenceLanes(Lanes):
         k1: int,
         windows_per_batch: int = 1,
         *,
-        inputs: Selector | None = None,
-        targets: Selector | None = None,
-        static: Selector | None = None,
-        mask: Selector | None = None,
-        shift: int = 0,
-        lengths: Sequence[int] | None = None,
-        dtype: torch.dtype | None = None,
-        transform: Callable[[Any, torch.Generator], Any] | None = None,
         max_length: int | None = None,
         burn_in: int = 0,
         shuffle: bool = False,
         repeat: bool = False,
         random_lanes: int = 0,
         seed: int = 1,
+        normalization: Callable[[Stretch], Stretch] | None = None,
         rank: Rank | None = None,
+        **reading: Any,
     ) -> None:
         rank = rank or Rank()
         super().__init__(num_lanes, k1, windows_per_batch, rank.share(max(1, num_lanes)))
@@ -88,24 +84,15 @@ class SequenceLanes(Lanes):
                 f"burn_in={burn_in} with random_lanes={random_lanes}: each of their windows has k1={k1} time steps and "
                 "begins with a reset, so none would be scored; choose a smaller burn_in"
             )
-        self.source = SequenceSource(
-            dataset,
-            inputs=inputs,
-            targets=targets,
-            static=static,
-            mask=mask,
-            shift=shift,
-            lengths=lengths,
-            dtype=dtype,
-            transform=transform,
-            rank=rank,
-        )
+        ready = isinstance(dataset, SequenceSource)
+        self.source: SequenceSource = dataset if ready else SequenceSource(dataset, rank=rank, **reading)
         self.max_length = max_length
         self.burn_in = burn_in
         self.shuffle = shuffle
         self.repeat = repeat
         self.random_lanes = random_lanes
         self.seed = seed
+        self.normalization = normalization
         self.pieces = Pieces.of_sequences(self.source.lengths, max_length, burn_in)
         if not len(self.pieces.sequences):
             raise InputError(
@@ -177,7 +164,7 @@ class SequenceLanes(Lanes):
             dealer.load_state_dict(position)
         for _ in range(skip * self.windows_per_batch):
             dealer.deal()
-        rows = Rows(self.source, self.seed, epoch)
+        rows = Rows(self.source, self.seed, epoch, self.normalization)
         while True:
             here, windows, held, scored = dealer.state_dict(), [], [], []
             for _ in range(self.windows_per_batch):

@@ -81,7 +81,7 @@ class ArrowLeaf:
         return _as_numpy(self._values.slice(start, max(0, stop - start)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self[:], dtype)
+        return np.array(self[:], dtype)  # a copy: what a dataset maps cannot be written to
 
 
 def _storage(array: pa.Array) -> pa.Array:

@@ -1,7 +1,7 @@
 """The rows of windows: what each lane holds of its sequence, read, padded and put below each other."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,9 +39,12 @@ class Rows:
         held: `[lane, 3]`, what `Batch.rows` says of the last window.
     """
 
-    def __init__(self, source: SequenceSource, seed: int, epoch: int) -> None:
+    def __init__(
+        self, source: SequenceSource, seed: int, epoch: int, normalization: Callable[[Stretch], Stretch] | None
+    ) -> None:
         self.source = source
         self.seed, self.epoch = seed, epoch
+        self.normalization = normalization
         self._items: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
         self.held = torch.zeros(0, 3, dtype=torch.int64)
 
@@ -90,7 +93,8 @@ class Rows:
         if self.source.transform is not None:
             numbers = np.random.SeedSequence([self.seed, self.epoch, lane.sequence]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(numbers[0] >> np.uint64(1)))
-        return self.source.read(self._items[lane.sequence][0], lane.sequence, start, stop, generator)
+        stretch = self.source.read(self._items[lane.sequence][0], lane.sequence, start, stop, generator)
+        return stretch if self.normalization is None else self.normalization(stretch)
 
     def _static(self, lanes: Sequence[Held]) -> Any:
         parts = [self._items[lane.sequence][1] for lane in lanes]

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from side_by_side import SideBySide
 from torch.testing import assert_close
 
-from lit_tbptt import InputError
+from lit_tbptt import InputError, SequenceLanes
 from lit_tbptt.data.lanes.dealing import Pieces
-from lit_tbptt.data.lanes.sequences import SequenceLanes
 from lit_tbptt.ranks import Rank
 
 SETTINGS = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,8 +6,7 @@ import torch
 from datasets import Array2D, Dataset, Features, List, Value
 from torch.testing import assert_close
 
-from lit_tbptt import InputError
-from lit_tbptt.data.lanes.sequences import SequenceLanes
+from lit_tbptt import InputError, SequenceLanes
 from lit_tbptt.data.sequences.arrow import ArrowSequences
 
 LENGTHS = (5, 7, 9, 4)

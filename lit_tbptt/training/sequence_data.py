@@ -1,0 +1,222 @@
+"""Sequences of any kind as windows of lanes, for Lightning: from Python, or anything that `load_dataset` reads."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_tbptt.data.lanes.sequences import SequenceLanes
+from lit_tbptt.data.sequences.leaves import Selector
+from lit_tbptt.data.sequences.normalization import Normalization, measure
+from lit_tbptt.data.sequences.source import SequenceSource
+from lit_tbptt.errors import InputError
+from lit_tbptt.ranks import Rank
+from lit_tbptt.training.ddp import rank_of
+
+_SPLITS = {"train": "fit", "validation": "validate", "test": "test"}
+
+
+class SequenceLanesDataModule(LightningDataModule):
+    """Datasets of sequences as windows of lanes.
+
+    In training the sequences are dealt to `num_lanes` lanes; for an evaluation each is run whole, in order, in at most
+    `eval_num_lanes` lanes.
+
+    Args:
+        train: A dataset with `len` and an index; see `SequenceLanes`.
+        val: Likewise, to validate on.
+        test: Likewise, to test on.
+        path: What `datasets.load_dataset` takes, in place of the three: a name on the Hugging Face Hub, a folder, or a
+            loader such as `parquet` with `load_options.data_files`. The splits are train, validation and test.
+        name: The configuration of that dataset.
+        load_options: Further arguments of `load_dataset`.
+        inputs: The leaves, or columns, that are the inputs: a key, several, or a function of a slice. Left out:
+            `inputs`, or the first leaf of a tuple.
+        targets: Those that are the targets. Left out: `targets`, or the second leaf of a tuple.
+        static: Those that belong to the whole sequence, and have no time axis.
+        mask: The leaf that is true where a target counts.
+        shift: The targets are the inputs this number of time steps later. 0: they are leaves of their own.
+        num_lanes: Parallel lanes in training, those of all processes together.
+        k1: Time steps per lane and window; on the command line the model's.
+        windows_per_batch: Windows per batch.
+        eval_num_lanes: The most lanes of an evaluation.
+        max_length: Longer sequences are cut into pieces of this number of time steps, in training.
+        burn_in: Time steps after a reset that are run and not scored.
+        shuffle: Whether training takes the sequences in another order in every epoch.
+        repeat: Whether training begins again at the end of the data, so that an epoch never ends.
+        random_lanes: How many of the training lanes take windows from random places.
+        normalize: Whether floating-point inputs and targets are normalized by the mean and the standard deviation that
+            each feature has in the training split. They are kept in checkpoints.
+        transform: Changes the slices of training sequences; see `SequenceLanes`.
+        dtype: The torch dtype of floating-point leaves.
+        seed: Decides the order, the random places and the generators of `transform`.
+
+    Attributes:
+        normalization: The statistics, known when the first loader is made. None: there is no normalization.
+
+    Raises:
+        InputError: Neither `train` nor `path` is given, or both are.
+    """
+
+    def __init__(
+        self,
+        train: Any = None,
+        val: Any = None,
+        test: Any = None,
+        *,
+        path: str | None = None,
+        name: str | None = None,
+        load_options: dict[str, Any] | None = None,
+        inputs: str | list[str] | Callable | None = None,
+        targets: str | list[str] | Callable | None = None,
+        static: str | list[str] | Callable | None = None,
+        mask: str | Callable | None = None,
+        shift: int = 0,
+        num_lanes: int = 16,
+        k1: int = 64,
+        windows_per_batch: int = 1,
+        eval_num_lanes: int = 16,
+        max_length: int | None = None,
+        burn_in: int = 0,
+        shuffle: bool = True,
+        repeat: bool = False,
+        random_lanes: int = 0,
+        normalize: bool = False,
+        transform: Callable | None = None,
+        dtype: str = "float32",
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        given = {"train": train, "validation": val, "test": test}
+        self.datasets = {split: dataset for split, dataset in given.items() if dataset is not None}
+        if (path is None) == (not self.datasets):
+            raise InputError(
+                f"data.path={path!r}"
+                + (" with train, val or test: give one of them" if path else ": give a path, or datasets as train, ...")
+            )
+        if num_lanes < 1 or eval_num_lanes < 1:
+            raise InputError(f"data.num_lanes={num_lanes}, data.eval_num_lanes={eval_num_lanes}: must be 1 or more")
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise InputError(f"data.dtype={dtype!r}: must be the name of a torch dtype, such as float32 or float64")
+        self.path, self.name, self.load_options = path, name, dict(load_options or {})
+        selectors: dict[str, Selector | None] = {"inputs": inputs, "targets": targets, "static": static, "mask": mask}
+        self._reading: dict[str, Any] = {**selectors, "shift": shift, "dtype": getattr(torch, dtype)}
+        self._sizes = {"k1": k1, "windows_per_batch": windows_per_batch}
+        self.num_lanes, self.eval_num_lanes, self.burn_in = num_lanes, eval_num_lanes, burn_in
+        self._training: dict[str, Any] = {
+            "max_length": max_length,
+            "shuffle": shuffle,
+            "repeat": repeat,
+            "random_lanes": random_lanes,
+            "seed": seed,
+        }
+        self.transform = transform
+        self._sources: dict[str, SequenceSource] = {}
+        self.normalize = normalize
+        self.normalization: Normalization | None = None
+
+    @property
+    def _rank(self) -> Rank:
+        return Rank() if self.trainer is None else rank_of(self.trainer)
+
+    def prepare_data(self) -> None:
+        """Downloads and converts the dataset of `path`, in one process of each machine."""
+        self._load()
+
+    def setup(self, stage: str) -> None:
+        """Opens the datasets, and reports on the lanes of training.
+
+        Raises:
+            InputError: A split is missing, or a dataset does not fit.
+        """
+        self.datasets = self._load()
+        needed = next(split for split, name in _SPLITS.items() if name == stage)
+        if needed not in self.datasets:
+            raise InputError(f"data: there is no {needed} split, only {', '.join(self.datasets)}")
+        if stage == "fit":
+            rank_zero_info(report(self._lanes("train", None)))
+
+    def train_dataloader(self) -> SequenceLanes:
+        return self._lanes("train", self._statistics())
+
+    def val_dataloader(self) -> SequenceLanes | list[SequenceLanes]:
+        if "validation" in self.datasets:
+            return self._lanes("validation", self._statistics())
+        # Lightning takes an empty list for "nothing to validate on", and wonders at its length.
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+        return []
+
+    def test_dataloader(self) -> SequenceLanes:
+        return self._lanes("test", self._statistics())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the statistics of the training split, which an evaluation of a checkpoint uses again."""
+        if self.normalization is None:
+            return {}
+        return {"statistics": {place: list(pair) for place, pair in self.normalization.statistics.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the statistics of a checkpoint."""
+        if "statistics" in state_dict:
+            self.normalization = Normalization(
+                {place: (mean, deviation) for place, (mean, deviation) in state_dict["statistics"].items()}
+            )
+
+    def _load(self) -> dict[str, Any]:
+        if self.path is None or self.datasets:
+            return self.datasets
+        from datasets import DatasetDict, load_dataset
+
+        loaded = load_dataset(self.path, self.name, **self.load_options)
+        return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+
+    def _lanes(self, split: str, normalization: Normalization | None) -> SequenceLanes:
+        options: dict[str, Any] = {
+            **self._sizes,
+            "burn_in": self.burn_in,
+            "normalization": normalization,
+            "rank": self._rank,
+        }
+        try:
+            source = self._source(split)
+            if split == "train":
+                return SequenceLanes(source, self.num_lanes, **options, **self._training)
+            # Every sequence begins with a reset, so the number of lanes changes no metric.
+            num_scored = int((source.lengths > self.burn_in).sum())
+            return SequenceLanes(source, max(1, min(self.eval_num_lanes, num_scored)), **options)
+        except InputError as error:
+            raise InputError(f"data ({split}): {error}") from error
+
+    def _source(self, split: str) -> SequenceSource:
+        if split not in self._sources:
+            transform = self.transform if split == "train" else None
+            reading = self._reading | {"transform": transform}
+            self._sources[split] = SequenceSource(self.datasets[split], rank=self._rank, **reading)
+        return self._sources[split]
+
+    def _statistics(self) -> Normalization | None:
+        if self.normalize and self.normalization is None:
+            if "train" not in self.datasets:
+                raise InputError("data.normalize=True: the statistics are of a training split, and there is none")
+            source = self._source("train")
+            parts = self._rank.gather(measure(source, self._rank.share(len(source.lengths))))
+            made = Normalization.from_moments(parts).statistics
+            if self._rank.num_ranks > 1:
+                made = self.trainer.strategy.broadcast(made)
+            self.normalization = Normalization(made)
+        return self.normalization
+
+
+def report(lanes: SequenceLanes) -> str:
+    """Describes the sequences, and what of the lanes' time steps is padding."""
+    lengths, pieces = lanes.source.lengths, lanes.pieces
+    unscored = int(lengths.sum()) - pieces.num_targets
+    return (
+        f"{len(lengths):,} sequences of {int(lengths.min()):,} to {int(lengths.max()):,} time steps, "
+        f"{int(lengths.sum()):,} in all, in {len(pieces.sequences):,} pieces\n"
+        f"{lanes.num_lanes:,} lanes; windows of {lanes.k1:,} time steps; {100 * lanes.padding:.1f} % padding"
+        + (f"; {unscored:,} time steps are not scored (burn_in {lanes.burn_in:,})" if unscored else "")
+    )

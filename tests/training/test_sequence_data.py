@@ -1,0 +1,187 @@
+"""A task on sequences: trained, evaluated, stopped and continued, with the numbers of its data module."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.testing import assert_close
+
+from lit_tbptt import InputError, LitTBPTT, Normalization, SequenceLanesDataModule
+from lit_tbptt.data.sequences.normalization import Moments
+
+
+class Policy(LitTBPTT):
+    """Imitates actions from nested observations, from a start that the goal decides."""
+
+    def __init__(self, k1=4, **options):
+        super().__init__(k1, **options)
+        self.core = nn.GRU(3, 5, batch_first=True)
+        self.head = nn.Linear(5, 2)
+        self.start = nn.Linear(2, 5)
+
+    def initial_state(self, num_lanes):
+        return self.start.bias.expand(num_lanes, -1)
+
+    def initial_state_of(self, static):
+        return self.start(static["goal"])
+
+    def window_loss(self, window, state):
+        inputs = torch.cat([window.inputs["speed"], window.inputs["angle"][..., None]], -1)
+        outputs, state = self.core(inputs, state[None].contiguous())
+        errors = (self.head(outputs) - window.targets).square().sum(-1)[window.mask_or_ones()]
+        return errors.sum(), window.mask_or_ones().sum(), state[0]
+
+
+def episodes(number, seed, scale=1.0):
+    generator = np.random.default_rng(seed)
+    return [
+        {
+            "speed": scale * generator.normal(3, 2, (n, 2)),
+            "angle": generator.normal(-7, 0.5, n),
+            "action": generator.normal(100, 9, (n, 2)),
+            "goal": generator.normal(size=2).astype(np.float32),
+        }
+        for n in generator.integers(3, 19, number)
+    ]
+
+
+OPTIONS = {"inputs": ["speed", "angle"], "targets": "action", "static": ["goal"], "k1": 4, "num_lanes": 3}
+
+
+def data(**options):
+    return SequenceLanesDataModule(
+        episodes(11, 1),
+        episodes(5, 2),
+        episodes(4, 3),
+        **OPTIONS | {"windows_per_batch": 2} | options,
+    )
+
+
+def trainer(tmp_path, max_steps=-1, **options):
+    return Trainer(
+        max_steps=max_steps,
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        **options,
+    )
+
+
+def test_normalized_sequences_have_mean_zero_and_deviation_one(tmp_path):
+    made = data(normalize=True, shuffle=False)
+    made.setup("fit")
+    items = episodes(11, 1)
+    values = {name: np.concatenate([item[name] for item in items]) for name in ("speed", "angle", "action")}
+    windows = [window for batch in made.train_dataloader() for window in batch.windows]
+    ours = torch.cat([window.targets[window.mask_or_ones()] for window in windows])
+    assert_close(ours.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    assert_close(ours.std(0, correction=0), torch.ones(2))
+    assert_close(made.normalization.statistics["targets"][0], torch.from_numpy(values["action"].mean(0)))
+    assert_close(made.normalization.statistics["inputs['speed']"][1], torch.from_numpy(values["speed"].std(0)))
+    assert_close(made.normalization.statistics["inputs['angle']"][1], torch.tensor(values["angle"].std()))
+    restored = made.normalization.restore(windows[0].targets[0, :3])
+    assert_close(restored, torch.from_numpy(items[0]["action"][:3]).float())
+
+
+def test_missing_numbers_do_not_count_and_constants_are_shifted():
+    items = [(np.array([[1.0, 7.0], [np.nan, 7.0]]), np.zeros(2)), (np.array([[3.0, 7.0]]), np.ones(1))]
+    made = SequenceLanesDataModule(items, num_lanes=1, normalize=True)
+    made.setup("fit")
+    made.train_dataloader()
+    assert_close(made.normalization.statistics["inputs"], (torch.tensor([2.0, 7.0]).double(), torch.ones(2).double()))
+
+
+def test_an_evaluation_uses_the_statistics_of_the_checkpoint(tmp_path):
+    first = trainer(tmp_path, max_steps=3)
+    model = Policy()
+    first.fit(model, data(normalize=True))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    (expected,) = first.test(model, data(normalize=True), verbose=False)
+    other = SequenceLanesDataModule(test=episodes(4, 3), **OPTIONS, normalize=True)
+    (ours,) = trainer(tmp_path).test(Policy(), other, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert ours == expected
+    with pytest.raises(InputError, match="of a training split, and there is none"):
+        trainer(tmp_path).test(Policy(), SequenceLanesDataModule(test=episodes(4, 3), **OPTIONS, normalize=True))
+
+
+@pytest.mark.parametrize("steps", [1, 5, 8])
+def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bits(steps, tmp_path):
+    options = {"normalize": True, "burn_in": 5, "max_length": 9, "random_lanes": 0}
+
+    def fitted(max_steps, ckpt_path=None):
+        torch.manual_seed(3)
+        model, at = Policy(k2=6, clip_norm=1.0), trainer(tmp_path, max_steps)
+        at.fit(model, data(**options), ckpt_path=ckpt_path)
+        return model, at
+
+    whole, last = fitted(14)
+    _, stopped = fitted(steps)
+    stopped.save_checkpoint(tmp_path / "a.ckpt")
+    again, _ = fitted(14, tmp_path / "a.ckpt")
+    assert last.global_step == 14
+    assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert_close(again.carry.state, whole.carry.state, rtol=0, atol=0)
+
+
+def test_a_window_without_any_target_takes_no_step(tmp_path):
+    items = [{"x": torch.randn(9, 3), "y": torch.randn(9, 2)} for _ in range(2)]
+
+    class Plain(Policy):
+        initial_state_of = LitTBPTT.initial_state_of
+
+        def window_loss(self, window, state):
+            inputs = {"speed": window.inputs[..., :2], "angle": window.inputs[..., 2]}
+            return super().window_loss(window._replace(inputs=inputs), state)
+
+    model = Plain(2, optimizer=torch.optim.SGD)
+    made = SequenceLanesDataModule(items, inputs="x", targets="y", num_lanes=2, k1=2, windows_per_batch=3, burn_in=5)
+    at = trainer(tmp_path)
+    at.fit(model, made)
+    assert at.global_step == 2 * 3  # windows 2, 3 and 4 of two epochs
+    assert model.position.step == 6
+
+
+@pytest.mark.parametrize("options", [{"carry_state": False}, {"state_drop_probability": 0.1}])
+def test_burn_in_needs_a_state_that_is_carried(options, tmp_path):
+    with pytest.raises(InputError, match=r"burn_in=2 with model.(carry_state=False|state_drop_probability=0.1)"):
+        trainer(tmp_path).fit(Policy(**options), data(burn_in=2))
+
+
+def test_columns_of_a_dataset_are_sequences(tmp_path, capsys):
+    items = episodes(9, 5)
+    for split, some in (("train", items[:6]), ("validation", items[6:])):
+        rows = {name: [item[name].tolist() for item in some] for name in items[0]}
+        Dataset.from_dict(rows).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    made = SequenceLanesDataModule(path=str(tmp_path / "data"), load_options={"cache_dir": str(tmp_path)}, **OPTIONS)
+    model, at = Policy(), trainer(tmp_path)
+    at.fit(model, made)
+    assert at.global_step > 4
+    assert at.callback_metrics["val/loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "data.path=None: give a path, or datasets"),
+        ({"train": [1], "path": "x"}, "data.path='x' with train"),
+        ({"train": [1], "dtype": "float33"}, "data.dtype='float33'"),
+        ({"train": [1], "num_lanes": 0}, "data.num_lanes=0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        SequenceLanesDataModule(**options)
+
+
+def test_statistics_of_parts_are_those_of_the_whole():
+    values = torch.randn(50, 3, dtype=torch.float64) * 4 + 1e6
+    parts = [{"inputs": tuple(Moments.of(part))} for part in values.split([7, 1, 42])]
+    mean, deviation = Normalization.from_moments(parts).statistics["inputs"]
+    assert_close(mean, values.mean(0), rtol=1e-12, atol=0)
+    assert_close(deviation, values.std(0, correction=0), rtol=1e-9, atol=0)
