@@ -1,4 +1,4 @@
-"""A corpus as lanes need it: its tokenizer, and what each split is read from."""
+"""Opens a corpus: creates its tokenizer, and a token file or stream for each split."""
 
 import json
 import logging
@@ -24,17 +24,17 @@ def open_corpus(
     cache: Path,
     streaming: bool,
 ) -> tuple[Tokenizer, dict[str, TokenFile | DocumentStream]]:
-    """Makes the tokenizer, and token files where the corpus is stored and they are not in the cache yet.
+    """Creates the tokenizer, and for a stored corpus the token files that are not in the cache yet.
 
     Args:
         documents: The datasets by split.
-        tokenizer: The tokenizer, or what `make_tokenizer` takes.
+        tokenizer: The tokenizer, or a name for `make_tokenizer`.
         vocabulary_limit: Largest vocabulary of the word tokenizer.
         cache: The folder of token files and vocabularies.
-        streaming: Whether nothing is stored.
+        streaming: Whether to stream the corpus instead of storing it.
 
     Raises:
-        InputError: A split cannot be read, or there is no train split to take a vocabulary from.
+        InputError: A split cannot be read, or a vocabulary is needed and there is no train split.
     """
     streams = {split: document_stream(some, split) for split, some in documents.items() if streaming}
     if not isinstance(tokenizer, Tokenizer):
