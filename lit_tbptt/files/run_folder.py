@@ -48,7 +48,7 @@ class RunFolder:
             name: The name of the run. None: the first free version_<n>.
 
         Raises:
-            InputError: The run already has checkpoints, or the name is a path.
+            InputError: There is such a run already, or the name is a path.
         """
         if name is not None:
             if Path(name).name != name:

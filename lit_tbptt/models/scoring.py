@@ -84,7 +84,7 @@ def window_nats(
                 state = network.initial_state(1)
             logits, state = network(inputs[None], state)
             exact = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
-            # As in summed_nats: cross_entropy takes the logarithm, so an unlikely token costs many nats, never inf.
+            # As summed_nats has it: the logarithm is taken inside, and an unlikely token costs many nats, never inf.
             yield cross_entropy(exact, targets, reduction="none").cpu().double()
             before = int(targets[-1])
     finally:

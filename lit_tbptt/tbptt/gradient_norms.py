@@ -53,7 +53,7 @@ def gradient_norms(task: Task, carry: Carry, tokens_back: int) -> Tensor:
     tokens = [token for piece in carry.context for token in piece.pieces(1)]
     before = len(tokens) - tokens_back - 1
     initial = tree_map(Tensor.detach, task.initial_state(tokens[0].num_lanes))
-    # States computed under autocast may have another dtype than the initial state and modules without autocast.
+    # What was computed under autocast has another dtype, which an initial state and modules without autocast have not.
     state, given = cast_like(carry.state, initial), []
     for number, token in enumerate(tokens):
         with torch.set_grad_enabled(number >= before):

@@ -101,7 +101,7 @@ class Truncation:
                 is reset.
 
         Raises:
-            InputError: The window is longer than `k1`, or its number of lanes differs from that of the carry.
+            InputError: The window is longer than `k1`, or has another number of lanes than the carry.
         """
         if window.num_time_steps > self.k1:
             raise InputError(
@@ -171,7 +171,7 @@ def _reset(piece: Window, initial: State, carried: State) -> State:
     if piece.reset is not None:
         return reset_lanes(piece.reset, initial, carried)
     if requires_grad(initial):
-        # A learned initial state is part of every window's graph, so that every rank has a gradient for it.
+        # A learned initial state takes part in every window, so that every rank has a gradient for it.
         nowhere = torch.zeros(piece.num_lanes, dtype=torch.bool, device=piece.inputs.device)
         return reset_lanes(nowhere, initial, carried)
     return carried

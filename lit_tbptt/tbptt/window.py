@@ -13,9 +13,9 @@ class Window(NamedTuple):
 
     Attributes:
         inputs: `[lane, time]` token ids, or `[lane, time, feature]` for other data.
-        targets: The targets of each time step, `[lane, time, ...]`.
-        reset: `[lane]` bool, true where a lane is reset to the initial state before this window. None: no resets.
-        mask: `[lane, time]` bool, false where a time step is not scored. None: all are scored.
+        targets: What is to be predicted at each time step, `[lane, time, ...]`.
+        reset: `[lane]` bool, true where a lane is reset to the initial state before this window. None: no lane is.
+        mask: `[lane, time]` bool, false where nothing is scored. None: every time step is.
     """
 
     inputs: Shaped[Tensor, "lane time *features"]
@@ -59,8 +59,8 @@ class Window(NamedTuple):
         yield rest
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Window":
-        """Returns the window with `function` applied to every tensor."""
-        # Type checkers do not know that inputs and targets are never None.
+        """Returns the window with every tensor replaced by what `function` makes of it."""
+        # A type checker does not see that inputs and targets are never None.
         return Window(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> "Window":
@@ -89,7 +89,7 @@ class Window(NamedTuple):
 
     @classmethod
     def stack(cls, windows: Sequence["Window"]) -> "Window":
-        """Concatenates windows with the same number of time steps along the lane axis."""
+        """Puts the lanes of windows of the same number of time steps below each other."""
         reset = mask = None
         if any(window.reset is not None for window in windows):
             reset = torch.cat([window.reset_or_zeros() for window in windows])
@@ -116,8 +116,8 @@ class Batch(NamedTuple):
 
     Attributes:
         windows: The windows, in order.
-        position: Arrays and plain values from which the loader can restart at exactly this batch. With several
-            processes, what only one process knows has a key of its own: a checkpoint merges the positions.
+        position: Arrays and plain values from which the source of this batch can start again at exactly this batch. Of
+            several processes each keeps what it alone knows under keys of its own: they are united in a checkpoint.
     """
 
     windows: tuple[Window, ...]

@@ -1,4 +1,4 @@
-"""The base class of lanes: an iterable of batches that can start at any position."""
+"""What the two kinds of lanes share: they are iterables of batches that begin at any place."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,22 +16,22 @@ NOTHING = -1
 
 
 class Lanes(ABC):
-    """The windows of a corpus that is divided into parallel contiguous lanes.
+    """The windows of a corpus that is laid into parallel contiguous lanes.
 
     It is an iterable that Lightning accepts directly. It is not a `DataLoader`, so nothing can insert a sampler, which
     would break up the lanes, and iterating does not use the global random generators.
 
     Args:
         eos: The id of `<eos>`.
-        num_lanes: Number of parallel lanes, over all processes.
+        num_lanes: Parallel lanes, those of all processes together.
         k1: Tokens per lane and window.
         windows_per_batch: Windows per batch; the last batch may have fewer.
         local_lanes: The lanes of this process. None: all.
 
     Attributes:
-        bytes_per_token: Source bytes per token, for bits per byte. None: not known, or bits per byte would have no
-            meaning, because some tokens are `<unk>`.
-        epoch: The epoch of the next iteration.
+        bytes_per_token: Source bytes per token, for bits per byte. None: it is not known, or bits per byte would mean
+            nothing, for tokens are `<unk>`, whatever text they stand for.
+        epoch: The number of the epoch that the next iteration is of.
 
     Raises:
         InputError: A number is below 1, or `local_lanes` are out of range.

@@ -165,7 +165,7 @@ def _visible_files(folder: Path) -> list[Path]:
 
 
 def _has_card(folder: Path) -> bool:
-    """Returns whether the folder has a card that assigns files to splits."""
+    """Returns whether the folder says itself which files are which split."""
     card = folder / "README.md"
     if (folder / ".huggingface.yaml").exists():
         return True
