@@ -1,4 +1,4 @@
-"""The training loop: windows in, optimizer steps out, the state carried on. For any task."""
+"""LitTBPTT, the training loop for any task: runs windows, makes optimizer steps, carries the state."""
 
 import warnings
 from dataclasses import replace
@@ -24,55 +24,54 @@ from lit_tbptt.training.resume import ResumableModule
 class LitTBPTT(Task, ResumableModule):
     """Truncated backpropagation through time as a LightningModule.
 
-    A subclass is a task: it gives `initial_state` and `window_loss`, or `predict_window` with `outputs_loss`. The data
-    are any iterable of `Batch`es whose windows follow each other: row i of every window continues row i of the one
-    before. An iterable that also has `state_dict` and `load_state_dict`, as all `Lanes` have, is resumed at the batch
-    where a run was stopped. `set_epoch`, if there is one, gets the number of every
-    epoch.
+    A subclass is a task: it defines `initial_state` and either `window_loss`, or `predict_window` and `outputs_loss`.
+    The data is any iterable of `Batch`es whose windows are contiguous: row i of every window continues row i of the
+    previous one. If the iterable also has `state_dict` and `load_state_dict`, as all `Lanes` have, a run resumes at the
+    batch where it was stopped. If it has `set_epoch`, this is called with the number of every epoch.
 
-    A lane is reset to its initial state where the data say so (`Window.reset`), in every epoch's first window, and
-    where `carry_state` or `state_drop_probability` says so.
+    A lane is reset to its initial state by the data (`Window.reset`), in the first window of every epoch, and by
+    `carry_state` and `state_drop_probability`.
 
-    Several processes train it as one would: each has some of the lanes, and the gradient is that of the mean over the
-    targets of all of them. Works with strategies that replicate the module, such as `ddp`.
+    With several processes, each one has some of the lanes, and the gradient is that of the mean over the targets of all
+    processes. Works with strategies that replicate the module, such as `ddp`.
 
     A callback may define `on_window_end(trainer, module, window)`, called after every window, and
-    `on_step_end(trainer, module)`, called after every optimizer step: the places where a checkpoint can be taken, and a
-    run stopped, without losing anything. What only one process knows, such as the time or a signal, it makes known to
-    the others by `agreement`.
+    `on_step_end(trainer, module)`, called after every optimizer step, when a checkpoint can be taken or the run stopped
+    without losing anything. A callback that decides by something only one process knows, such as the time or a signal,
+    requests it with `agreement`, so that all processes act together.
 
     Args:
         k1: Time steps (in text, tokens) per lane and window.
         k2: The horizon: how many time steps back from a window's end a gradient may travel. Left out: the same as k1.
-        recompute_every: Keep only every N-th state for the backward pass and compute the time steps between again
-            there: a long horizon in little memory. Left out: everything is kept.
+        recompute_every: Keep only every N-th state and recompute the time steps in between in the backward pass: a long
+            horizon in little memory. Left out: everything is kept.
         loss_reduction: Whether the gradient is that of the mean or of the sum over a step's scored targets.
-        carry_state: Whether a window starts from the state that the one before it left. If not, every window starts
-            from the initial state; in evaluation too, where windows are cut to k1 time steps for that.
-        state_drop_probability: Probability that a lane is reset at a window, in training.
-        clip_norm: Largest norm of the gradient of all parameters together. Left out: it is not clipped.
+        carry_state: Whether a window starts from the final state of the previous one. If not, every window starts from
+            the initial state; also in evaluation, where windows are then cut to k1 time steps.
+        state_drop_probability: Probability that a lane is reset at the start of a window, in training.
+        clip_norm: Maximum norm of the gradient over all parameters. Left out: no clipping.
         optimizer: Makes the optimizer from the parameters. On the command line: --optimizer.
         lr_scheduler: Makes the schedule from the optimizer. On the command line: --lr_scheduler.
-        lr_interval: Whether the schedule counts optimizer steps or epochs. Left out: what the schedule says of
-            itself, as WarmupCosineLR does, or epochs.
+        lr_interval: Whether the schedule counts optimizer steps or epochs. Left out: the schedule's own interval, as in
+            WarmupCosineLR, or else epochs.
 
     Attributes:
         loop_settings: The arguments above that are plain values, by name.
-        loss_name: What the mean loss is called in logs: `train/<loss_name>`, `val/<loss_name>`.
-        network_settings: The constructor's arguments that decide the shapes of weights; a new run from the weights of
-            a checkpoint takes them from it.
-        truncation: Cuts gradients; its `k2` may be changed between steps.
-        update: When the weights change.
-        evaluation: How validation and test are made.
+        loss_name: The name of the mean loss in logs: `train/<loss_name>`, `val/<loss_name>`.
+        network_settings: The constructor arguments that determine the shapes of weights; a new run with `--init_from`
+            takes them from the checkpoint.
+        truncation: Truncates gradients; its `k2` may be changed between steps.
+        update: Decides when the weights change.
+        evaluation: Runs validation and test.
         evaluation_metrics: A torchmetrics metric that `evaluation_window` updates; it is reset before an evaluation and
             logged after it. None: only the loss is.
-        carry: What the last window handed on.
-        position: Where the run stands.
-        rank: This process among those that train.
-        agreement: What they agree on at step boundaries.
+        carry: The carry after the last window.
+        position: The position of the run.
+        rank: The rank of this process.
+        agreement: Exchanges losses and requests between the ranks.
 
     Raises:
-        InputError: A setting is out of its range, or `k2` above `k1` where no state is carried.
+        InputError: A setting is out of range, or `k2` is above `k1` although no state is carried.
     """
 
     loss_name = "loss"
@@ -122,15 +121,15 @@ class LitTBPTT(Task, ResumableModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self._run = Run(self, self.truncation, self.agreement, self.update.repeats)
-        # We log every n optimizer steps, however many of them a batch holds.
+        # We log every n optimizer steps, for any number of steps per batch.
         warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
-        # Our own checkpoints are not wrong for being of the weights after a step.
+        # Our checkpoints are meant to contain the weights after a step.
         warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization and every_n_train_steps")
 
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Hands the windows of a batch to the update, and stops at `trainer.max_steps` even inside a batch."""
+        """Passes the windows of a batch to the update; stops at `trainer.max_steps`, even inside a batch."""
         _check_batch(batch)
         self._until_continued.close()
         trainer = self.trainer
@@ -197,7 +196,7 @@ class LitTBPTT(Task, ResumableModule):
         every = self.trainer.log_every_n_steps
         if every and self.position.step % every == 0:
             values = self._log_training()
-            # As self.log(prog_bar=True) does, which takes more than a millisecond.
+            # The effect of self.log(prog_bar=True), which takes more than a millisecond.
             self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
             self.trainer.progress_bar_metrics.update(values)
 
@@ -210,9 +209,9 @@ class LitTBPTT(Task, ResumableModule):
     def on_train_epoch_end(self) -> None:
         self._until_continued.close()
         self._epoch_ended = True
-        # Where a run is continued at an epoch's end, Lightning has counted the last batch once more.
+        # If a run is resumed at the end of an epoch, Lightning has counted the last batch twice.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
-        # Lightning also ends an epoch that is only broken off: by max_steps, by EarlyStopping.
+        # Lightning also ends an epoch that is only interrupted, by max_steps or EarlyStopping.
         if self.position.at_epoch_end:
             self.step_schedules("epoch", self.position.epoch + 1)
             self.position = self.position.next_epoch()

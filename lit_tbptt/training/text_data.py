@@ -1,4 +1,4 @@
-"""The data side for Lightning: a Hugging Face corpus as windows of contiguous lanes."""
+"""TextLanesDataModule: a Hugging Face corpus as windows of contiguous lanes."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ else:
     # On the command line both are plain strings; for a class, jsonargparse would read a file of that name as settings.
     Source = TokenizerChoice = str
 
-# What a resumed run cannot change: the windows would be others.
+# Settings that determine the windows, which a resumed run cannot change.
 _FIXED_IN_A_RUN = (
     "num_lanes",
     "windows_per_batch",
@@ -47,49 +47,49 @@ _FIXED_IN_A_RUN = (
 
 
 class TextLanesDataModule(LightningDataModule):
-    """Lays a text corpus into parallel contiguous lanes and cuts them into windows.
+    """Divides a text corpus into parallel contiguous lanes and cuts them into windows.
 
-    Of several processes each gets its share of the lanes, in order and as evenly as it goes.
+    With several processes, each one gets a contiguous share of the lanes, as evenly divided as possible.
 
     Args:
         path: A name on the Hugging Face Hub; a folder, whose files named train, valid and test are the splits; a file:
             text, parquet, JSON lines, CSV; a folder that `save_to_disk` wrote; from Python also a `Path`, a dataset of
             any kind, a list of texts, a data frame or series of pandas or polars, or a dict of these by split. Left
             out: the source code of Python's standard library.
-        name: The dataset's configuration, where it has several.
+        name: The configuration of the dataset, if it has several.
         text_column: The column that holds the text.
-        val_fraction: Share of the training split that becomes the validation split where the dataset has none: the
-            last of its documents, or of its characters where it is one document. Left out: .05, and none of a stream,
-            of which nothing can be held out.
-        split_salt: Decides which files of the default corpus are held out.
+        val_fraction: Share of the training split that becomes the validation split if the dataset has none: its last
+            documents, or its last characters if it is one document. Left out: .05, or nothing for a stream, from which
+            nothing can be held out.
+        split_salt: Determines which files of the default corpus are held out.
         load_options: Further arguments of `datasets.load_dataset`, such as `encoding_errors: replace`,
             `sample_by: line` or `data_files`.
         tokenizer: `byte`, `char`, `word`; a `tokenizer.json` file, a folder with one, or its name on the Hugging Face
             Hub; from Python also a `Tokenizer`, a `tokenizers.Tokenizer`, or a fast tokenizer of `transformers`.
         vocabulary_limit: Largest vocabulary of the word tokenizer. Left out: every word of the training split.
-        num_lanes: Parallel sequences in training.
+        num_lanes: Number of parallel lanes in training.
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
-        windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
-            Lightning counts in batches; a resumed run keeps it.
-        eval_num_lanes: Parallel sequences in validation and test.
-        streaming: Whether the corpus is read as it is needed and never stored, for one that does not fit on the disk
-            or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
-        num_readers: Groups that training lanes are divided into when streaming, each with its own part of the shards
-            (files, or row groups of parquet files); must divide num_lanes. Each process reads for the groups its lanes
-            are in: choose a multiple of the number of processes.
-        document_reset: Whether each document begins at a window's start, from the initial state, with the window
-            before it padded. If not, the state runs on from one document to the next.
-        shuffle: Whether the training documents come in another order in every epoch; when streaming, the shards.
-        rotate_lanes: Whether every epoch after the first begins at another token of the training split and goes round,
-            so that lanes are cut elsewhere. Not when streaming.
-        repeat: Whether training starts the stream again at its end within the same epoch, which then never ends, so
-            that no lane runs dry. Only when streaming.
-        seed: Decides what shuffle and rotate_lanes do.
-        cache_dir: Where datasets and token files are kept. Left out: the Hugging Face cache.
+        windows_per_batch: Windows per Lightning batch. It affects only the speed and what Lightning counts in batches;
+            a resumed run keeps it.
+        eval_num_lanes: Number of parallel lanes in validation and test.
+        streaming: Whether the corpus is read as needed and never stored, for one that does not fit on the disk or
+            changes. Lanes then take one whole document after another, instead of contiguous parts of the corpus.
+        num_readers: Number of groups of training lanes when streaming, each with its own part of the shards (files, or
+            row groups of parquet files); must divide num_lanes. Each process reads for the groups its lanes belong to:
+            choose a multiple of the number of processes.
+        document_reset: Whether each document begins at the start of a window, from the initial state, with the window
+            before it padded. If not, the state is carried from one document to the next.
+        shuffle: Whether the training documents (when streaming, the shards) are shuffled differently in every epoch.
+        rotate_lanes: Whether every epoch after the first begins at a different token of the training split and wraps
+            around, so that lanes are cut at different places. Not when streaming.
+        repeat: Whether training restarts the stream at its end within the same epoch, which then never ends, so that no
+            lane runs out. Only when streaming.
+        seed: Seed of shuffle and rotate_lanes.
+        cache_dir: Folder of datasets and token files. Left out: the Hugging Face cache.
 
     Attributes:
-        splits: What the splits are read from, known after `setup`.
-        documents: The datasets they come from.
+        splits: The token file or stream of each split, known after `setup`.
+        documents: The datasets of the splits.
         tokenizer: Makes ids of texts.
 
     Raises:
@@ -140,7 +140,7 @@ class TextLanesDataModule(LightningDataModule):
         path, tokenizer = _plain(self.path), _plain(tokenizer)
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key")}
         self.save_hyperparameters(given, logger=False)
-        # All that a stream is prepared by is its vocabulary, which is one for all machines.
+        # Preparing a stream only creates its vocabulary, which all machines share.
         self.prepare_data_per_node = not streaming
         self.splits: dict[str, TokenFile | DocumentStream] = {}
         self.documents: dict[str, Any] = {}
@@ -159,7 +159,7 @@ class TextLanesDataModule(LightningDataModule):
         return (Path(root) if root else Path(datasets.config.HF_CACHE_HOME)) / "lit_tbptt"
 
     def prepare_data(self) -> None:
-        """Loads, tokenizes and stores the corpus, in one process of each machine only."""
+        """Loads, tokenizes and stores the corpus, in one process per machine."""
         try:
             self._open()
         except KeyboardInterrupt:
@@ -169,9 +169,9 @@ class TextLanesDataModule(LightningDataModule):
             raise SystemExit(128 + signal.SIGINT) from None
 
     def setup(self, stage: str) -> None:
-        """Opens what `prepare_data` stored; `tokenizer`, `splits` and `documents` are known from here on."""
+        """Opens the stored corpus; sets `tokenizer`, `splits` and `documents`."""
         if self._settings.streaming and self._rank.num_ranks > 1:
-            # A vocabulary that took a pass over the stream is not counted again by every process.
+            # A vocabulary that took a pass over the stream is broadcast, so that not every process makes the pass.
             described = self.trainer.strategy.broadcast(self.tokenizer and self.tokenizer.describe())
             self.tokenizer = self.tokenizer or from_description(described)
         self._open()
@@ -182,7 +182,7 @@ class TextLanesDataModule(LightningDataModule):
                 f"data.path={self._settings.path!r}: has no {needed} split, only {', '.join(self.splits)}"
                 + (f"; {how}" if needed == "validation" else "")
             )
-        # Too few tokens or shards for the lanes is found out here, before anything is trained.
+        # Creates the lanes, so that too few tokens or shards are detected before training.
         if needed == "train":
             assert self.tokenizer is not None
             lanes = self.train_dataloader()
@@ -192,7 +192,7 @@ class TextLanesDataModule(LightningDataModule):
             self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run must find again, by the name of the setting that decides it."""
+        """Returns what a resumed run must not change, by the name of the setting that determines it."""
         settings, train = self._settings, self.splits["train"]
         size, content = (
             (f"{train.num_tokens} tokens", train.content)
@@ -206,15 +206,15 @@ class TextLanesDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Makes sure that a resumed run reads the same windows.
+        """Checks that a resumed run reads the same windows.
 
         Raises:
-            InputError: It would not.
+            InputError: It does not.
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         for name, ours in self.state_dict().items():
-            # The same tokens may have been moved.
+            # The path may differ if the tokens are the same.
             if str(ours).split(", ")[-2:] != str(state_dict.get(name, ours)).split(", ")[-2:]:
                 raise InputError(
                     f"{name}: {ours}, where the run to be resumed has {state_dict[name]}: a resumed run cannot change "
@@ -238,7 +238,7 @@ class TextLanesDataModule(LightningDataModule):
     def val_dataloader(self) -> Lanes | list[Lanes]:
         if "validation" in self.splits:
             return self._evaluation_lanes("validation")
-        # Lightning takes an empty list for "nothing to validate on", and wonders at its length.
+        # An empty list tells Lightning not to validate, but it warns about its length.
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
@@ -248,7 +248,7 @@ class TextLanesDataModule(LightningDataModule):
     def _evaluation_lanes(self, split: str) -> Lanes:
         k1, windows_per_batch = self._settings.k1, self._settings.windows_per_batch
         if not self._settings.document_reset:
-            # Nothing is cut in evaluation, so a batch is one long window.
+            # Evaluation does not truncate, so a batch is one long window.
             k1, windows_per_batch = k1 * windows_per_batch, 1
         return self._lanes(split, "eval_num_lanes", k1, windows_per_batch)
 
