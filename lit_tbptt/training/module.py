@@ -61,8 +61,8 @@ class LitTBPTT(Task, ResumableModule):
         network_settings: The constructor arguments that determine the shapes of weights; a new run with `--init_from`
             takes them from the checkpoint.
         truncation: Truncates gradients; its `k2` may be changed between steps.
-        update: Decides when the weights change.
-        evaluation: Runs validation and test.
+        update: When the weights change.
+        evaluation: How validation and test are made.
         evaluation_metrics: A torchmetrics metric that `evaluation_window` updates; it is reset before an evaluation and
             logged after it. None: only the loss is.
         carry: The carry after the last window.
@@ -129,7 +129,7 @@ class LitTBPTT(Task, ResumableModule):
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Passes the windows of a batch to the update; stops at `trainer.max_steps`, even inside a batch."""
+        """Hands the windows of a batch to the update, and stops at `trainer.max_steps` even inside a batch."""
         _check_batch(batch)
         self._until_continued.close()
         trainer = self.trainer

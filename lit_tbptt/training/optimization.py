@@ -166,7 +166,7 @@ class ManualOptimization(LightningModule):
     def change_optimizer(self) -> None:
         """Sets the options in `changed_optimizer` and `changed_schedule`, overriding those from the checkpoint.
 
-        The current learning rate is multiplied by the ratio of the new rate to the old one, at any point of its schedule.
+        The current learning rate, at any point of its schedule, is multiplied by the ratio of the new rate to the old.
         """
         for group in self.trainer.optimizers[0].param_groups:
             for name, value in self.changed_optimizer.items():

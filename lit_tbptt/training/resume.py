@@ -123,9 +123,7 @@ class ResumableModule(ManualOptimization):
                 )
             position, loop = Position(**self._resume["position"]), self.trainer.fit_loop.epoch_loop
             if position.awaits_end and position.step == loop.max_steps:
-                self._set_until_continued(
-                    loop, "max_steps", loop.max_steps + 1
-                )  # otherwise Lightning would return immediately
+                self._set_until_continued(loop, "max_steps", loop.max_steps + 1)  # or Lightning would return at once
 
     def on_train_start(self) -> None:
         check_lanes(self.trainer.train_dataloader, self.trainer)
@@ -152,8 +150,8 @@ class ResumableModule(ManualOptimization):
     def _end_batch(self) -> None:
         """Called after the last window of a batch, and when max_steps interrupts the batch."""
         loop = self.trainer.fit_loop
-        # Lightning's x-axis for other logging (LearningRateMonitor, self.log in a subclass): it counts batches, and adds
-        # this one afterwards.
+        # Lightning's x-axis for other logging (LearningRateMonitor, self.log in a subclass): it counts batches, and
+        # adds this one afterwards.
         loop.epoch_loop._batches_that_stepped = self.trainer.global_step - 1
         # Lightning ends an epoch that max_steps interrupts; a resumed run continues it.
         if self.trainer.global_step == self.trainer.max_steps and not self.position.at_epoch_end:

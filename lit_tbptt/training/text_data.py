@@ -69,11 +69,11 @@ class TextLanesDataModule(LightningDataModule):
         vocabulary_limit: Largest vocabulary of the word tokenizer. Left out: every word of the training split.
         num_lanes: Number of parallel lanes in training.
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
-        windows_per_batch: Windows per Lightning batch. It affects only the speed and what Lightning counts in batches;
-            a resumed run keeps it.
-        eval_num_lanes: Number of parallel lanes in validation and test.
-        streaming: Whether the corpus is read as needed and never stored, for one that does not fit on the disk or
-            changes. Lanes then take one whole document after another, instead of contiguous parts of the corpus.
+        windows_per_batch: Windows per Lightning batch. It affects only the speed, and what
+            Lightning counts in batches; a resumed run keeps it.
+        eval_num_lanes: Parallel sequences in validation and test.
+        streaming: Whether the corpus is read as it is needed and never stored, for one that does not fit on the disk
+            or changes. Lanes then take one whole document after another, instead of contiguous parts of the corpus.
         num_readers: Number of groups of training lanes when streaming, each with its own part of the shards (files, or
             row groups of parquet files); must divide num_lanes. Each process reads for the groups its lanes belong to:
             choose a multiple of the number of processes.

@@ -26,7 +26,7 @@ _SPLIT_WORDS = {
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}
 # Read as text: `datasets` uses the extensions of the second builder for agent benchmarks.
 _TEXT_BUILDERS = {"text", "harbor"}
-_HEAD = 8192  # bytes inspected to recognize text
+_HEAD = 8192  # bytes that are looked at, to know text
 _Format: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]  # a builder and its options
 _TEXT: _Format = ("text", ())
 
@@ -46,7 +46,7 @@ def local_files(path: Path, encoding: str | None) -> tuple[str, dict[str, Any]] 
         the files, or they are archives.
 
     Raises:
-        InputError: A text file has an encoding that must be given.
+        InputError: A text file is in an encoding that has to be named.
     """
     if path.is_file():
         files = [path]
@@ -60,7 +60,7 @@ def local_files(path: Path, encoding: str | None) -> tuple[str, dict[str, Any]] 
         if kind is not None:
             formats.setdefault(kind, []).append(file)
     if not formats and path.is_file() and path.suffix != ".zip":
-        formats[_TEXT] = files  # errors are found when it is read
+        formats[_TEXT] = files  # what is wrong with it is found when it is read
     if not formats:
         return None
     # Ties go to the first by name, so that the result does not depend on the order of files.

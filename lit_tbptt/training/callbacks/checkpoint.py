@@ -32,8 +32,8 @@ class RunCheckpoint(Checkpoint):
     """Saves a run at step boundaries, also inside a batch, into `checkpoints/` of the run's folder.
 
     `last.ckpt` is written every N steps, every N minutes (at the next step), after every validation and at every stop;
-    the checkpoint before it is kept as `previous.ckpt`. `best.ckpt`, `best-2.ckpt`, ... are the best by validation. So a
-    run keeps `2 + save_top_k` files. With Adam, each is about three times the size of the weights, plus the carried
+    the checkpoint before it is kept as `previous.ckpt`. `best.ckpt`, `best-2.ckpt`, ... are the best by validation. So
+    a run keeps `2 + save_top_k` files. With Adam, each is about three times the size of the weights, plus the carried
     state. Process 0 writes them, for all.
 
     If a file cannot be written, the run prints a warning and continues; the previous files stay intact.

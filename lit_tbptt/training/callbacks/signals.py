@@ -56,8 +56,8 @@ class SignalHandling(Callback):
         # Moved to the end, so that a save before a stop includes what the other callbacks did.
         trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
 
-    # Not earlier: Lightning installs its own handlers just before. They would communicate with other processes inside the
-    # handler, and hang.
+    # Not earlier: Lightning installs its own handlers just before. They would communicate with other processes inside
+    # the handler, and hang.
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(pl_module)
@@ -125,9 +125,7 @@ class SignalHandling(Callback):
 
     def _restore(self, trainer: Trainer) -> None:
         for number, handler in self._before.items():
-            if (
-                signal.getsignal(number) == self._handle
-            ):  # at the end of a fit, Lightning has restored the previous handler
+            if signal.getsignal(number) == self._handle:  # Lightning restores the old handler at the end of a fit
                 signal.signal(number, handler)
         if self._before and trainer.world_size > 1:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not Lightning's handler, see above
