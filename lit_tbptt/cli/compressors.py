@@ -1,4 +1,4 @@
-"""A text model's bits per byte beside those of general compressors."""
+"""Compares the bits per byte of a text model with those of general compressors."""
 
 import gzip
 import lzma
@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from lit_tbptt.data.text.documents import texts
 
-# A minute of xz; beyond, a table is not worth the wait.
+# About a minute of xz; larger texts are not compared.
 MOST_BYTES = 32 << 20
 _PIECE = 1 << 20
 
@@ -23,7 +23,7 @@ def compressor_bits_per_byte(documents: Dataset) -> dict[str, float]:
 
 def _xz_size(text: bytes) -> int:
     compressor, size = lzma.LZMACompressor(), 0
-    # disable=None: not where stderr is no terminal.
+    # disable=None: no bar if stderr is not a terminal.
     with tqdm(total=len(text), desc="xz", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
         for start in range(0, len(text), _PIECE):
             piece = text[start : start + _PIECE]

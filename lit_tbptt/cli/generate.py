@@ -15,7 +15,7 @@ from lit_tbptt.data.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.text_model import TextModel
 
-# Prompts that are continued together. More would take more memory, and be written later.
+# Prompts processed together. More would take more memory, and would be written later.
 _TOGETHER = 64
 
 

@@ -1,4 +1,4 @@
-"""The language model that a command works with: which checkpoint, and on which device."""
+"""Loads the language model of a command: finds the checkpoint and the device."""
 
 import torch
 

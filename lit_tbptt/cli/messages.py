@@ -1,4 +1,4 @@
-"""How the command line ends where something is wrong."""
+"""Turns errors into one message and an exit status."""
 
 import errno
 import sys
@@ -10,7 +10,7 @@ from lit_tbptt.errors import DivergenceError, InputError, SourceError
 
 @contextmanager
 def one_message() -> Iterator[None]:
-    """Makes one message and a non-zero exit status of what a user can correct."""
+    """Ends errors that a user can correct with one message and a non-zero exit status."""
     try:
         yield
     except InputError as error:
@@ -36,7 +36,7 @@ def one_message() -> Iterator[None]:
 
 
 def _raised_by_lightning(error: Exception) -> bool:
-    """Tells whether Lightning's own code has raised it on purpose: it is about a setting, or a callback's metric."""
+    """Returns whether Lightning raised the error on purpose, about a setting or a callback's metric."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

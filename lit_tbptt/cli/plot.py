@@ -1,4 +1,4 @@
-"""The command `plot`: draws the curves of runs and compares them. It imports neither torch nor Lightning."""
+"""The command `plot`: plots the curves of runs and compares them. It imports neither torch nor Lightning."""
 
 import sys
 from collections.abc import Sequence
@@ -56,9 +56,9 @@ def _picture(runs: Sequence[LoggedRun], out: str | None) -> Path:
 
 
 def comparison(runs: Sequence[LoggedRun]) -> str:
-    """Formats the settings that runs differ in, their best validation, last loss, speed and length.
+    """Formats a table of the settings in which runs differ, their best validation, last loss, speed and length.
 
-    A column for each run, or a row where there are many.
+    One column per run, or one row per run if there are many.
     """
     rows = [["", *labels(runs)], *_settings_that_differ(runs), *_results(runs)]
     if len(runs) > len(rows):
@@ -77,7 +77,7 @@ def _shortened(cell: str) -> str:
 
 
 def _settings_that_differ(runs: Sequence[LoggedRun]) -> list[list[str]]:
-    known = [run for run in runs if run.settings]  # of the others nothing can be said
+    known = [run for run in runs if run.settings]  # the others have no config.yaml
     names = dict.fromkeys(name for run in known for name in run.settings)
     differ = (name for name in names if len({run.settings.get(name) for run in known}) > 1)
     return [[name, *(run.settings.get(name, "-") if run.settings else "?" for run in runs)] for name in differ]

@@ -1,4 +1,4 @@
-"""The command `score`: what text costs under a checkpoint's model, by document or by token. It needs no trainer."""
+"""The command `score`: the loss of a checkpoint's model on text files, per file or per token. Needs no trainer."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext

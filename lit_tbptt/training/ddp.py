@@ -53,7 +53,7 @@ def fix_gradient_layout(module: LightningModule) -> None:
     """Runs a backward pass of zeros, so that DDP orders its gradient buckets in the same way in every process.
 
     DDP reorders its buckets after the first backward pass, and the order affects the rounding of sums over three or
-    more ranks. A resumed run must round like one that was never stopped, so every run makes this first pass at its start.
+    more ranks. A resumed run must round like one that was never stopped, so every run starts with this pass.
     """
     parts = [part for part in module.parameters() if part.requires_grad]
     embeddings = [each for each in module.modules() if isinstance(each, Embedding | EmbeddingBag)]
