@@ -195,7 +195,7 @@ class LitCLI(SettingsCLI):
             return
         if not path:
             raise InputError(f"no checkpoint could be written to {saved.folder.checkpoints}: see the warnings above")
-        # The evaluation of the best checkpoint is not logged: it is not a point of the curves.
+        # An evaluation of the best checkpoint is no point of the curves.
         loggers, self.trainer.loggers = self.trainer.loggers, []
         results = {}
         for split, prefix, evaluate in (

@@ -58,7 +58,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
 
 
 def check_trainer_options(trainer: Mapping[str, Any]) -> None:
-    """Raises InputError for trainer options that manual optimization does not support, and an invalid max_time."""
+    """Raises InputError where an option of the trainer is set that manual optimization cannot take, or is no time."""
     for name, instead in _REFUSED.items():
         if trainer[name] not in (None, 1 if name == "accumulate_grad_batches" else None):
             raise InputError(f"trainer.{name}={trainer[name]}: manual optimization cannot take it; {instead}")

@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_origin
 
-# Commands without a trainer. Each is a function in the module of the same name in lit_tbptt.cli.
+# What needs no trainer, by the module under lit_tbptt.cli whose function of the same name is the command.
 COMMANDS = {
     "generate": "continue prompts from a checkpoint",
     "score": "nats and bits per byte of text files under a checkpoint's model",
@@ -60,7 +60,7 @@ def _run(name: str, args: list[str]) -> None:
 
 @contextmanager
 def _until_nobody_reads() -> Iterator[None]:
-    """Ends the process quietly if the reader of its output has ended, as in `generate ... | head`."""
+    """Ends the process quietly, as others end, when the reader of its output has: `generate ... | head`."""
     try:
         yield
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Loads the language model of a command: finds the checkpoint and the device."""
+"""The language model that a command works with: which checkpoint, and on which device."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Turns errors into one message and an exit status."""
+"""How the command line ends where something is wrong."""
 
 import errno
 import sys
@@ -10,7 +10,7 @@ from lit_tbptt.errors import DivergenceError, InputError, SourceError
 
 @contextmanager
 def one_message() -> Iterator[None]:
-    """Ends errors that a user can correct with one message and a non-zero exit status."""
+    """Makes one message and a non-zero exit status of what a user can correct."""
     try:
         yield
     except InputError as error:

@@ -116,7 +116,7 @@ def _arguments(class_path: str) -> list[str]:
 
 
 def _classes(parser: ArgumentParser, key: str) -> list[str]:
-    """Returns the names of the classes that an option accepts, as far as they are imported."""
+    """Returns the names of the classes that an option takes, as far as they are imported."""
     action = next((action for action in parser._actions if action.dest == key), None)
     todo: list[Any] = [getattr(action, "_typehint", None)]
     names: dict[str, None] = {}

@@ -34,7 +34,7 @@ def checkpoint_settings(
         options: The result of `class_options`.
 
     Raises:
-        InputError: The checkpoint is not from this package, or names a class from elsewhere that the user has not named.
+        InputError: The checkpoint is not from this package, or names a foreign class that the user has not named.
     """
     sections = run_state(checkpoint).get("settings")
     if sections is None:  # made from Python

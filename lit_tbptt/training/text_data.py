@@ -56,7 +56,7 @@ class TextLanesDataModule(LightningDataModule):
             text, parquet, JSON lines, CSV; a folder that `save_to_disk` wrote; from Python also a `Path`, a dataset of
             any kind, a list of texts, a data frame or series of pandas or polars, or a dict of these by split. Left
             out: the source code of Python's standard library.
-        name: The configuration of the dataset, if it has several.
+        name: The dataset's configuration, where it has several.
         text_column: The column that holds the text.
         val_fraction: Share of the training split that becomes the validation split if the dataset has none: its last
             documents, or its last characters if it is one document. Left out: .05, or nothing for a stream, from which
@@ -88,8 +88,8 @@ class TextLanesDataModule(LightningDataModule):
         cache_dir: Folder of datasets and token files. Left out: the Hugging Face cache.
 
     Attributes:
-        splits: The token file or stream of each split, known after `setup`.
-        documents: The datasets of the splits.
+        splits: What the splits are read from, known after `setup`.
+        documents: The datasets they come from.
         tokenizer: Makes ids of texts.
 
     Raises:
