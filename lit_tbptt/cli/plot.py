@@ -17,12 +17,12 @@ _LONGEST_CELL = 40
 
 
 def plot(runs: list[str], /, *, out: str | None = None) -> None:
-    """Draw the curves of runs, over each other if there are several, and print a table that compares them.
+    """Plot the curves of one or more runs in one picture, and print a table that compares them.
 
     Args:
-        runs: Runs: the folder of each, its metrics.csv, or its name, such as version_0, in runs/<config name>/.
-        out: Where the picture goes: a folder, or a file that ends in .png, .pdf or .svg. Left out: curves.png in the
-            folder of the run; of several runs, in the working directory.
+        runs: Each run's folder, its metrics.csv, or its name in runs/<config name>/, such as version_0.
+        out: The picture: a folder, or a file that ends in .png, .pdf or .svg. Left out: curves.png in the folder of
+            the run; for several runs, in the working directory.
 
     Raises:
         InputError: There is no such run, the picture cannot be written, or matplotlib is missing.
