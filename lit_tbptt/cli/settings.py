@@ -57,8 +57,8 @@ def checkpoint_settings(
         elif not name.startswith("trainer.") and f"--{name}" not in named:  # options given now need no check
             where, what = foreign
             raise InputError(
-                f"the checkpoint has {name}={value}: {where} is {what!r}, which is not imported because a file says "
-                f"so; if you trust it, name it: --{where} {what}"
+                f"the checkpoint has {name}={value}: {where} is {what!r}, which is not imported just because the "
+                f"checkpoint names it; if you trust it, name it: --{where} {what}"
             )
     return kept
 

@@ -70,8 +70,8 @@ def network_parts(
         core = getattr(cores, path.removeprefix("lit_tbptt."), None)
         if core is None:
             raise InputError(
-                f"the checkpoint's core is a {path}, which is not imported because a file says so; pass the class, "
-                f"or one that you have built, as core (generate: --core {path})"
+                f"the checkpoint's core is a {path}, which is not imported just because the checkpoint names it; pass "
+                f"the class, or an instance of it, as core (generate: --core {path})"
             )
     if isinstance(core, type):
         # Only the class name must match: the module of a running script is __main__.
