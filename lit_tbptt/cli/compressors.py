@@ -23,7 +23,7 @@ def compressor_bits_per_byte(documents: Dataset) -> dict[str, float]:
 
 def _xz_size(text: bytes) -> int:
     compressor, size = lzma.LZMACompressor(), 0
-    # disable=None: no bar if stderr is not a terminal.
+    # disable=None: not where stderr is no terminal.
     with tqdm(total=len(text), desc="xz", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
         for start in range(0, len(text), _PIECE):
             piece = text[start : start + _PIECE]

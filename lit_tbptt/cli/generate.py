@@ -40,7 +40,7 @@ def generate(
 
     Args:
         ckpt_path: The checkpoint: a path, last, or best. Nothing else is needed.
-        prompt: The text to continue, a list of texts, ["a", "b"], or - for standard input.
+        prompt: What to continue: one text, a list of them, ["a", "b"], or - for the standard input.
         prompt_file: A file of prompts: one per line, or JSON lines with the key prompt if its name ends in .jsonl.
         num_tokens: Number of tokens to generate.
         temperature: Divides the logits before sampling; 0 always takes the most likely token.

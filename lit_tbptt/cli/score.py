@@ -30,7 +30,7 @@ def score(
     Args:
         files: Text files, in UTF-8.
         ckpt_path: The checkpoint: a path, last, or best. Nothing else is needed.
-        tokens: Whether to write one row per token instead of per file. Needs out.
+        tokens: Whether to write a row for each token instead of each file. Needs out.
         out: Also write the rows to this file, as JSON lines.
         core: The class of the checkpoint's core, if it is your own; it is never imported from the checkpoint alone.
         config: The config file of the run that last and best refer to.

@@ -35,13 +35,13 @@ class LitLanguageModel(LitTBPTT):
     The vocabulary comes from the datamodule's `tokenizer` or from a checkpoint; `model` is created when it is known.
 
     Args:
-        core: The recurrent module: RNN, LSTM, GRU, or any RecurrentCore.
-        embedding_dropout: Dropout probability of the embedded input, in training.
-        output_dropout: Dropout probability of the core's output, in training.
+        core: The recurrent part: RNN, LSTM, GRU, or any RecurrentCore.
+        embedding_dropout: Probability of dropping a feature of the embedded input, in training.
+        output_dropout: Probability of dropping a feature of the core's output, in training.
         dropout_over_time: Whether these two draw a mask for every token (free), or one for all tokens of a window and
             its context (shared).
         tie_weights: Whether the output layer uses the embedding's matrix.
-        head: The output layer, such as Adaptive for large vocabularies. Left out: a linear layer.
+        head: Another output layer than a linear one: Adaptive, for large vocabularies. Left out: linear.
         **training: The arguments of LitTBPTT, by name.
 
     Raises:

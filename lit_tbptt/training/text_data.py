@@ -58,34 +58,34 @@ class TextLanesDataModule(LightningDataModule):
             out: the source code of Python's standard library.
         name: The dataset's configuration, where it has several.
         text_column: The column that holds the text.
-        val_fraction: Share of the training split that becomes the validation split if the dataset has none: its last
-            documents, or its last characters if it is one document. Left out: .05, or nothing for a stream, from which
-            nothing can be held out.
-        split_salt: Determines which files of the default corpus are held out.
+        val_fraction: Share of the training split that becomes the validation split where the dataset has none: the
+            last of its documents, or of its characters where it is one document. Left out: .05, and none of a stream,
+            of which nothing can be held out.
+        split_salt: Decides which files of the default corpus are held out.
         load_options: Further arguments of `datasets.load_dataset`, such as `encoding_errors: replace`,
             `sample_by: line` or `data_files`.
         tokenizer: `byte`, `char`, `word`; a `tokenizer.json` file, a folder with one, or its name on the Hugging Face
             Hub; from Python also a `Tokenizer`, a `tokenizers.Tokenizer`, or a fast tokenizer of `transformers`.
         vocabulary_limit: Largest vocabulary of the word tokenizer. Left out: every word of the training split.
-        num_lanes: Number of parallel lanes in training.
+        num_lanes: Parallel sequences in training.
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
-        windows_per_batch: Windows per Lightning batch. It affects only the speed, and what
+        windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
             Lightning counts in batches; a resumed run keeps it.
         eval_num_lanes: Parallel sequences in validation and test.
         streaming: Whether the corpus is read as it is needed and never stored, for one that does not fit on the disk
-            or changes. Lanes then take one whole document after another, instead of contiguous parts of the corpus.
-        num_readers: Number of groups of training lanes when streaming, each with its own part of the shards (files, or
-            row groups of parquet files); must divide num_lanes. Each process reads for the groups its lanes belong to:
-            choose a multiple of the number of processes.
-        document_reset: Whether each document begins at the start of a window, from the initial state, with the window
-            before it padded. If not, the state is carried from one document to the next.
-        shuffle: Whether the training documents (when streaming, the shards) are shuffled differently in every epoch.
-        rotate_lanes: Whether every epoch after the first begins at a different token of the training split and wraps
-            around, so that lanes are cut at different places. Not when streaming.
-        repeat: Whether training restarts the stream at its end within the same epoch, which then never ends, so that no
-            lane runs out. Only when streaming.
-        seed: Seed of shuffle and rotate_lanes.
-        cache_dir: Folder of datasets and token files. Left out: the Hugging Face cache.
+            or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
+        num_readers: Groups that training lanes are divided into when streaming, each with its own part of the shards
+            (files, or row groups of parquet files); must divide num_lanes. Each process reads for the groups its lanes
+            are in: choose a multiple of the number of processes.
+        document_reset: Whether each document begins at a window's start, from the initial state, with the window
+            before it padded. If not, the state runs on from one document to the next.
+        shuffle: Whether the training documents come in another order in every epoch; when streaming, the shards.
+        rotate_lanes: Whether every epoch after the first begins at another token of the training split and goes round,
+            so that lanes are cut elsewhere. Not when streaming.
+        repeat: Whether training starts the stream again at its end within the same epoch, which then never ends, so
+            that no lane runs dry. Only when streaming.
+        seed: Decides what shuffle and rotate_lanes do.
+        cache_dir: Where datasets and token files are kept. Left out: the Hugging Face cache.
 
     Attributes:
         splits: What the splits are read from, known after `setup`.
