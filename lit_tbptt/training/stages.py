@@ -1,4 +1,4 @@
-"""The stages beside training, as Lightning calls them: validation and test. For any task."""
+"""The stages beside training, as Lightning calls them: validation, test and prediction. For any task."""
 
 import warnings
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 from torchmetrics import Metric, MetricCollection
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt import Batch, Window, WindowLoss
+from lit_tbptt.tbptt import Batch, Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.training.ddp import check_lanes
 from lit_tbptt.training.evaluation import Evaluation
@@ -17,12 +17,16 @@ from lit_tbptt.training.resume import ResumableModule
 
 @loop_hooks
 class EvaluatingModule(ResumableModule):
-    """A LightningModule that validates and tests with a state of its own; `LitTBPTT` describes the attributes."""
+    """A LightningModule that validates, tests and predicts with a state of its own.
+
+    `LitTBPTT` describes the attributes.
+    """
 
     loss_name: str
     evaluation: Evaluation
     evaluation_metrics: Metric | MetricCollection | None
     window_loss: Callable[[Window, State], WindowLoss]
+    predict_window: Callable[[Window, State], tuple[Any, State]]
 
     def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:
         """Names the values that are logged for a mean loss per target over `source`, a loader."""
@@ -31,6 +35,8 @@ class EvaluatingModule(ResumableModule):
     def evaluation_window(self, window: Window, state: State) -> WindowLoss:
         """Returns what a window of an evaluation costs; a subclass with `evaluation_metrics` updates them here."""
         return self.window_loss(window, state)
+
+    # Validation and test
 
     def on_validation_epoch_start(self) -> None:
         self._begin_evaluation(self.trainer.val_dataloaders)
@@ -81,6 +87,45 @@ class EvaluatingModule(ResumableModule):
             return  # an evaluation of some checkpoint is no point of the training curve
         self.log_book.write(self.trainer, values, passing=not self.position.at_batch_end)
         self.position.batch_finished = self.position.at_batch_end
+
+    # Prediction
+
+    def prediction_window(self, window: Window, state: State) -> tuple[Any, State]:
+        """Returns what `trainer.predict` gives for a window, and the state after it; left alone, the task's outputs.
+
+        A subclass may return any pytree of tensors `[lane, time, ...]`. As `window_loss`, it may be called on any part
+        of a window.
+
+        Raises:
+            InputError: The task defines no `predict_window`.
+        """
+        if getattr(self.predict_window, "__func__", None) is Task.predict_window:
+            raise InputError(
+                f"{type(self).__name__} must define predict_window(window, state), which returns the outputs and the "
+                "state: predictions are not made from window_loss"
+            )
+        return self.predict_window(window, state)
+
+    def on_predict_start(self) -> None:
+        check_lanes(self.trainer.predict_dataloaders, self.trainer)
+        # A BasePredictionWriter asks for them; windows are not drawn by an index.
+        warnings.filterwarnings("ignore", "Couldn't infer the batch indices fetched from your dataloader")
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Returns what `prediction_window` gives for the windows of a batch, joined along time.
+
+        The state is carried on from batch to batch, and starts again with every loader.
+
+        Returns:
+            A pytree of tensors, `[lane, time, ...]`, also of what is masked. None: this process has no lanes.
+        """
+        check_batch(batch)
+        if batch_idx == 0:
+            self.evaluation.forget_state(self)
+        return self.evaluation.predict(self, batch)
+
+    def on_predict_end(self) -> None:
+        self.evaluation.forget_state(self)
 
 
 def check_batch(batch: Any) -> None:

@@ -174,12 +174,13 @@ class TextLanesDataModule(LightningDataModule):
             described = self.trainer.strategy.broadcast(self.tokenizer and self.tokenizer.describe())
             self.tokenizer = self.tokenizer or from_description(described)
         self._open()
-        needed = {"fit": "train", "validate": "validation", "test": "test"}.get(stage, "train")
+        needed = {"validate": "validation", "test": "test", "predict": "test"}.get(stage, "train")
         if needed not in self.splits:
-            how = NO_STREAM_IS_CUT if self._settings.streaming else "set data.val_fraction above 0 to hold one out"
+            held_out = NO_STREAM_IS_CUT if self._settings.streaming else "set data.val_fraction above 0 to hold one out"
+            how = {"validate": f"; {held_out}", "predict": "; to predict other texts, give path={'test': texts}"}
             raise InputError(
                 f"data.path={self._settings.path!r}: has no {needed} split, only {', '.join(self.splits)}"
-                + (f"; {how}" if needed == "validation" else "")
+                + how.get(stage, "")
             )
         # Too few tokens or shards for the lanes is found out here, before anything is trained.
         if needed == "train":
@@ -244,6 +245,9 @@ class TextLanesDataModule(LightningDataModule):
 
     def test_dataloader(self) -> Lanes:
         return self._evaluation_lanes("test")
+
+    def predict_dataloader(self) -> Lanes:
+        return self.test_dataloader()
 
     def _evaluation_lanes(self, split: str) -> Lanes:
         k1, windows_per_batch = self._settings.k1, self._settings.windows_per_batch
