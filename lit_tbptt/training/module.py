@@ -61,7 +61,7 @@ class LitTBPTT(Task, EvaluatingModule):
             a checkpoint takes them from it.
         truncation: Cuts gradients; its `k2` may be changed between steps.
         update: When the weights change.
-        evaluation: How validation and test are made.
+        evaluation: How validation, test and predictions are made.
         evaluation_metrics: A torchmetrics metric that `evaluation_window` updates; it is reset before an evaluation and
             logged after it. None: only the loss is.
         carry: What the last window handed on.

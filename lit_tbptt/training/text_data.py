@@ -70,7 +70,7 @@ class TextLanesDataModule(LightningDataModule):
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
         windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
             Lightning counts in batches; a resumed run keeps it.
-        eval_num_lanes: Parallel sequences in validation and test.
+        eval_num_lanes: Parallel sequences in validation, test and prediction, which reads the test split.
         streaming: Whether the corpus is read as it is needed and never stored, for one that does not fit on the disk
             or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
         num_readers: Groups that training lanes are divided into when streaming, each with its own part of the shards
