@@ -23,6 +23,12 @@ def summed_nats(
     return torch.where(mask, nats, 0.0).sum(), mask.sum()
 
 
+def token_nats(logits: Float[Tensor, "*place vocabulary"], targets: Int[Tensor, "*place"]) -> Float[Tensor, "*place"]:
+    """Returns the negative log-likelihood of each target in nats, at least in float32; finite, as `summed_nats` is."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(exact.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+
+
 def rates(nats_per_token: float, bytes_per_token: float | None = None) -> dict[str, float]:
     """Converts a mean loss to nats per token, perplexity and bits per byte.
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from lit_tbptt.models.language_model import RecurrentLM
+from lit_tbptt.models.metrics import token_nats
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,7 @@ def window_nats(
             if not carry_state:
                 state = network.initial_state(1)
             logits, state = network(inputs[None], state)
-            exact = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
-            # As summed_nats has it: the logarithm is taken inside, and an unlikely token costs many nats, never inf.
-            yield cross_entropy(exact, targets, reduction="none").cpu().double()
+            yield token_nats(logits[0], targets).cpu().double()
             before = int(targets[-1])
     finally:
         network.train(was_training)

@@ -18,7 +18,7 @@ from lit_tbptt.files.schema import Checkpoint, new_run_state
 from lit_tbptt.models.accuracy import TokenAccuracy
 from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.language_model import RecurrentLM
-from lit_tbptt.models.metrics import rates
+from lit_tbptt.models.metrics import rates, token_nats
 from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
@@ -160,6 +160,18 @@ class LitLanguageModel(LitTBPTT):
         logits, state = self.predict_window(window, state)
         self.evaluation_metrics.update(logits, window.targets, window.mask)
         return WindowLoss(*self.outputs_loss(logits, window), state)
+
+    def prediction_window(self, window: Window, state: State) -> tuple[dict[str, Tensor], State]:
+        """Returns what `trainer.predict` gives for a window, and the state after it.
+
+        Returns:
+            Tensors `[lane, time]`: `log_probabilities`, the natural logarithm of the probability of each target, at
+            least in float32, and 0 where nothing is scored; `targets`, the ids; `mask`, true where one is scored.
+        """
+        logits, state = self.predict_window(window, state)
+        mask = window.mask_or_ones()
+        log_probabilities = torch.where(mask, -token_nats(logits, window.targets), 0.0)
+        return {"log_probabilities": log_probabilities, "targets": window.targets, "mask": mask}, state
 
     def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:
         return rates(mean_loss, getattr(source, "bytes_per_token", None))

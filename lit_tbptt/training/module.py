@@ -2,26 +2,24 @@
 
 import warnings
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import AdamW
-from torchmetrics import Metric, MetricCollection
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt import Batch, Run, StepPerWindow, Task, Truncation, Update, Window, WindowLoss
-from lit_tbptt.tbptt.state import State
-from lit_tbptt.training.ddp import check_lanes, check_strategy
+from lit_tbptt.tbptt import Batch, Run, StepPerWindow, Task, Truncation, Update, Window
+from lit_tbptt.training.ddp import check_strategy
 from lit_tbptt.training.evaluation import Evaluation
 from lit_tbptt.training.hooks import between_hooks, check_callbacks, step_hooks, window_hooks
 from lit_tbptt.training.optimization import ModuleOptimizer
 from lit_tbptt.training.overrides import loop_hooks
-from lit_tbptt.training.resume import ResumableModule
+from lit_tbptt.training.stages import EvaluatingModule, check_batch
 
 
 @loop_hooks
-class LitTBPTT(Task, ResumableModule):
+class LitTBPTT(Task, EvaluatingModule):
     """Truncated backpropagation through time as a LightningModule.
 
     A subclass is a task: it defines `initial_state` and either `window_loss`, or `predict_window` and `outputs_loss`.
@@ -62,7 +60,7 @@ class LitTBPTT(Task, ResumableModule):
             takes them from the checkpoint.
         truncation: Truncates gradients; its `k2` may be changed between steps.
         update: When the weights change.
-        evaluation: How validation and test are made.
+        evaluation: How validation, test and predictions are made.
         evaluation_metrics: A torchmetrics metric that `evaluation_window` updates; it is reset before an evaluation and
             logged after it. None: only the loss is.
         carry: The carry after the last window.
@@ -108,7 +106,7 @@ class LitTBPTT(Task, ResumableModule):
         self.update: Update = StepPerWindow(loss_reduction)
         self.carry_state = carry_state
         self.evaluation = Evaluation(reset_every=None if carry_state else k1)
-        self.evaluation_metrics: Metric | MetricCollection | None = None
+        self.evaluation_metrics = None
         self.state_drop_probability = state_drop_probability
         self.clip_norm = clip_norm
         self.optimizer, self.lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
@@ -130,7 +128,7 @@ class LitTBPTT(Task, ResumableModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Hands the windows of a batch to the update, and stops at `trainer.max_steps` even inside a batch."""
-        _check_batch(batch)
+        check_batch(batch)
         self._until_continued.close()
         trainer = self.trainer
         done, self._skip_windows = self._skip_windows, 0
@@ -221,71 +219,3 @@ class LitTBPTT(Task, ResumableModule):
 
     def _log_training(self) -> dict[str, float]:
         return self.log_book.flush(self.trainer, lambda mean: self.describe_loss(mean, self.trainer.train_dataloader))
-
-    def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:
-        """Names the values that are logged for a mean loss per target over `source`, a loader."""
-        return {self.loss_name: mean_loss}
-
-    # Evaluation
-
-    def evaluation_window(self, window: Window, state: State) -> WindowLoss:
-        """Returns what a window of an evaluation costs; a subclass with `evaluation_metrics` updates them here."""
-        return self.window_loss(window, state)
-
-    def on_validation_epoch_start(self) -> None:
-        self._begin_evaluation(self.trainer.val_dataloaders)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        _check_batch(batch)
-        self.evaluation.add(self, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._end_evaluation("val", self.trainer.val_dataloaders)
-
-    def on_test_epoch_start(self) -> None:
-        self._begin_evaluation(self.trainer.test_dataloaders)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        _check_batch(batch)
-        self.evaluation.add(self, batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._end_evaluation("test", self.trainer.test_dataloaders)
-
-    def on_validation_start(self) -> None:
-        # Where max_steps breaks a batch off, Lightning validates at a place that the run continued would pass by.
-        self._metrics_before = None if self.position.at_batch_end else dict(self.trainer.callback_metrics)
-        self.log_book.pause_clock()
-
-    def on_validation_end(self) -> None:
-        self.log_book.resume_clock()
-
-    def _begin_evaluation(self, loaders: Any) -> None:
-        check_lanes(loaders, self.trainer)
-        self.evaluation.begin(self)
-
-    def _end_evaluation(self, stage: str, loaders: Any) -> None:
-        mean_loss, metrics = self.evaluation.end(self)
-        values = {
-            f"{stage}/{name}": value for name, value in (self.describe_loss(mean_loss, loaders) | metrics).items()
-        }
-        fitting = self.trainer.state.fn == "fit"
-        # It is of all ranks already.
-        warnings.filterwarnings("ignore", ".*sync_dist=True.* when logging on epoch level in distributed setting")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You called `self.log.*no logger configured")
-            # For callbacks that monitor a metric, and for `validate`, which returns only what loggers may get. In a fit
-            # they get it over optimizer steps, below.
-            self.log_dict(values, logger=not fitting)
-        if not fitting or self.trainer.sanity_checking:
-            return  # an evaluation of some checkpoint is no point of the training curve
-        self.log_book.write(self.trainer, values, passing=not self.position.at_batch_end)
-        self.position.batch_finished = self.position.at_batch_end
-
-
-def _check_batch(batch: Any) -> None:
-    if not isinstance(batch, Batch):
-        raise InputError(
-            f"the data give a {type(batch).__name__} where a Batch of windows is expected: give one iterable of Batch, "
-            "such as StridedLanes, for training and for each evaluation, not a list or a dictionary of them"
-        )

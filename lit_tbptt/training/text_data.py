@@ -10,9 +10,8 @@ import datasets
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_tbptt.data.corpus_lanes import corpus_lanes
 from lit_tbptt.data.lanes.base import Lanes
-from lit_tbptt.data.lanes.streamed import StreamedLanes
-from lit_tbptt.data.lanes.strided import StridedLanes
 from lit_tbptt.data.summary import run_summary
 from lit_tbptt.data.text.corpus import open_corpus
 from lit_tbptt.data.text.documents import NO_STREAM_IS_CUT, load_documents
@@ -71,7 +70,7 @@ class TextLanesDataModule(LightningDataModule):
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
         windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
             Lightning counts in batches; a resumed run keeps it.
-        eval_num_lanes: Parallel sequences in validation and test.
+        eval_num_lanes: Parallel sequences in validation, test and prediction, which reads the test split.
         streaming: Whether the corpus is read as it is needed and never stored, for one that does not fit on the disk
             or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
         num_readers: Groups that training lanes are divided into when streaming, each with its own part of the shards
@@ -175,12 +174,13 @@ class TextLanesDataModule(LightningDataModule):
             described = self.trainer.strategy.broadcast(self.tokenizer and self.tokenizer.describe())
             self.tokenizer = self.tokenizer or from_description(described)
         self._open()
-        needed = {"fit": "train", "validate": "validation", "test": "test"}.get(stage, "train")
+        needed = {"validate": "validation", "test": "test", "predict": "test"}.get(stage, "train")
         if needed not in self.splits:
-            how = NO_STREAM_IS_CUT if self._settings.streaming else "set data.val_fraction above 0 to hold one out"
+            held_out = NO_STREAM_IS_CUT if self._settings.streaming else "set data.val_fraction above 0 to hold one out"
+            how = {"validate": f"; {held_out}", "predict": "; to predict other texts, give path={'test': texts}"}
             raise InputError(
                 f"data.path={self._settings.path!r}: has no {needed} split, only {', '.join(self.splits)}"
-                + (f"; {how}" if needed == "validation" else "")
+                + how.get(stage, "")
             )
         # Creates the lanes, so that too few tokens or shards are detected before training.
         if needed == "train":
@@ -228,12 +228,13 @@ class TextLanesDataModule(LightningDataModule):
                 f"data.num_lanes={settings.num_lanes} with {num_ranks} processes: each needs a lane to train on; use "
                 f"at least {num_ranks} lanes, or fewer devices"
             )
+        sizes = {"k1": settings.k1, "windows_per_batch": settings.windows_per_batch}
         shuffle_seed = settings.seed if settings.shuffle else None
         if settings.streaming:
             order = {"num_readers": settings.num_readers, "repeat": settings.repeat, "shuffle_seed": shuffle_seed}
         else:
             order = {"shuffle_seed": shuffle_seed, "rotation_seed": settings.seed if settings.rotate_lanes else None}
-        return self._lanes("train", "num_lanes", settings.k1, settings.windows_per_batch, **order)
+        return self._lanes("train", "num_lanes", **sizes, **order)
 
     def val_dataloader(self) -> Lanes | list[Lanes]:
         if "validation" in self.splits:
@@ -245,38 +246,21 @@ class TextLanesDataModule(LightningDataModule):
     def test_dataloader(self) -> Lanes:
         return self._evaluation_lanes("test")
 
+    def predict_dataloader(self) -> Lanes:
+        return self.test_dataloader()
+
     def _evaluation_lanes(self, split: str) -> Lanes:
         k1, windows_per_batch = self._settings.k1, self._settings.windows_per_batch
         if not self._settings.document_reset:
             # Evaluation does not truncate, so a batch is one long window.
             k1, windows_per_batch = k1 * windows_per_batch, 1
-        return self._lanes(split, "eval_num_lanes", k1, windows_per_batch)
+        return self._lanes(split, "eval_num_lanes", k1=k1, windows_per_batch=windows_per_batch)
 
-    def _lanes(self, split: str, argument: str, k1: int, windows_per_batch: int, **order: Any) -> Lanes:
+    def _lanes(self, split: str, argument: str, **options: Any) -> Lanes:
         source, num_lanes = self.splits[split], self._settings[argument]
-        order |= {"document_reset": self._settings.document_reset, "local_lanes": self._rank.share(num_lanes)}
         assert self.tokenizer is not None
-        if isinstance(source, DocumentStream):
-            try:
-                order["all_gather"] = self._rank.all_gather
-                return StreamedLanes(source, self.tokenizer, num_lanes, k1, windows_per_batch, **order)
-            except InputError as error:
-                raise InputError(f"data.{error}") from None
-        if source.num_tokens < num_lanes:
-            raise InputError(
-                f"data.{argument}={num_lanes}: the {split} split has {source.num_tokens} tokens, and every lane needs "
-                f"one; set data.{argument} to {source.num_tokens} or fewer"
-            )
-        return StridedLanes(
-            source.ids,
-            self.tokenizer.eos,
-            num_lanes,
-            k1,
-            windows_per_batch,
-            None if source.num_unknown else source.bytes_per_token,
-            document_ends=source.document_ends,
-            **order,
-        )
+        options["document_reset"] = self._settings.document_reset
+        return corpus_lanes(source, split, self.tokenizer, num_lanes, argument, self._rank, **options)
 
     def _open(self) -> None:
         if self.splits:

@@ -2,11 +2,12 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lit_tbptt.data.progress_bar import progress_bar
 from lit_tbptt.data.text.documents import texts
 from lit_tbptt.data.text.stream import DocumentStream, TextReader, document_stream
 from lit_tbptt.data.text.token_file import TokenFile, fingerprint, token_file
@@ -57,12 +58,18 @@ def _make_tokenizer(
         raise InputError(f"data.tokenizer={name!r}: takes its vocabulary from a train split, and there is none")
     if streams:
         logger.warning("reading the whole stream once for the vocabulary of the %s tokenizer", name)
-        read = iter(TextReader(streams["train"]).read, None)
-        return make_tokenizer(name, chain.from_iterable(read), vocabulary_limit)
+        return _train(name, iter(TextReader(streams["train"]).read, None), None, vocabulary_limit)
     train = documents["train"]
     file = cache / f"{fingerprint(train, name, vocabulary_limit)}.tokenizer.json"
     if not file.exists():
-        tokenizer = make_tokenizer(name, chain.from_iterable(texts(train)), vocabulary_limit)
+        tokenizer = _train(name, texts(train), len(train), vocabulary_limit)
         with replacing(file) as beside:
             beside.write_text(json.dumps(tokenizer.describe()))
     return from_description(json.loads(file.read_text()))
+
+
+def _train(
+    name: str, documents: Iterable[list[str]], num_documents: int | None, vocabulary_limit: int | None
+) -> Tokenizer:
+    with progress_bar(documents, "vocabulary", num_documents) as read:
+        return make_tokenizer(name, chain.from_iterable(read), vocabulary_limit)

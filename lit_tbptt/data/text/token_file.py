@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 from datasets import Dataset
-from tqdm.auto import tqdm
 
+from lit_tbptt.data.progress_bar import progress_bar
 from lit_tbptt.data.text.documents import texts
 from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
@@ -149,9 +149,9 @@ def _write(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -
     with (
         open(folder / "ids.bin", "wb") as file,
         open(folder / "document_ends.bin", "wb") as ends,
-        tqdm(total=len(documents), desc=f"tokenize {split}", unit=" documents", leave=False, delay=1) as bar,
+        progress_bar(texts(documents), f"tokenize {split}", len(documents)) as read,
     ):
-        for some in texts(documents):
+        for some in read:
             encoded = tokenizer.encode_documents(some)
             num_unknown += tokenizer.num_unknown(some, encoded)
             for ids in filter(len, encoded):
@@ -162,7 +162,6 @@ def _write(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -
                 num_documents += 1
                 ends.write(np.int64(num_tokens).tobytes())
             num_bytes += sum(len(text.encode()) for text in some)
-            bar.update(len(some))
         for written in (file, ends):
             written.flush()
             os.fsync(written.fileno())
