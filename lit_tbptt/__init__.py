@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-# A name is imported when it is first used: torch takes two seconds, Lightning as much again.
+# Names are imported when they are first used: torch takes two seconds to import, Lightning as long again.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""The exceptions this package raises for what a user can correct."""
+"""The exceptions of this package, for problems that a user can correct."""
 
 
 class InputError(ValueError):
@@ -6,7 +6,7 @@ class InputError(ValueError):
 
 
 class SourceError(RuntimeError):
-    """The corpus cannot be read on: a file is damaged or missing, or a server does not answer."""
+    """Reading the corpus failed: a file is damaged or missing, or a server does not answer."""
 
 
 class DivergenceError(RuntimeError):

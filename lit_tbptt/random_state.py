@@ -1,6 +1,6 @@
-"""The state of every random number generator of a process, as tensors and plain values.
+"""The state of all random number generators of a process, as tensors and plain values.
 
-Of the GPUs it is that of the process's own: to ask another one would take memory there.
+Of the GPUs, only the process's own is included: querying another GPU would allocate memory on it.
 """
 
 import random
@@ -19,7 +19,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Puts the generators back to what `random_state` returned."""
+    """Restores the generators from the result of `random_state`."""
     set_host_random_state(state)
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
@@ -27,9 +27,9 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def separate_generators(rank: int) -> None:
-    """Gives each process but the first generators of its own, which follow from where they all stand.
+    """Seeds the generators of every process except the first differently, derived from their current common state.
 
-    Lightning seeds all processes alike, so that every one would draw the dropout masks of the first.
+    Lightning seeds all processes alike, so they would all draw the same dropout masks.
     """
     if rank:
         seed = int(torch.randint(2**31, ())) + rank
@@ -50,7 +50,7 @@ def host_random_state() -> dict[str, Any]:
 
 
 def set_host_random_state(state: dict[str, Any]) -> None:
-    """Puts the generators back to what `host_random_state` returned."""
+    """Restores the generators from the result of `host_random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, place, has_gauss, cached = state["numpy"]

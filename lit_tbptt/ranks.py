@@ -1,4 +1,4 @@
-"""The ranks of a run: which lanes each process has, and what they agree on once a window. Plain torch.distributed."""
+"""The ranks of a run: the lanes of each process, and their agreement once per window. Plain torch.distributed."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,28 +10,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 REQUESTS = ("save", "SIGTERM", "SIGINT")
-"""What a process may ask for at a step boundary."""
+"""What a process may request for the next step boundary."""
 
 
 class Rank(NamedTuple):
-    """One process among those of a run. All ranks call `gather` and `all_gather` together, in the same order.
+    """One process of a run. All ranks must call `gather` and `all_gather` together, in the same order.
 
     Attributes:
-        number: Its number, from 0.
-        num_ranks: How many there are.
+        number: The rank, from 0.
+        num_ranks: The number of ranks.
     """
 
     number: int = 0
     num_ranks: int = 1
 
     def share(self, num_lanes: int) -> range:
-        """Returns the lanes of this rank: neighbours, in order, and as evenly as possible."""
+        """Returns the lanes of this rank: a contiguous range, as evenly divided as possible."""
         least, more = divmod(num_lanes, self.num_ranks)
         start = self.number * least + min(self.number, more)
         return range(start, start + least + (self.number < more))
 
     def gather(self, value: Any) -> list[Any]:
-        """Gathers values, tensors and plain ones, on rank 0; the other ranks get only their own."""
+        """Gathers values (tensors or plain values) on rank 0; the other ranks get only their own."""
         if self.num_ranks == 1:
             return [value]
         values = [None] * self.num_ranks if self.number == 0 else None
@@ -39,7 +39,7 @@ class Rank(NamedTuple):
         return [value] if values is None else values
 
     def all_gather(self, numbers: Sequence[int]) -> list[list[int]]:
-        """Returns the numbers of every rank, in the order of the ranks."""
+        """Returns the numbers of all ranks, in rank order."""
         if self.num_ranks == 1:
             return [list(numbers)]
         ours = torch.tensor(numbers)
@@ -50,21 +50,21 @@ class Rank(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _on_cpu(world: Any) -> Any:
-    """Returns the group, or one of the same processes that does not make the host wait for the GPU."""
+    """Returns a gloo group of the same processes, so that communication does not wait for the GPU."""
     return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
 
 
 class Agreement:
-    """What the ranks tell each other once a window, in one all-reduce of five numbers.
+    """Exchanges losses and requests between the ranks, once per window, in one all-reduce of five numbers.
 
-    These are the window's loss, its targets, and what each rank requests for the next step boundary. A request of any
-    rank is agreed on by all at the same boundary, so that they save, stop and go on together.
+    The numbers are the window's loss, its number of targets, and the requests of each rank for the next step boundary.
+    If any rank makes a request, all ranks act on it at the same boundary, so they save, stop and continue together.
 
     Args:
-        num_ranks: How many ranks there are.
+        num_ranks: The number of ranks.
 
     Attributes:
-        agreed: The requests that are carried out at the present boundary.
+        agreed: The requests to act on at the current boundary.
     """
 
     def __init__(self, num_ranks: int = 1) -> None:
@@ -75,18 +75,18 @@ class Agreement:
         self._event: Any = None
 
     def request(self, name: str) -> None:
-        """Asks for one of REQUESTS. A signal handler may call it."""
+        """Requests one of REQUESTS. May be called in a signal handler."""
         self._requests.add(name)
 
     def exchange(self, loss: Float[Tensor, ""], num_targets: Tensor | int) -> tuple[Float[Tensor, ""], Tensor | int]:
-        """Returns the summed loss and the number of targets of all ranks together."""
+        """Returns the loss and the number of targets, summed over all ranks."""
         loss = loss.detach()
         if self.num_ranks == 1:
             return loss, num_targets
         votes = torch.tensor([name in self._requests for name in REQUESTS], dtype=torch.float64, device=loss.device)
         sums = torch.cat([loss.double()[None], torch.as_tensor(num_targets).to(votes)[None], votes])
         dist.all_reduce(sums)
-        # Read at the boundary, when a GPU has long done this and is busy with the backward pass.
+        # Read at the boundary; by then a GPU has finished this and is busy with the backward pass.
         self._sums = sums.to("cpu", non_blocking=True)
         if sums.is_cuda:
             self._event = torch.cuda.Event()
@@ -94,7 +94,7 @@ class Agreement:
         return sums[0], sums[1]
 
     def sync(self) -> None:
-        """Agrees on what was requested before the last exchange. To be called once a boundary."""
+        """Updates `agreed` with the requests made before the last exchange. Call it once per boundary."""
         agreed = set(self._requests)
         if self.num_ranks > 1:
             if self._event is not None:

@@ -1,4 +1,4 @@
-"""LightningCLI with run folders, exact resumes, signals and reports, for any task and any data module."""
+"""LitCLI: LightningCLI with run folders, exact resume, signals and reports, for any task and data module."""
 
 import sys
 from collections.abc import Mapping
@@ -30,14 +30,14 @@ from lit_tbptt.training.position import Position
 
 
 class LitCLI(SettingsCLI):
-    """LightningCLI for a task: run folders, exact resumes, signals, and a table at the end.
+    """LightningCLI for a task: run folders, exact resume, signals, and a table at the end.
 
-    `LitCLI(MyTask, MyData)` in a script is a whole command line with the subcommands fit, validate and test. What a
-    user can correct is one message and a non-zero exit status.
+    `LitCLI(MyTask, MyData)` in a script is a complete command line with the subcommands fit, validate and test. Errors
+    that a user can correct end with one message and a non-zero exit status.
 
     Args:
         model_class: The task.
-        datamodule_class: Its data. None: the task has loaders of its own, or `--data` names a class.
+        datamodule_class: The data. None: the task defines loaders, or `--data` names a class.
         args: The command line. None: that of the process.
         **options: Further arguments of LightningCLI.
     """
@@ -123,10 +123,10 @@ class LitCLI(SettingsCLI):
             assert self._checkpoint is not None
             self._start = Start(continued) if writes else None
             if self._nothing_left():
-                return run_loggers(continued, sys.maxsize)  # nothing will be written, so nothing is dropped
+                return run_loggers(continued, sys.maxsize)  # nothing will be written, so keep all rows
             return run_loggers(continued, self._saved_step(), run_state(self._checkpoint)["log"]["tokens"])
         runs, name = runs_of_command_line(self._given), self._get(self.config, "run_name")
-        if not writes:  # only rank 0 does, in the folder that it reserves
+        if not writes:  # only rank 0 writes, in the folder that it reserves
             return run_loggers(RunFolder(runs / (name or f"version_{next_version(runs)}")))
         folder = RunFolder.reserve(runs, name)
         self._start = Start(folder)
@@ -185,10 +185,10 @@ class LitCLI(SettingsCLI):
             if key.startswith(f"{prefix}/")
         }
 
-    # What a fit prints at its end
+    # The report at the end of a fit
 
     def after_fit(self) -> None:
-        """Evaluates the best checkpoint, prints a table, and says where everything lies."""
+        """Evaluates the best checkpoint, and prints a table, the paths, and the next commands."""
         saved = next(callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint))
         path = saved.best_model_path or saved.last_model_path
         if self.trainer.fast_dev_run or (not path and (self._nothing_left() or self.trainer.global_step == 0)):
@@ -224,17 +224,17 @@ class LitCLI(SettingsCLI):
             say(f"continue:   {self.next_commands(saved[0].best_model_path or last, last)['continue']}")
 
     def has_split(self, split: str) -> bool:
-        """Tells whether there is such a split, `validation` or `test`, to evaluate."""
+        """Returns whether a split, `validation` or `test`, exists."""
         hook = {"validation": "val_dataloader", "test": "test_dataloader"}[split]
         return is_overridden(hook, self.model) or (
             self.datamodule is not None and is_overridden(hook, self.datamodule, LightningDataModule)
         )
 
     def report(self, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Prints more about the best checkpoint, which `self.model` holds; on rank 0 only."""
+        """Prints more about the best checkpoint, which is loaded in `self.model`; called on rank 0 only."""
 
     def next_commands(self, best: str, last: str) -> dict[str, str]:
-        """Returns what can be done with the run, by purpose."""
+        """Returns commands that use the run, by purpose."""
         configs = "".join(f" --config {quote(str(file))}" for file in self._get(self.config, "config") or [])
         named = "".join(f" --{name} {quote(path)}" for name, path in foreign_classes(self._now).items())
         fit = f"{program()} fit{configs} --ckpt_path {quote(last)}{named} --trainer.max_steps N"

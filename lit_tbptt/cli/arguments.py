@@ -1,4 +1,4 @@
-"""The options of the command line beside those of the task, its data and Lightning's trainer."""
+"""Options of the command line in addition to those of the task, its data and Lightning's trainer."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.optim import WarmupCosineLR
 from lit_tbptt.training.callbacks import RunCheckpoint
 
-# Options of the trainer that manual optimization cannot take, and what to use instead.
+# Options of the trainer that manual optimization does not support, and what to use instead.
 _REFUSED = {
     "gradient_clip_val": "set model.clip_norm",
     "gradient_clip_algorithm": "set model.clip_norm, which clips by norm",
@@ -20,7 +20,7 @@ _REFUSED = {
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
-    """Adds the options of a run, and links those that belong together."""
+    """Adds the options of a run, and links related ones."""
     parser.add_argument(
         "--run_name",
         type=str | None,

@@ -1,4 +1,4 @@
-"""What a class or the model refuses is said by the names that its arguments have on the command line."""
+"""Puts the names of command-line options into errors raised by classes and the model."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -10,14 +10,14 @@ from lit_tbptt.errors import InputError
 
 @contextmanager
 def named_on_the_command_line(settings: Mapping[str, Any], model_options: Collection[str]) -> Iterator[None]:
-    """Puts the option's name into errors that know only an argument's name.
+    """Puts the name of the option into errors that only contain the name of an argument.
 
     Args:
         settings: The settings of this run by section.
         model_options: The names of the model's options, without `model.`.
 
     Raises:
-        InputError: Something that a user can correct was raised within.
+        InputError: An error that a user can correct was raised inside.
     """
     try:
         yield
@@ -32,7 +32,7 @@ def named_on_the_command_line(settings: Mapping[str, Any], model_options: Collec
 
 
 def _of_a_class(message: str, settings: Mapping[str, Any]) -> str:
-    """Returns what a class's constructor said, out of what the parser makes of it."""
+    """Extracts the error of a class's constructor from the message of the parser."""
     reasons = reasons_in(message)
     given = re.search(r"Given value: .*?class_path='([^']+)'", message, re.DOTALL)
     if given is None:
@@ -43,14 +43,14 @@ def _of_a_class(message: str, settings: Mapping[str, Any]) -> str:
 
 
 def reasons_in(message: str) -> str:
-    """Returns why a class was refused, out of what the parser says about each type that it tried."""
+    """Extracts why a class was refused from the parser's message about each type it tried."""
     errors = message.partition("Errors:")[2].partition("Given value type")[0]
     said = [re.sub(r"Problem with given class_path '[^']+':\s*", "", line.strip(" -")) for line in errors.splitlines()]
     return "; ".join(line for line in said if line and not line.startswith("Expected a"))
 
 
 def _places(settings: Any, class_path: str, key: str) -> Iterator[str]:
-    """Yields the options that are of a class."""
+    """Yields the options whose value is of a class."""
     if isinstance(settings, Mapping):
         if settings.get("class_path") == class_path:
             yield key

@@ -1,4 +1,4 @@
-"""Reading a command line before a parser does: the options that decide on its defaults."""
+"""Reads options of a command line before it is parsed, because they determine the defaults."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,19 +21,19 @@ def option_values(args: Sequence[str], *names: str) -> list[str]:
 
 
 def option(args: Sequence[str], name: str) -> str | None:
-    """Returns the value of `--name`, the last one as parsers do, or None."""
+    """Returns the last value of `--name`, like a parser, or None."""
     values = option_values(args, name)
     return values[-1] if values else None
 
 
 def config_file(args: Sequence[str]) -> str | None:
-    """Returns the last configuration file that is named, or None."""
+    """Returns the last config file given, or None."""
     files = option_values(args, "config", "c")
     return files[-1] if files else None
 
 
 def given_value(args: Sequence[str], name: str) -> Any:
-    """Returns the value of an option as it was given, on the command line or in a configuration file, or None."""
+    """Returns the value of an option given on the command line or in a config file, or None."""
     value = option(args, name)
     for file in reversed(option_values(args, "config", "c")) if value is None else ():
         settings = yaml.safe_load(Path(file).read_text()) if Path(file).is_file() else None
@@ -45,7 +45,7 @@ def given_value(args: Sequence[str], name: str) -> Any:
 
 
 def set_option(args: Sequence[str], name: str, value: str) -> list[str]:
-    """Returns the command line with another value of `--name`."""
+    """Returns the command line with a new value of `--name`."""
     places = [place for place, arg in enumerate(args) if arg == f"--{name}"]
     left_out = {*places, *(place + 1 for place in places)}
     kept = [arg for place, arg in enumerate(args) if place not in left_out and not arg.startswith(f"--{name}=")]
@@ -53,5 +53,5 @@ def set_option(args: Sequence[str], name: str, value: str) -> list[str]:
 
 
 def words(texts: Iterable[str]) -> set[str]:
-    """Returns the words of command lines and configuration files."""
+    """Returns the set of words in command lines and config files."""
     return set(re.split(r"[\s=\"',\[\]{}]+", " ".join(texts)))

@@ -1,4 +1,4 @@
-"""Which command is run. Each is imported when it is called: Lightning alone takes seconds."""
+"""Selects and runs a command. Commands are imported when called, because importing Lightning takes seconds."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ TRAINER_COMMANDS = {
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line for text; what a user can correct is one message and a non-zero exit status."""
+    """Runs the command line for text. Errors that a user can correct are one message and a non-zero exit status."""
     given = list(sys.argv[1:] if args is None else args)
     if given and given[0] in COMMANDS:
         _run(given[0], given[1:])
@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(name: str, args: list[str]) -> None:
-    """Runs a function as a command: its parameters before `/` are positional, the others options."""
+    """Runs a function as a command; its parameters before `/` are positional, the others are options."""
     try:
         from lit_tbptt.cli.messages import one_message
         from lit_tbptt.cli.process import set_up_process
@@ -92,7 +92,7 @@ def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[l
 
 
 def program() -> str:
-    """Returns what the user typed to start this process."""
+    """Returns the command that the user typed to start this process."""
     script = Path(sys.argv[0])
     if script.name == "__main__.py":
         return f"python -m {script.parent.name}"
@@ -100,7 +100,7 @@ def program() -> str:
 
 
 def overview() -> str:
-    """Returns what there is to be called."""
+    """Returns the list of commands, for --help."""
     commands = {**TRAINER_COMMANDS, **COMMANDS}
     width = max(map(len, commands))
     lines = [

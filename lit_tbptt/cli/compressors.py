@@ -1,15 +1,16 @@
-"""A text model's bits per byte beside those of general compressors."""
+"""Compares the bits per byte of a text model with those of general compressors."""
 
-import gzip
 import lzma
+import zlib
 from collections.abc import Mapping
+from typing import Any
 
 from datasets import Dataset
-from tqdm.auto import tqdm
 
+from lit_tbptt.data.progress_bar import progress_bar
 from lit_tbptt.data.text.documents import texts
 
-# A minute of xz; beyond, a table is not worth the wait.
+# About a minute of xz; larger texts are not compared.
 MOST_BYTES = 32 << 20
 _PIECE = 1 << 20
 
@@ -17,19 +18,14 @@ _PIECE = 1 << 20
 def compressor_bits_per_byte(documents: Dataset) -> dict[str, float]:
     """Compresses the documents, joined in order, and returns bits per source byte by compressor."""
     text = b"".join(document.encode() for batch in texts(documents) for document in batch)
-    sizes = {"gzip -9": len(gzip.compress(text, 9)), "xz": _xz_size(text)}
-    return {name: 8 * size / len(text) for name, size in sizes.items()}
+    compressors = {"gzip -9": zlib.compressobj(9, wbits=31), "xz": lzma.LZMACompressor()}  # 31: gzip's header
+    return {name: 8 * _compressed_size(text, name, each) / len(text) for name, each in compressors.items()}
 
 
-def _xz_size(text: bytes) -> int:
-    compressor, size = lzma.LZMACompressor(), 0
-    # disable=None: not where stderr is no terminal.
-    with tqdm(total=len(text), desc="xz", unit="B", unit_scale=True, leave=False, delay=1, disable=None) as bar:
-        for start in range(0, len(text), _PIECE):
-            piece = text[start : start + _PIECE]
-            size += len(compressor.compress(piece))
-            bar.update(len(piece))
-    return size + len(compressor.flush())
+def _compressed_size(text: bytes, name: str, compressor: Any) -> int:
+    pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+    with progress_bar(pieces, name, len(text), "B") as read:
+        return sum(len(compressor.compress(piece)) for piece in read) + len(compressor.flush())
 
 
 def comparison_table(bits_per_byte: Mapping[str, float]) -> str:

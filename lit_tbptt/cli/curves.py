@@ -1,4 +1,4 @@
-"""The picture curves.png: what was logged of one run or more, against the tokens they were trained on."""
+"""Draws curves.png: the logged metrics of one or more runs, against the number of training tokens."""
 
 import math
 import warnings
@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 from lit_tbptt.cli.logged_run import LoggedRun, Series, labels
 from lit_tbptt.files.atomic import replacing
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; those that are pale on white come last.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; the ones that are pale on white come last.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS, _DASHES = "os^DvPX", ("-", "--", "-.", ":")
 _INK, _GRID = "#222222", "#DDDDDD"
-# The first share of a run is left out where the axis of a loss is chosen: there it falls from far above.
+# Fraction at the start of a run, where the loss falls steeply, that is ignored for the limits of the axis.
 _LEFT_OUT = 0.1
 
 
 class _Panel(NamedTuple):
-    """A quantity that is drawn.
+    """A panel of the picture.
 
     Attributes:
-        title: What stands above it.
-        train: The metric of training, `train/{loss}` with the name of the run's loss.
-        val: That of validation, if there is one.
+        title: The title above it.
+        train: The training metric; `{loss}` stands for the name of the run's loss.
+        val: The validation metric, if there is one.
     """
 
     title: str
@@ -47,17 +47,17 @@ _SMALL = (
 
 
 def draw_curves(runs: Sequence[LoggedRun], file: Path) -> None:
-    """Draws runs over each other; a quantity that none of them has logged is left out.
+    """Draws runs on top of each other, without the panels for which no run has data.
 
     Args:
-        runs: At least one.
-        file: Where the picture goes; .png, .pdf and .svg are known.
+        runs: At least one run.
+        file: The picture: .png, .pdf or .svg.
     """
-    # Here, since only this needs it.
+    # Imported here, because matplotlib is optional.
     from matplotlib import style
 
-    with warnings.catch_warnings(), style.context("default"):  # whatever the user's own style is
-        warnings.simplefilter("ignore")  # of letters that the font lacks
+    with warnings.catch_warnings(), style.context("default"):  # independent of the user's style
+        warnings.simplefilter("ignore")  # for characters missing from the font
         figure = _figure(runs)
         with replacing(file) as beside:
             figure.savefig(beside, format=file.suffix.removeprefix("."), dpi=120)
@@ -70,7 +70,7 @@ def _figure(runs: Sequence[LoggedRun]) -> Any:
     rows = [[panel for panel in row if any(any(panel.series(run)) for run in runs)] for row in (_LARGE, _SMALL)]
     rows = [row for row in rows if row]
     heights = [1.5 if row[0] in _LARGE else 1 for row in rows]
-    # Opaque: a viewer's own background may be dark.
+    # Opaque, because the background of a viewer may be dark.
     figure = Figure(figsize=(11, 1 + 2.5 * sum(heights)), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(rows), 6, height_ratios=heights)
@@ -91,7 +91,7 @@ def _draw(axes: Any, panel: _Panel, runs: Sequence[LoggedRun]) -> None:
         for split, series in zip(("train", "validation"), panel.series(run), strict=True):
             if series is not None:
                 look = _line(number, split, len(series.tokens), len(runs) == 1)
-                if panel.train == "train/lr":  # often the same, and would hide each other
+                if panel.train == "train/lr":  # often identical, so lines would hide each other
                     look |= {"linestyle": _DASHES[number % len(_DASHES)], "alpha": 1, "linewidth": 1.6}
                 axes.plot(*series, **look)
                 drawn.append(series)
@@ -120,7 +120,7 @@ def _draw(axes: Any, panel: _Panel, runs: Sequence[LoggedRun]) -> None:
 
 
 def _line(number: int, split: str, num_points: int, alone: bool) -> dict[str, Any]:
-    """Returns how a curve looks: colours tell runs apart, or the splits of a run that is alone."""
+    """Returns the style of a curve: colours distinguish runs, or the splits of a single run."""
     validation = split == "validation"
     colour = (number + (alone and validation)) % len(_COLOURS)
     look: dict[str, Any] = {"color": _COLOURS[colour], "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)]}
@@ -132,7 +132,7 @@ def _line(number: int, split: str, num_points: int, alone: bool) -> dict[str, An
 
 
 def _limits(drawn: Sequence[Series]) -> tuple[float, float]:
-    """Returns the limits of the axis of a loss: all but what lies far above at the beginning."""
+    """Returns the axis limits for a loss: everything except the high values at the beginning."""
     begun = _LEFT_OUT * max(tokens[-1] for tokens, _ in drawn)
     late = [
         value

@@ -14,14 +14,14 @@ def export(
     run_name: str | None = None,
     runs_dir: str = "runs",
 ) -> None:
-    """Write a checkpoint's model as a folder: model.safetensors, config.json, its tokenizer, and a model card.
+    """Export a checkpoint's model to a folder: model.safetensors, config.json, tokenizer, and a model card.
 
     Args:
-        folder: The folder to write; files of these names in it are replaced.
+        folder: The folder to write; existing files with these names are replaced.
         ckpt_path: The checkpoint: a path, last, or best.
-        core: The class of the checkpoint's core if it is your own; it is not imported because a file says so.
-        config: The configuration file of the run that last and best are of.
-        run_name: The name of that run. Left out: the one that was written to last.
+        core: The class of the checkpoint's core, if it is your own; it is never imported from the checkpoint alone.
+        config: The config file of the run that last and best refer to.
+        run_name: The name of that run. Left out: the one that was written to most recently.
         runs_dir: The folder of all runs.
     """
     model, checkpoint = open_model(ckpt_path, core, config, run_name, runs_dir)

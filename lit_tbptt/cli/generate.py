@@ -15,7 +15,7 @@ from lit_tbptt.data.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.text_model import TextModel
 
-# Prompts that are continued together. More would take more memory, and be written later.
+# Prompts processed together. More would take more memory, and would be written later.
 _TOGETHER = 64
 
 
@@ -41,17 +41,17 @@ def generate(
     Args:
         ckpt_path: The checkpoint: a path, last, or best. Nothing else is needed.
         prompt: What to continue: one text, a list of them, ["a", "b"], or - for the standard input.
-        prompt_file: A file of prompts: one a line, or JSON lines with a key prompt if its name ends in .jsonl.
-        num_tokens: Tokens to add.
-        temperature: Divides the logits before sampling; 0 takes the likeliest token each time.
-        top_k: Sample among the k likeliest tokens only. Left out: among all.
-        top_p: Sample among the fewest likeliest tokens whose probabilities sum to p or more. Left out: among all.
-        stop: End a text before the first place where this stands in it.
+        prompt_file: A file of prompts: one per line, or JSON lines with the key prompt if its name ends in .jsonl.
+        num_tokens: Number of tokens to generate.
+        temperature: Divides the logits before sampling; 0 always takes the most likely token.
+        top_k: Sample only from the k most likely tokens. Left out: from all.
+        top_p: Sample only from the fewest most likely tokens whose probabilities sum to p or more. Left out: from all.
+        stop: End a text before the first occurrence of this string.
         seed: The same seed gives the same text.
-        out: Write prompts and texts to this file, as JSON lines, instead of to the terminal.
-        core: The class of the checkpoint's core if it is your own; it is not imported because a file says so.
-        config: The configuration file of the run that last and best are of.
-        run_name: The name of that run. Left out: the one that was written to last.
+        out: Write prompts and texts to this file, as JSON lines, instead of the terminal.
+        core: The class of the checkpoint's core, if it is your own; it is never imported from the checkpoint alone.
+        config: The config file of the run that last and best refer to.
+        run_name: The name of that run. Left out: the one that was written to most recently.
         runs_dir: The folder of all runs.
         device: Where to compute, such as cpu or cuda. auto: a GPU if there is one.
     """

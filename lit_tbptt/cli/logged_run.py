@@ -1,4 +1,4 @@
-"""A run as its folder shows it: what was logged, and the settings. Reads csv and YAML files, without torch."""
+"""Reads the logged metrics and the settings of a run from its csv and YAML files, without torch."""
 
 import csv
 import json
@@ -12,31 +12,31 @@ import yaml
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.atomic import local
 
-# As RunFolder has them, which reads checkpoints and so imports torch.
+# The same names as in RunFolder, which imports torch to read checkpoints.
 METRICS, CONFIG, CONTINUED = "metrics.csv", "config.yaml", "config_from_step_"
-# What a training logs beside its loss.
+# Training metrics other than the loss.
 _NO_LOSS = {"train/lr", "train/tokens_per_second", "train/gradient_norm", "train/perplexity", "train/bits_per_byte"}
-# Differ between any two runs and say nothing about the training.
+# Settings that differ between any two runs and do not affect the training.
 _NO_SETTINGS = {"config", "run_name", "ckpt_path"}
 _RUNS = Path("runs")
 _MOST_NAMED = 8
 
 
 class Series(NamedTuple):
-    """The values of one metric, in the order they were logged; only finite ones."""
+    """The finite values of one metric, in the order in which they were logged."""
 
     tokens: list[float]
     values: list[float]
 
 
 class LoggedRun(NamedTuple):
-    """What was logged of a run.
+    """The metrics and settings of a run.
 
     Attributes:
-        path: The run's folder, or a file of another name than metrics.csv.
+        path: The run's folder, or a file that is not named metrics.csv.
         metrics: The values by name, such as `train/lr`.
         settings: Values by their names on the command line, as text. Empty: the run has no config.yaml.
-        num_tokens: How many tokens the run was trained on.
+        num_tokens: Number of tokens the run was trained on.
     """
 
     path: Path
@@ -50,21 +50,21 @@ class LoggedRun(NamedTuple):
 
     @property
     def loss(self) -> str:
-        """What the mean loss is called, without `train/` and `val/`."""
+        """The name of the mean loss, without `train/` and `val/`."""
         names = [name for name in self.metrics if name.startswith("train/") and name not in _NO_LOSS]
         likely = [name for known in ("nats_per_token", "loss") for name in names if known in name]
         return next(iter(likely + names), "loss").removeprefix("train/")
 
     @property
     def monitor(self) -> tuple[str, str]:
-        """The validation metric that decides which checkpoint is best, and whether its `min` or `max` is."""
+        """The validation metric that determines the best checkpoint, and `min` or `max`."""
         asked = (self.settings.get(f"checkpoint.{key}", "null") for key in ("monitor", "mode"))
-        name, mode = (text.partition(",")[0] for text in asked)  # at the start, if a continued run has changed it
+        name, mode = (text.partition(",")[0] for text in asked)  # the first value, if a resumed run has changed it
         return (f"val/{self.loss}" if name == "null" else name), ("max" if mode == "max" else "min")
 
 
 def find_runs(asked: Sequence[str]) -> list[LoggedRun]:
-    """Finds and reads runs; one that is named twice is read once.
+    """Finds and reads runs; a run that is named twice is read once.
 
     Args:
         asked: For each run its folder, its metrics.csv, or its name under runs/*/.
@@ -77,10 +77,10 @@ def find_runs(asked: Sequence[str]) -> list[LoggedRun]:
 
 
 def read_run(file: Path) -> LoggedRun:
-    """Reads a metrics.csv, and the settings beside it.
+    """Reads a metrics.csv, and the settings in the same folder.
 
     Raises:
-        InputError: It is no such file, or holds no metrics.
+        InputError: The file is not a metrics.csv, or has no metrics.
     """
     metrics: dict[str, Series] = {}
     num_tokens = 0.0
@@ -101,7 +101,7 @@ def read_run(file: Path) -> LoggedRun:
 
 
 def labels(runs: Sequence[LoggedRun]) -> list[str]:
-    """Names runs by the ends of their paths: <config name>/<run name>, or more where that is not enough."""
+    """Names runs by the ends of their paths: <config name>/<run name>, or more if that is ambiguous."""
     parts = [run.path.resolve().parts for run in runs]
     for depth in range(2, max(map(len, parts)) + 1):
         names = ["/".join(each[-depth:]) for each in parts]
@@ -148,7 +148,7 @@ def _named(file: Path, asked: str) -> LoggedRun:
 def _rows(file: Path) -> Iterator[dict[str, str]]:
     try:
         with open(file, newline="", encoding="utf-8") as stream:
-            table = csv.DictReader(line for line in stream if line.endswith("\n"))  # the last may be half written
+            table = csv.DictReader(line for line in stream if line.endswith("\n"))  # the last line may be incomplete
             if "tokens" not in (table.fieldnames or ()):
                 raise InputError(f"{file} is not the {METRICS} of a run: it has no column tokens")
             for row in table:
@@ -165,7 +165,7 @@ def _number(text: str | None) -> float:
 
 
 def _settings(folder: Path) -> dict[str, str]:
-    """Reads the settings a run was started with, and those that it was continued with."""
+    """Reads the settings of the start of a run and of each resume."""
     continued = {_step(file): file for file in folder.glob(f"{CONTINUED}*.yaml")}
     steps = {int(step): file for step, file in continued.items() if step.isdecimal()}
     settings: dict[str, str] = {}

@@ -36,7 +36,7 @@ def one_message() -> Iterator[None]:
 
 
 def _raised_by_lightning(error: Exception) -> bool:
-    """Tells whether Lightning's own code has raised it on purpose: it is about a setting, or a callback's metric."""
+    """Returns whether Lightning raised the error on purpose, about a setting or a callback's metric."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

@@ -1,4 +1,4 @@
-"""What the parser found wrong, in a sentence: the option, its value, the rule, and what was likely meant."""
+"""Turns an error of the parser into one sentence: the option, its value, the rule, and a suggestion."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +19,10 @@ _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false",
 
 
 def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
-    """Returns the sentence for what a parser said.
+    """Returns the sentence for an error of the parser.
 
     Args:
-        message: What it said.
+        message: The message of the parser.
         parser: The parser of the subcommand.
         args: The command line.
     """
@@ -132,7 +132,7 @@ def _classes(parser: ArgumentParser, key: str) -> list[str]:
 
 
 def _place(key: str, args: Sequence[str]) -> str:
-    """Returns the configuration file and the line that an option stands in, where it was not on the command line."""
+    """Returns the config file and line of an option, if it was not on the command line."""
     if option(args, key) is not None or any(arg.startswith(f"--{key}") for arg in args):
         return ""
     for file in reversed(option_values(args, "config", "c")):

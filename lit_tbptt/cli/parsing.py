@@ -1,4 +1,4 @@
-"""LightningCLI's settings: defaults < checkpoint < configuration file < command line."""
+"""Parses the command line. Later sources win: defaults < checkpoint < config file < command line."""
 
 import sys
 from collections.abc import Mapping
@@ -25,15 +25,15 @@ say = rank_zero_only(print)
 
 
 class SettingsCLI(LightningCLI):
-    """Parses a command line, with the settings of the checkpoint that it names below what it says itself."""
+    """Parses a command line. Settings of the checkpoint it names apply unless the command line overrides them."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
-        # Evaluation sums in float64, which Apple's GPUs lack.
+        # Evaluation sums in float64, which Apple's GPUs do not support.
         "trainer.accelerator": "auto" if torch.cuda.is_available() else "cpu",
     }
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._checkpoint: Checkpoint | None = None  # what --ckpt_path names
+        self._checkpoint: Checkpoint | None = None  # from --ckpt_path
         self._checkpoint_path = Path()
         self._saved_settings: dict[str, Any] = {}
         self._now: dict[str, Any] = {}  # the settings of this run, plain
@@ -112,12 +112,12 @@ class SettingsCLI(LightningCLI):
         return given
 
     def chosen_defaults(self, given: list[str]) -> dict[str, Any]:
-        """Returns further defaults for a command line; a subclass may choose them by what is given."""
+        """Returns further defaults, which a subclass may choose by the given options."""
         return {}
 
     def check_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Raises InputError where `--ckpt_path` names a checkpoint that is not this command line's."""
+        """Raises InputError if the checkpoint of `--ckpt_path` does not belong to this command line."""
         run_state(checkpoint)
 
     def _parse_ckpt_path(self) -> None:
-        """Does nothing: `parse_arguments` has read the checkpoint, below what the command line says."""
+        """Does nothing: `parse_arguments` has already applied the checkpoint's settings."""

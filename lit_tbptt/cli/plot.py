@@ -1,4 +1,4 @@
-"""The command `plot`: draws the curves of runs and compares them. It imports neither torch nor Lightning."""
+"""The command `plot`: plots the curves of runs and compares them. It imports neither torch nor Lightning."""
 
 import sys
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ _LONGEST_CELL = 40
 
 
 def plot(runs: list[str], /, *, out: str | None = None) -> None:
-    """Draw the curves of runs, over each other if there are several, and print a table that compares them.
+    """Plot the curves of one or more runs in one picture, and print a table that compares them.
 
     Args:
-        runs: Runs: the folder of each, its metrics.csv, or its name, such as version_0, in runs/<config name>/.
-        out: Where the picture goes: a folder, or a file that ends in .png, .pdf or .svg. Left out: curves.png in the
-            folder of the run; of several runs, in the working directory.
+        runs: Each run's folder, its metrics.csv, or its name in runs/<config name>/, such as version_0.
+        out: The picture: a folder, or a file that ends in .png, .pdf or .svg. Left out: curves.png in the folder of
+            the run; for several runs, in the working directory.
 
     Raises:
         InputError: There is no such run, the picture cannot be written, or matplotlib is missing.
@@ -56,9 +56,9 @@ def _picture(runs: Sequence[LoggedRun], out: str | None) -> Path:
 
 
 def comparison(runs: Sequence[LoggedRun]) -> str:
-    """Formats the settings that runs differ in, their best validation, last loss, speed and length.
+    """Formats a table of the settings in which runs differ, their best validation, last loss, speed and length.
 
-    A column for each run, or a row where there are many.
+    One column per run, or one row per run if there are many.
     """
     rows = [["", *labels(runs)], *_settings_that_differ(runs), *_results(runs)]
     if len(runs) > len(rows):
@@ -77,7 +77,7 @@ def _shortened(cell: str) -> str:
 
 
 def _settings_that_differ(runs: Sequence[LoggedRun]) -> list[list[str]]:
-    known = [run for run in runs if run.settings]  # of the others nothing can be said
+    known = [run for run in runs if run.settings]  # the others have no config.yaml
     names = dict.fromkeys(name for run in known for name in run.settings)
     differ = (name for name in names if len({run.settings.get(name) for run in known}) > 1)
     return [[name, *(run.settings.get(name, "-") if run.settings else "?" for run in runs)] for name in differ]

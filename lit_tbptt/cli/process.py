@@ -1,4 +1,4 @@
-"""What the command line sets for its whole process."""
+"""Process-wide settings of the command line."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""The table of metrics at the end of a run."""
+"""The table of metrics printed at the end of a run."""
 
 import math
 from collections.abc import Mapping

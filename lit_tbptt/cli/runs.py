@@ -1,4 +1,4 @@
-"""Where the runs of a command line lie, and that a start that is refused leaves nothing there."""
+"""The run folders of a command line, and their cleanup after a refused start."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from lit_tbptt.files.run_folder import RunFolder, runs_of
 
 
 def runs_of_command_line(args: Sequence[str]) -> Path:
-    """Returns the folder of all runs of a command line's configuration file, or of none.
+    """Returns the folder of all runs of a command line's config file, or of runs without one.
 
     It is in `runs_dir`, or else in the folder `runs` of `trainer.default_root_dir`, or of the working directory.
     """
@@ -20,7 +20,7 @@ def runs_of_command_line(args: Sequence[str]) -> Path:
 
 
 class Start(Callback):
-    """What a run's folder held before a start, which may be refused.
+    """Records the files in a run's folder before a start, to remove new ones if it is refused.
 
     Args:
         folder: The run's folder.
@@ -30,14 +30,14 @@ class Start(Callback):
         self.accepted = False
         self._folder = folder.path
         self._before = {self._folder, *self._folder.parents, *self._folder.rglob("*")}
-        if not any(self._folder.glob("*")):  # it was made for this start
+        if not any(self._folder.glob("*")):  # it was created for this start
             self._before.remove(self._folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.accepted = True
 
     def undo(self) -> None:
-        """Removes what was added, unless training has begun: event files and folders, which loggers make at once."""
+        """Removes new files and folders, such as the loggers' event files, unless training has begun."""
         if self.accepted:
             return
         for path in sorted((self._folder, *self._folder.rglob("*")), reverse=True):

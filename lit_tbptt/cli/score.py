@@ -1,4 +1,4 @@
-"""The command `score`: what text costs under a checkpoint's model, by document or by token. It needs no trainer."""
+"""The command `score`: the loss of a checkpoint's model on text files, per file or per token. Needs no trainer."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -25,16 +25,16 @@ def score(
     runs_dir: str = "runs",
     device: str = "auto",
 ) -> None:
-    """Score text files: nats and bits per byte of each, and of all together. Each is a document of its own.
+    """Score text files: nats and bits per byte of each file and of all together. Each file is a separate document.
 
     Args:
         files: Text files, in UTF-8.
         ckpt_path: The checkpoint: a path, last, or best. Nothing else is needed.
         tokens: Whether to write a row for each token instead of each file. Needs out.
-        out: Write the rows to this file too, as JSON lines.
-        core: The class of the checkpoint's core if it is your own; it is not imported because a file says so.
-        config: The configuration file of the run that last and best are of.
-        run_name: The name of that run. Left out: the one that was written to last.
+        out: Also write the rows to this file, as JSON lines.
+        core: The class of the checkpoint's core, if it is your own; it is never imported from the checkpoint alone.
+        config: The config file of the run that last and best refer to.
+        run_name: The name of that run. Left out: the one that was written to most recently.
         runs_dir: The folder of all runs.
         device: Where to compute, such as cpu or cuda. auto: a GPU if there is one.
     """

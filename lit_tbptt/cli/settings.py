@@ -1,4 +1,4 @@
-"""Settings that a checkpoint brings, and how those of a run differ from them."""
+"""The settings stored in a checkpoint, and how the settings of a run differ from them."""
 
 import enum
 import os
@@ -15,9 +15,9 @@ import lit_tbptt
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.schema import Checkpoint, run_state
 
-# Sections of a checkpoint's settings with an entry for each option, and those that are an option themselves.
+# Sections of a checkpoint's settings that contain options, and options outside of sections.
 _SECTIONS, _OPTIONS = ("model", "data", "checkpoint", "trainer"), ("optimizer", "lr_scheduler", "seed_everything")
-# They come from the configuration file each time.
+# These always come from the config file.
 _OBJECTS = ("callbacks", "logger", "plugins", "profiler", "strategy")
 _PLAIN = (None, Any, ..., NoneType, str, int, float, bool, os.PathLike, list, dict, tuple, set)
 
@@ -25,16 +25,16 @@ _PLAIN = (None, Any, ..., NoneType, str, int, float, bool, os.PathLike, list, di
 def checkpoint_settings(
     checkpoint: Checkpoint, everything: bool, named: Set[str], options: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """Returns the settings a checkpoint was made with, by their names on the command line.
+    """Returns the settings that a checkpoint was made with, by their names on the command line.
 
     Args:
         checkpoint: The checkpoint.
-        everything: Whether the run is to be continued. Otherwise model and data are enough.
-        named: The words that the user wrote: a foreign class must be named there to be imported.
-        options: What `class_options` returns.
+        everything: Whether to include all settings, to resume the run, or only those of model and data.
+        named: The words that the user wrote. A class from elsewhere is imported only if it is among them.
+        options: The result of `class_options`.
 
     Raises:
-        InputError: It is no checkpoint of this package, or names a class that is not imported because a file says so.
+        InputError: The checkpoint is not from this package, or names a foreign class that the user has not named.
     """
     sections = run_state(checkpoint).get("settings")
     if sections is None:  # made from Python
@@ -54,25 +54,26 @@ def checkpoint_settings(
         foreign = next(_foreign(name, value, named, options), None)
         if foreign is None:
             kept[name] = value
-        elif not name.startswith("trainer.") and f"--{name}" not in named:  # what is given now needs no check
+        elif not name.startswith("trainer.") and f"--{name}" not in named:  # options given now need no check
             where, what = foreign
             raise InputError(
-                f"the checkpoint has {name}={value}: {where} is {what!r}, which is not imported because a file says "
-                f"so; if you trust it, name it: --{where} {what}"
+                f"the checkpoint has {name}={value}: {where} is {what!r}, which is not imported just because the "
+                f"checkpoint names it; if you trust it, name it: --{where} {what}"
             )
     return kept
 
 
 def class_options(parser: ArgumentParser) -> dict[str, bool]:
-    """Returns the options of a parser, and for each whether its value may name code, which is then imported."""
+    """Returns for each option of a parser whether its value may name code to import."""
     return {action.dest: not _is_plain(getattr(action, "_typehint", action)) for action in parser._actions}
 
 
 def own_defaults(parser: ArgumentParser, parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns new defaults for what goes with the options that were chosen, with which to parse again.
+    """Returns new defaults that follow from the chosen options, for parsing again.
 
-    jsonargparse keeps the arguments of the default class that the chosen one knows too: SGD would get the weight decay
-    of AdamW. And Lightning takes a fraction in `val_check_interval` only where validations are tied to epochs.
+    When the class of an option changes, jsonargparse keeps those arguments of the default class that the new class also
+    has: SGD would get the weight decay of AdamW. And Lightning accepts a fraction as `val_check_interval` only if
+    validations are tied to epochs.
     """
     chosen: dict[str, Any] = {}
     if isinstance(parsed.get("trainer.val_check_interval"), float):
@@ -83,16 +84,16 @@ def own_defaults(parser: ArgumentParser, parsed: Mapping[str, Any]) -> dict[str,
             before, now, given = default.get("class_path"), value.get("class_path"), value.get("init_args") or {}
             if before and now and before != now:
                 default = chosen[action.dest] = class_default(now)
-            if given.get("foreach") or given.get("differentiable"):  # the other forms of an optimizer's step
+            if given.get("foreach") or given.get("differentiable"):  # these exclude fused
                 arguments = dict(default.get("init_args") or {}) | {"fused": None}
                 chosen[action.dest] = {"class_path": now, "init_args": arguments}
     return chosen
 
 
 def class_default(class_path: str) -> dict[str, Any]:
-    """Returns the default for an option that is of a class: its own arguments, but an optimizer is fused if it can be.
+    """Returns the default for a class option: the class's own defaults, but optimizers are fused if possible.
 
-    A fused step takes a fifth of the time of the others on a CPU, and is equal to them up to rounding.
+    On a CPU a fused step takes a fifth of the time of the other forms, and equals them up to rounding.
     """
     package, _, name = class_path.rpartition(".")
     fuses = package == "torch.optim" and "fused" in signature(getattr(torch.optim, name)).parameters
@@ -111,7 +112,7 @@ def _is_plain(hint: Any) -> bool:
 
 
 def _foreign(name: str, value: Any, named: Set[str], options: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
-    """Yields what a value would have jsonargparse import, and where, unless it is known or the user named it."""
+    """Yields option and name of everything jsonargparse would import for a value, unless known or named by the user."""
     if isinstance(value, Mapping) and "class_path" in value:
         path = str(value["class_path"])
         if not (_is_known(path) or path in named):
@@ -129,7 +130,7 @@ def _foreign(name: str, value: Any, named: Set[str], options: Mapping[str, bool]
 
 
 def _is_word(value: str) -> bool:
-    # It can only be the name of a class that is imported already. A file of that name would be read as settings.
+    # Such a word can only name a class that is already imported. A file of that name would be read as settings.
     return re.fullmatch(r"[\w-]*", value) is not None and not os.path.exists(value)
 
 
@@ -140,7 +141,7 @@ def _is_known(path: str) -> bool:
 
 
 def foreign_classes(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the classes of a run's settings, by option, which a checkpoint alone may not bring."""
+    """Returns the classes in a run's settings, by option, that are never imported from a checkpoint alone."""
     sections = [(key, settings.get(key)) for key in ("optimizer", "lr_scheduler")]
     sections += [
         (f"{section}.{key}", value)
@@ -152,10 +153,10 @@ def foreign_classes(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Says what is set otherwise now than in a checkpoint, a line a setting.
+    """Describes the settings that differ from those of a checkpoint, one line each.
 
     Args:
-        saved: What `checkpoint_settings` returned.
+        saved: The result of `checkpoint_settings`.
         now: The settings of this run by section.
     """
     before, current = dict(_flat(saved)), dict(_flat(now))
@@ -167,10 +168,10 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def changed_options(key: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of the optimizer or the schedule that a resumed run changes.
+    """Returns the arguments of the optimizer or schedule that a resumed run changes.
 
     Raises:
-        InputError: It would change the class itself.
+        InputError: The class itself differs.
     """
     before, current = saved.get(key) or {}, now.get(key) or {}
     if key in saved and before.get("class_path") != current.get("class_path"):

@@ -1,9 +1,9 @@
-"""Which option was likely meant: by its spelling, by its last word, or by the name it has in other libraries."""
+"""Suggests an option for an unknown one: by spelling, by its last word, or by its name in other libraries."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-# Options by the names that other training scripts give them.
+# Options, with their names in other training scripts.
 _ELSEWHERE = {
     "data.num_lanes": "batch_size bsz per_device_train_batch_size train_batch_size micro_batch_size num_envs",
     "data.eval_num_lanes": "eval_batch_size val_batch_size per_device_eval_batch_size",
@@ -45,10 +45,10 @@ _ELSEWHERE = {
 
 
 def similar_option(name: str, options: Sequence[str]) -> str | None:
-    """Returns the option that was likely meant by one that does not exist, or None.
+    """Returns the most likely option for an unknown one, or None.
 
     Args:
-        name: What was given, such as `--batch_size` or `data.num_lane`.
+        name: The unknown option, such as `--batch_size` or `data.num_lane`.
         options: All options; those of a class, such as `--optimizer.lr`, need not be among them.
     """
     dashes = "--" if name.startswith("-") else ""
@@ -64,7 +64,7 @@ def similar_option(name: str, options: Sequence[str]) -> str | None:
 
 
 def named_elsewhere(word: str, known: Sequence[str]) -> list[str]:
-    """Returns the options that other libraries call so, of those that are known or arguments of one that is."""
+    """Returns the options with this name in other libraries that are known, or arguments of a known option."""
     return [
         option
         for option, names in _ELSEWHERE.items()

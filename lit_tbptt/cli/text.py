@@ -1,4 +1,4 @@
-"""The command line for text: the default job, tokenizers from checkpoints, and what a language model reports."""
+"""TextCLI, the command line for text: the default job, tokenizers from checkpoints, the report at the end."""
 
 from collections.abc import Mapping
 from shlex import quote
@@ -16,9 +16,9 @@ from lit_tbptt.files.schema import Checkpoint, run_state
 from lit_tbptt.training.language_model import LitLanguageModel
 from lit_tbptt.training.text_data import TextLanesDataModule
 
-# What suits the default job alone. If you choose one of the options named here, the class's own defaults apply.
+# Only for the default job. If you choose one of the options named here, the class's own defaults apply.
 _DEFAULT_JOB = {
-    # A byte needs no wide embedding.
+    # Bytes need no wide embedding.
     "model.core": (
         {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256, "input_size": 64}},
         ("--config", "-c", "--model.core", "--model.tie_weights", "--data.tokenizer"),
@@ -40,7 +40,7 @@ class TextCLI(LitCLI):
         args: The command line. None: that of the process.
     """
 
-    # The job that `fit` does without a configuration: about two minutes on two CPU cores.
+    # The default job of `fit`: about two minutes on two CPU cores.
     defaults: ClassVar[Mapping[str, Any]] = {
         "model.core": {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256}},
         "model.clip_norm": 1.0,
@@ -102,7 +102,7 @@ class TextCLI(LitCLI):
         return split in self.datamodule.splits
 
     def report(self, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Compares bits per byte with compressors, and shows a sample."""
+        """Compares bits per byte with compressors, and prints a sample."""
         test = self.datamodule.splits.get("test")
         stored = isinstance(test, TokenFile) and test.num_bytes <= MOST_BYTES
         if stored and "test" in results and results["test"]["num_targets"] == test.num_tokens:

@@ -1,4 +1,4 @@
-"""What commands read and write: texts, and JSON lines that are written one by one."""
+"""Reads text files and writes JSON lines one by one, for commands."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,13 +14,13 @@ def read_text(path: str, argument: str) -> str:
 
     Args:
         path: The file.
-        argument: Who names it, for messages.
+        argument: The argument that names the file, for messages.
 
     Raises:
         InputError: It cannot be read, or is not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")  # a byte order mark is no text
+        return Path(path).read_text(encoding="utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError as error:
         raise InputError(f"{argument}: {path}: byte {error.start} is not UTF-8 text ({error.reason})") from error
     except OSError as error:
@@ -29,11 +29,11 @@ def read_text(path: str, argument: str) -> str:
 
 @contextmanager
 def json_lines(path: str, inputs: Iterable[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Opens a file for JSON lines, and gives a function that writes one; each is in the file when it returns.
+    """Opens a file for JSON lines, and yields a function that writes and flushes one line.
 
     Args:
-        path: The file. What it held is lost.
-        inputs: Files that are read, which it must not be.
+        path: The file, which is overwritten.
+        inputs: Files that are read, which must differ from `path`.
 
     Raises:
         InputError: It cannot be written, or is one of `inputs`.

@@ -1,4 +1,4 @@
-"""The contract of a core: what the package asks of anything recurrent."""
+"""The core interface, which every recurrent module implements."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -13,20 +13,19 @@ from lit_tbptt.tbptt.state import State, check_versions, versions
 
 
 class RecurrentCore(nn.Module, ABC):
-    """A module that maps inputs and a state to outputs and the state after them.
+    """A module that maps inputs and a state to outputs and the next state.
 
-    The returned state has the structure, shapes and dtypes of the given one. In eval mode, cutting the time axis
-    anywhere and passing the state on gives the same outputs and state as one call.
+    The returned state has the same structure, shapes and dtypes as the given one. In eval mode, splitting the inputs
+    anywhere along the time axis and passing the state on gives the same outputs and state as one call.
 
-    The arguments of the constructor are kept in `init_args`, so that a checkpoint can describe the core in plain
-    values.
+    The constructor's arguments are kept in `init_args`, so that a checkpoint can describe the core in plain values.
 
     Attributes:
         input_size: Features per time step that `forward` takes.
         output_size: Features per time step that `forward` returns.
         init_args: The arguments this core was built with, by name.
-        noise: What `begin_window` returned for the window that is run; a core in eval mode does not look at it.
-        time_first: Whether inputs had better lie in memory with time before lanes; `[lane, time, feature]` they are.
+        noise: The return value of `begin_window` for the current window; ignored in eval mode.
+        time_first: Whether the core is faster on `[lane, time, feature]` inputs stored time-first in memory.
     """
 
     input_size: int
@@ -53,7 +52,7 @@ class RecurrentCore(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "lane time output"], State, State]:
         """Returns the outputs, the state entering time step `far_edge`, and the state after the last.
 
-        Left alone, it calls the core twice. `far_edge` is from 0 to the number of time steps.
+        By default it calls the core twice. `far_edge` is from 0 to the number of time steps.
         """
         if far_edge == 0 or far_edge == inputs.shape[1]:
             outputs, after = self._checked(inputs, state)
@@ -70,22 +69,22 @@ class RecurrentCore(nn.Module, ABC):
 
     @abstractmethod
     def initial_state(self, num_lanes: int) -> State:
-        """Returns the state of `num_lanes` lanes that are reset, lane axis first in every leaf."""
+        """Returns the state of `num_lanes` lanes after a reset, with the lane axis first in every leaf."""
 
     def begin_window(self, num_lanes: int) -> Any:
-        """Draws the noise that stays the same over a window and its context, such as masks of its inputs.
+        """Draws noise that stays the same over a window and its context, such as dropout masks of the inputs.
 
-        It is called once a window in training and should draw nothing in eval mode; see `Task.begin_window`. None:
-        there is no such noise.
+        It is called once per window in training and should draw nothing in eval mode; see `Task.begin_window`. None:
+        no such noise.
         """
         return None
 
 
 def check_core(core: Any) -> None:
-    """Makes sure that what was given as a core is one.
+    """Checks that an argument is a core.
 
     Raises:
-        InputError: It is something else.
+        InputError: It is not.
     """
     if isinstance(core, RecurrentCore):
         return

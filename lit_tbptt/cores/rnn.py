@@ -1,4 +1,4 @@
-"""The classic cores, over `torch.nn`'s RNN, LSTM and GRU (cuDNN on a GPU)."""
+"""The cores RNN, LSTM and GRU, which wrap the modules of `torch.nn` (cuDNN on a GPU)."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -12,14 +12,14 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
 _Layers = tuple[Tensor, ...]
-"""The state of some layers, as `torch.nn` has it: `[layer, lane, feature]` each."""
+"""The state of some layers in the layout of `torch.nn`: each tensor is `[layer, lane, feature]`."""
 
 
 class _TorchCore(RecurrentCore):
-    """Puts the lane axis first in the state of a `torch.nn` recurrent module, which has it second."""
+    """Wraps a recurrent module of `torch.nn`, whose state has the lane axis second, so that it comes first."""
 
     state_names: tuple[str, ...] = ("hidden",)
-    time_first = True  # or torch would copy them
+    time_first = True  # otherwise torch would copy the inputs
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class _TorchCore(RecurrentCore):
         self.input_size = hidden_size if input_size is None else input_size
         self.output_size = hidden_size
         self.num_layers = num_layers
-        # cuDNN draws the dropout between layers from a state of its own, which nothing can save: a run could not be
-        # resumed exactly, nor a window computed again. So with dropout every layer is a module of its own.
+        # cuDNN draws the dropout between layers from its own generator, whose state cannot be saved: a run could not be
+        # resumed exactly, nor a window recomputed. So with dropout, every layer is a separate module.
         depth = 1 if dropout else num_layers
         self.rnn = nn.ModuleList(
             module(hidden_size if layer else self.input_size, hidden_size, depth, batch_first=True, **options)
@@ -55,7 +55,7 @@ class _TorchCore(RecurrentCore):
         )
 
     def initial_state(self, num_lanes: int) -> State:
-        """Returns `[lane, layer, feature]` tensors by name, zero unless they are learned."""
+        """Returns `[lane, layer, feature]` tensors by name; zeros unless they are learned."""
         weight = self.rnn[0].weight_hh_l0
         assert isinstance(weight, Tensor)
         zeros = weight.new_zeros(num_lanes, self.num_layers, self.output_size)
@@ -72,7 +72,7 @@ class _TorchCore(RecurrentCore):
     def forward_through(
         self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
     ) -> tuple[Float[Tensor, "lane time output"], State, State]:
-        if type(self).forward is not _TorchCore.forward:  # a subclass's own: it is what is to be run
+        if type(self).forward is not _TorchCore.forward:  # overridden by a subclass: run that
             return super().forward_through(inputs, state, far_edge)
         return self._run(inputs, state, far_edge)
 
@@ -96,12 +96,12 @@ class _TorchCore(RecurrentCore):
         if far_edge in (0, inputs.shape[1]):
             outputs, after = self._call(module, inputs, state)
             return outputs, after if far_edge else state, after
-        if len(state) == module.num_layers == 1:  # what comes out is the state
+        if len(state) == module.num_layers == 1:  # the outputs are the states
             outputs, after = self._call(module, inputs, state)
-            return outputs, (outputs[None, :, far_edge - 1].clone(),), after  # or all of them would be carried
+            return outputs, (outputs[None, :, far_edge - 1].clone(),), after  # a view would keep all outputs alive
         before, inside = self._call(module, inputs[:, :far_edge], state)
         rest, after = self._call(module, inputs[:, far_edge:], inside)
-        # In memory time comes first, as in what torch returns: dropout masks are drawn in the order of memory.
+        # Concatenated time-first in memory, like torch's own outputs: dropout masks are drawn in memory order.
         outputs = torch.cat([before.transpose(0, 1), rest.transpose(0, 1)]).transpose(0, 1)
         return outputs, inside, after
 
@@ -113,7 +113,7 @@ class _TorchCore(RecurrentCore):
     def _merge(self, states: list[_Layers], given: State) -> State:
         merged = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*states, strict=True)]
         return {
-            # Under autocast they come out in another dtype.
+            # Under autocast, modules return another dtype.
             name: leaf.transpose(0, 1).to(given[name].dtype)
             for name, leaf in zip(self.state_names, merged, strict=True)
         }
@@ -123,12 +123,12 @@ class RNN(_TorchCore):
     """Elman's network: h_t = f(W x_t + U h_{t-1} + b).
 
     Args:
-        hidden_size: Units per layer; also the features per time step that come out.
-        num_layers: Layers, each fed by the one below.
-        nonlinearity: f.
+        hidden_size: Units per layer; also the number of output features per time step.
+        num_layers: Number of stacked layers.
+        nonlinearity: The activation function f.
         dropout: Probability of dropping a feature between layers, in training.
-        learned_initial_state: Whether the initial state is trained; zero otherwise.
-        input_size: Features per time step that go in. Left out: `hidden_size`.
+        learned_initial_state: Whether the initial state is a trained parameter; otherwise it is zero.
+        input_size: Input features per time step. Default: `hidden_size`.
     """
 
     def __init__(
@@ -149,11 +149,11 @@ class LSTM(_TorchCore):
     """Long short-term memory (Hochreiter & Schmidhuber 1997), with forget gates (Gers 2000).
 
     Args:
-        hidden_size: Units per layer; also the features per time step that come out.
-        num_layers: Layers, each fed by the one below.
+        hidden_size: Units per layer; also the number of output features per time step.
+        num_layers: Number of stacked layers.
         dropout: Probability of dropping a feature between layers, in training.
-        learned_initial_state: Whether the initial state is trained; zero otherwise.
-        input_size: Features per time step that go in. Left out: `hidden_size`.
+        learned_initial_state: Whether the initial state is a trained parameter; otherwise it is zero.
+        input_size: Input features per time step. Default: `hidden_size`.
     """
 
     state_names = ("hidden", "cell")
@@ -173,11 +173,11 @@ class GRU(_TorchCore):
     """Gated recurrent unit (Cho 2014), in cuDNN's variant: the reset gate acts after the matrix product.
 
     Args:
-        hidden_size: Units per layer; also the features per time step that come out.
-        num_layers: Layers, each fed by the one below.
+        hidden_size: Units per layer; also the number of output features per time step.
+        num_layers: Number of stacked layers.
         dropout: Probability of dropping a feature between layers, in training.
-        learned_initial_state: Whether the initial state is trained; zero otherwise.
-        input_size: Features per time step that go in. Left out: `hidden_size`.
+        learned_initial_state: Whether the initial state is a trained parameter; otherwise it is zero.
+        input_size: Input features per time step. Default: `hidden_size`.
     """
 
     def __init__(

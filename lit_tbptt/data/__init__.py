@@ -1,4 +1,4 @@
-"""From a Hugging Face dataset to windows: documents, tokens, lanes."""
+"""Turns a Hugging Face dataset into windows: documents, tokens, lanes."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Reading beside training: one thread, a bounded number of items ahead."""
+"""Reads ahead during training: one thread, a bounded number of items."""
 
 import threading
 import weakref
@@ -11,14 +11,14 @@ _NAME = "lit_tbptt reader"
 
 
 class ReadAhead(Generic[T]):
-    """Iterates over what another thread makes.
+    """Iterates over items that another thread produces.
 
-    All that is ready is taken at once, so that the threads rarely wait for each other. An error that the thread meets
-    is raised here, after the items before it. The thread ends when it is closed, at the latest by `close_all`.
+    All ready items are taken at once, so that the threads rarely wait for each other. An error in the thread is raised
+    here, after the items before it. The thread ends on `close`, at the latest on `close_all`.
 
     Args:
         make: Returns the iterator; called in the thread.
-        depth: The thread waits when this number of items is ready; as many again may have been taken.
+        depth: The thread waits when this number of items is ready; as many again may already be taken.
     """
 
     def __init__(self, make: Callable[[], Iterator[T]], depth: int) -> None:
@@ -46,7 +46,7 @@ class ReadAhead(Generic[T]):
         return self._taken.popleft()
 
     def close(self) -> None:
-        """Lets the thread end; what it has made is dropped."""
+        """Stops the thread and discards its items."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -72,8 +72,8 @@ _open: weakref.WeakSet[ReadAhead] = weakref.WeakSet()
 
 
 def close_all() -> list[threading.Thread]:
-    """Closes all that are open, and returns the threads to wait for."""
+    """Closes all open readers and returns the threads to wait for."""
     for reading in list(_open):
         reading.close()
-    # All threads, not those of `_open`: the last thing a thread does is to let go of its reader, tensors and all.
+    # All threads, not only those of `_open`: a thread releases its reader and tensors last.
     return [thread for thread in threading.enumerate() if thread.name == _NAME]

@@ -1,4 +1,4 @@
-"""What is printed of a corpus before a run, so that a user sees what the model will read."""
+"""The summary of the corpus printed before a run: sizes of the splits, and the first windows as text."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -13,14 +13,14 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
 
 _MOST_CHARACTERS = 60
-# Of the written languages that put white space between words, some come to 31 bytes a word in UTF-8.
+# Among languages that separate words by white space, some average up to 31 bytes per word in UTF-8.
 _MOST_BYTES_PER_WORD = 40
 
 
 def run_summary(
     splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer, lanes: Lanes, rank: Rank
 ) -> str:
-    """Describes the corpus and the first windows of this process's lanes, which it reads without the others."""
+    """Describes the corpus and the first windows of this process's lanes, without involving other processes."""
     parts = [corpus_table(splits, tokenizer)]
     if isinstance(lanes, StreamedLanes):
         lanes.all_gather = Rank().all_gather
@@ -31,12 +31,12 @@ def run_summary(
     except InputError:
         if rank.num_ranks == 1:
             raise
-        # There is no text in the lanes of this process; whether in any, all will see together.
+        # The lanes of this process have no text; whether any have is checked by all processes together.
     return "\n".join(parts)
 
 
 def corpus_table(splits: Mapping[str, TokenFile | DocumentStream], tokenizer: Tokenizer) -> str:
-    """Formats the sizes of the splits, as far as they are known, and says what cannot be computed of them."""
+    """Formats the sizes of the splits, as far as they are known, and notes what cannot be computed."""
     closed = tokenizer.unknown is not None
     lines = [
         f"{'split':12}{'documents':>14}{'tokens':>16}{'bytes':>16}{'bytes/token':>14}"
@@ -68,7 +68,7 @@ def corpus_table(splits: Mapping[str, TokenFile | DocumentStream], tokenizer: To
 
 
 def long_words(tokenizer: Tokenizer, bytes_per_token: float) -> list[str]:
-    """Says where words are so long that there can be little white space between them; nothing otherwise."""
+    """Returns a note if the average word is so long that the text must have hardly any white space."""
     if not isinstance(tokenizer, WordTokenizer) or bytes_per_token <= _MOST_BYTES_PER_WORD:
         return []
     return [
@@ -83,11 +83,11 @@ def _percent(part: int, whole: int) -> str:
 
 
 def reading_cost(num_readers: int, shares: Sequence[range]) -> list[str]:
-    """Says how often a stream is read by processes that share the lanes of a reader; nothing if it is read once.
+    """Returns a note if processes share the lanes of a reader, so that the stream is read more than once.
 
     Args:
-        num_readers: Groups of lanes.
-        shares: The lanes of every process.
+        num_readers: Number of groups of lanes.
+        shares: The lanes of each process.
     """
     per_group = shares[-1].stop // num_readers
     reads = sum(len({lane // per_group for lane in share}) for share in shares)
@@ -100,7 +100,7 @@ def reading_cost(num_readers: int, shares: Sequence[range]) -> list[str]:
 
 
 def first_windows(lanes: Lanes, tokenizer: Tokenizer) -> str:
-    """Returns the first two windows of two lanes as text: row i of a window continues row i of the one before."""
+    """Returns the first two windows of two lanes as text: row i continues row i of the previous window."""
     windows = list(islice((window for batch in lanes for window in batch.windows), 2))
     about = f"{lanes.num_lanes:,} lanes"
     notes = []

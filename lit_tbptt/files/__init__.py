@@ -1,1 +1,1 @@
-"""Files: atomic writing, checkpoints and what they hold, the run folder."""
+"""Files: atomic writes, checkpoints and their schema, the run folder."""

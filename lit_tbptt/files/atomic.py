@@ -1,4 +1,4 @@
-"""Writing a file so that it is the old one or the whole new one, whatever happens."""
+"""Atomic writes: a file is always either the old version or the complete new one."""
 
 import os
 import re
@@ -14,7 +14,7 @@ def local(path: str | os.PathLike[str]) -> Path:
     """Returns the path of a local file or folder.
 
     Raises:
-        InputError: It is a URL, of which `Path` would make a folder's name.
+        InputError: It is a URL, which `Path` would take for a folder name.
     """
     if re.match(r"\w[\w+.-]+:/", str(path)):
         raise InputError(
@@ -26,7 +26,7 @@ def local(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to; on success it takes `path`'s place in one step, on disk first."""
+    """Yields a temporary path next to `path`; on success the file is flushed to disk and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:

@@ -1,4 +1,4 @@
-"""The one writer and the one reader of checkpoints: what is read is what was written. Plain torch."""
+"""Writes and reads checkpoints, the only place that does; damaged files are detected. Plain torch."""
 
 import io
 import os
@@ -15,15 +15,15 @@ from lit_tbptt.files.schema import Checkpoint
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes tensors and plain values, so that `path` holds either the old file or the whole new one.
+    """Writes tensors and plain values atomically: `path` holds either the old file or the complete new one.
 
     Raises:
-        InputError: `path` is not a local one.
+        InputError: `path` is not local.
         OSError: The file cannot be written.
     """
     with replacing(local(path)) as beside:
         try:
-            with open(beside, "wb") as file:  # torch's own files lose the reason of a failure
+            with open(beside, "wb") as file:  # when torch opens the file, the reason of a failure is lost
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             reason = next((each for each in (error, error.__context__) if isinstance(each, OSError)), None)
@@ -36,7 +36,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
 
 
 def is_plain(value: Any) -> bool:
-    """Tells whether a value can stand in a checkpoint that is read again: tensors and plain values."""
+    """Returns whether a value can be stored in a checkpoint and read again: tensors and plain values."""
     file = io.BytesIO()
     try:
         torch.save(value, file)
@@ -50,10 +50,10 @@ def is_plain(value: Any) -> bool:
 def read_checkpoint(
     path: str | os.PathLike[str], map_location: str | torch.device | Callable | dict | None = "cpu"
 ) -> Checkpoint:
-    """Reads a checkpoint; runs and imports nothing because of what stands in it.
+    """Reads a checkpoint, without running or importing anything that it names.
 
     Raises:
-        InputError: There is no such local file, or it is damaged, or it holds more than tensors and plain values.
+        InputError: There is no such local file, it is damaged, or it holds more than tensors and plain values.
     """
     path = local(path)
     if not path.is_file():

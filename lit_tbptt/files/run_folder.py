@@ -1,11 +1,11 @@
-"""The folder of a run: where it lies, and what lies in it.
+"""The folder of a run: its path and its files.
 
 runs/<config name>/<run name>/     the run name is version_0, version_1, ... unless one is given
-config.yaml                    the settings; config_from_step_<n>.yaml of each start that continued the run
-metrics.csv                    what was logged
-curves.png                     the same as a picture, if matplotlib is installed
-by_step/  by_tokens/           the same for TensorBoard
-gradient_horizon/              curves of the callback
+config.yaml                    the settings; config_from_step_<n>.yaml for each resume
+metrics.csv                    the logged metrics
+curves.png                     the metrics as a picture, if matplotlib is installed
+by_step/  by_tokens/           the metrics for TensorBoard
+gradient_horizon/              curves of the GradientHorizon callback
 checkpoints/                   last.ckpt, previous.ckpt, best.ckpt, best-2.ckpt, ...
 """
 
@@ -20,12 +20,12 @@ from lit_tbptt.files.schema import Checkpoint, run_state
 
 
 def runs_of(config: str | None, runs_dir: str | Path = "runs") -> Path:
-    """Returns the folder of all runs of a configuration file, or of none."""
+    """Returns the folder of all runs of a config file, or of runs without one."""
     return Path(runs_dir) / (Path(config).stem if config else "default")
 
 
 class RunFolder:
-    """One run's folder; nothing is created before it is written to, except by `reserve`.
+    """The folder of one run. Except by `reserve`, nothing is created before it is written to.
 
     Args:
         path: The folder.
@@ -34,18 +34,18 @@ class RunFolder:
         InputError: It is a URL.
     """
 
-    by_step, by_tokens = "by_step", "by_tokens"  # of TensorBoard
+    by_step, by_tokens = "by_step", "by_tokens"  # TensorBoard folders
 
     def __init__(self, path: str | Path) -> None:
         self.path = local(path)
 
     @classmethod
     def reserve(cls, runs: Path, name: str | None = None) -> "RunFolder":
-        """Creates the folder of a new run, which no other process gets.
+        """Creates the folder of a new run, exclusively for this process if no name is given.
 
         Args:
-            runs: The folder of all runs of a configuration.
-            name: The run's name. None: the first free version_<n>.
+            runs: The folder of all runs of a config.
+            name: The name of the run. None: the first free version_<n>.
 
         Raises:
             InputError: There is such a run already, or the name is a path.
@@ -67,13 +67,13 @@ class RunFolder:
             try:
                 folder.path.mkdir(parents=True)
                 return folder
-            except FileExistsError:  # another run was faster
+            except FileExistsError:  # another process created it first
                 number += 1
 
     @classmethod
     def of_checkpoint(cls, path: Path) -> "RunFolder | None":
-        """Returns the run that a checkpoint lies in. None: it lies somewhere else."""
-        if path.parent.name != "checkpoints":  # it may be a link, or lie in the working directory
+        """Returns the run folder that contains a checkpoint. None: it is not in a run folder."""
+        if path.parent.name != "checkpoints":  # it may be a link, or a relative path
             path = path.resolve()
         folder = cls(path.parent.parent)
         return folder if path.parent == folder.checkpoints else None
@@ -95,11 +95,11 @@ class RunFolder:
         return self.checkpoints / "previous.ckpt"
 
     def best(self, place: int = 0) -> Path:
-        """Returns the path of the best checkpoint, or of the second best (1), and so on."""
+        """Returns the path of the best checkpoint (0), the second best (1), and so on."""
         return self.checkpoints / ("best.ckpt" if place == 0 else f"best-{place + 1}.ckpt")
 
     def config(self, from_step: int | None = None) -> Path:
-        """Returns the path of the settings that the run was started with, or continued with from a step on."""
+        """Returns the path of the settings of the first start, or of the resume from a step."""
         return self.path / ("config.yaml" if from_step is None else f"config_from_step_{from_step}.yaml")
 
     @property
@@ -108,12 +108,12 @@ class RunFolder:
 
     @property
     def next(self) -> Path:
-        """Returns where a checkpoint is written before it is last.ckpt."""
+        """Returns the temporary path of a new last.ckpt."""
         return self.checkpoints / "next.ckpt"
 
     @property
     def new_best(self) -> Path:
-        """Returns where a checkpoint is written before it is one of the best."""
+        """Returns the temporary path of a new best checkpoint."""
         return self.checkpoints / "new-best.ckpt"
 
     @property
@@ -125,10 +125,10 @@ class RunFolder:
         return any(self.checkpoints.glob("*.ckpt"))
 
     def newest_checkpoint(self) -> tuple[Path, Checkpoint]:
-        """Finds the newest checkpoint that can be read, and warns of those that cannot.
+        """Finds the newest readable checkpoint, and warns about unreadable ones.
 
         Returns:
-            Its path and what it holds.
+            Its path and contents.
 
         Raises:
             InputError: There is none.
@@ -142,7 +142,7 @@ class RunFolder:
                 broken.append(str(error))
         if not readable:
             raise InputError("; ".join([f"no checkpoint that can be read in {self.checkpoints}", *broken]))
-        # Of the same step, the one written last: it may know of a validation that the other does not.
+        # For the same step, take the one written last: it may include a validation that the other lacks.
         path, checkpoint = max(readable, key=lambda pair: (pair[1]["global_step"], _modified(pair[0])))
         for message in broken:
             warnings.warn(f"{message}; {path} is taken instead", stacklevel=2)
@@ -155,12 +155,12 @@ class RunFolder:
 def _modified(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
-    except FileNotFoundError:  # a run that goes on has just given it another name
+    except FileNotFoundError:  # a running fit has just renamed it
         return 0
 
 
 def next_version(runs: Path) -> int:
-    """Returns the number after the highest version_<n> that there is."""
+    """Returns the number after the highest existing version_<n>."""
     numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
     return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
 
@@ -171,13 +171,13 @@ def find_checkpoint(
     """Finds and reads a checkpoint of this package.
 
     Args:
-        asked: `last`, `best`, the path of a file, or that of a run's folder, whose newest checkpoint is meant.
-        runs: The folder of this configuration's runs.
-        run_name: The run that `last` and `best` are of. None: the one that was written to last.
-        argument: What the user gave it as.
+        asked: `last`, `best`, the path of a file, or the path of a run folder, for its newest checkpoint.
+        runs: The folder of all runs of this config.
+        run_name: The run that `last` and `best` refer to. None: the one that was written to most recently.
+        argument: The name of the user's argument, for messages.
 
     Raises:
-        InputError: It is not there, cannot be read, or is none of this package's.
+        InputError: There is no such checkpoint, it cannot be read, or it was not written by this package.
     """
     path, checkpoint = _find(asked, runs, run_name, argument)
     try:
@@ -214,7 +214,7 @@ def _find(asked: str, runs: Path, run_name: str | None, argument: str) -> tuple[
 
 
 def _meant(path: Path) -> str:
-    """Returns the hint for a checkpoint that is not there."""
+    """Returns a hint for a missing checkpoint: what the user may have meant."""
     if path.name.lower() in ("last", "best"):
         return f"; did you mean {path.name.lower()}?"
     there = [each.name for each in path.parent.glob("*.ckpt")]

@@ -1,7 +1,7 @@
-"""What a checkpoint holds: the names of its keys, and what stands under each.
+"""The schema of a checkpoint: its keys, and what each one contains.
 
-A checkpoint is Lightning's dictionary; what this package adds lies under one key, `lit_tbptt`. Everything is a tensor
-or a plain value. Type checkers compare every key in the package with the classes here.
+A checkpoint is Lightning's dictionary; this package adds one key, `lit_tbptt`. Everything is a tensor or a plain value.
+Type checkers compare every use of a key in the package with the classes here.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from torch import Tensor
 from lit_tbptt.errors import InputError
 
 VERSION = 1
-"""Of `RunState`: to be raised when a key changes its name or its meaning."""
+"""Version of `RunState`; increase it when a key changes its name or meaning."""
 
 
 class RankState(TypedDict):
-    """What one rank knows alone.
+    """The state that belongs to one rank.
 
     Attributes:
-        carry: The carry of its lanes, as `Carry.describe` returns it. None: nothing was trained yet.
-        random: The states of its random number generators, as `random_state` returns them.
+        carry: The carry of its lanes, from `Carry.describe`. None: before the first window.
+        random: The states of its random number generators, from `random_state`.
     """
 
     carry: dict[str, Any] | None
@@ -28,12 +28,12 @@ class RankState(TypedDict):
 
 
 class TruncationState(TypedDict):
-    """How gradients are cut; the horizon may change while a run goes on.
+    """The truncation settings; the horizon may change during a run.
 
     Attributes:
-        k1: The length of a window.
+        k1: The window length.
         k2_setting: The horizon that the run was started with.
-        k2: The horizon that it has now.
+        k2: The current horizon.
     """
 
     k1: int
@@ -42,18 +42,18 @@ class TruncationState(TypedDict):
 
 
 class RunState(TypedDict):
-    """What a run is continued from, beside Lightning's weights, optimizer and loops.
+    """What is needed to resume a run, in addition to Lightning's weights, optimizer and loops.
 
     Attributes:
         version: `VERSION` of the package that wrote it.
-        position: The fields of `Position`, those of all ranks united.
-        ranks: What each rank knows alone, in order.
-        truncation: How gradients are cut.
-        optimizers: The names of the classes of the optimizer and its schedules.
-        stopping: Whether a callback, such as EarlyStopping, has stopped the run, and it has not ended yet.
-        log: What `TrainingLog.state_dict` returns.
-        metrics: What the trainer's `callback_metrics` held.
-        tokenizer: For a language model, what `Tokenizer.describe` returns.
+        position: The fields of `Position`, merged over all ranks.
+        ranks: The state of each rank, in order.
+        truncation: The truncation settings.
+        optimizers: The class names of the optimizer and its schedules.
+        stopping: Whether a callback, such as EarlyStopping, has stopped the run but it has not ended yet.
+        log: The result of `TrainingLog.state_dict`.
+        metrics: The contents of the trainer's `callback_metrics`.
+        tokenizer: For a language model, the result of `Tokenizer.describe`.
         settings: For a run from the command line, its settings by section.
     """
 
@@ -83,15 +83,15 @@ class Checkpoint(TypedDict, total=False):
 
 
 def new_run_state(checkpoint: dict[str, Any]) -> RunState:
-    """Returns this package's part of a checkpoint that is being put together, to be filled in."""
+    """Returns this package's part of a checkpoint under construction, to be filled in."""
     return cast(RunState, checkpoint.setdefault("lit_tbptt", {"version": VERSION}))
 
 
 def run_state(checkpoint: Mapping[str, Any]) -> RunState:
-    """Returns this package's part of a checkpoint that was read.
+    """Returns this package's part of a checkpoint.
 
     Raises:
-        InputError: It has none, or one of another version.
+        InputError: It has none, or its version differs.
     """
     state = checkpoint.get("lit_tbptt") if isinstance(checkpoint, Mapping) else None
     if state is None:

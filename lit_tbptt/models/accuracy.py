@@ -1,4 +1,4 @@
-"""How often the likeliest token was the right one; apart, because torchmetrics takes a second to import."""
+"""Accuracy of the most likely token. A separate module, because torchmetrics takes a second to import."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -7,7 +7,7 @@ from torchmetrics import Metric
 
 
 class TokenAccuracy(Metric):
-    """Counts the targets that were the likeliest token, over windows and ranks; the share is taken in `compute`."""
+    """Counts how often the target was the most likely token, over windows and ranks; `compute` returns the share."""
 
     full_state_update = False
     num_targets: Tensor

@@ -1,11 +1,11 @@
-"""Adaptive softmax (Grave et al. 2017): an output layer that spends little on rare words.
+"""Adaptive softmax (Grave et al. 2017): an output layer that spends little time on rare words.
 
-    words by frequency   |-- often --|------ rarer ------|------------- rarest -------------|
-    first softmax         one column each, and one column for each cluster of rarer words
-    a cluster's softmax               of a narrow projection, run for its own targets alone
+    words by frequency   |- frequent -|------ rarer ------|------------- rarest -------------|
+    first softmax         one column each, plus one column for each cluster of rarer words
+    cluster softmax                    on a narrow projection, run only for the cluster's own targets
 
-The probability of a rarer word is that of its cluster times its own inside it. They sum to one over all words, so
-perplexities compare with those of a full softmax.
+The probability of a rarer word is the probability of its cluster times its probability within the cluster. The
+probabilities sum to one over all words, so perplexities are comparable with those of a full softmax.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,18 @@ from lit_tbptt.models.output_layer import can_join, linear_nats
 
 
 class Adaptive:
-    """Makes the output layer of a language model an adaptive softmax.
+    """Replaces the output layer of a language model by an adaptive softmax.
 
-    Token ids must be in the order of frequency, the most frequent first, as the word tokenizer's are.
+    Token ids must be in order of frequency, most frequent first, as those of the word tokenizer are.
 
     Args:
-        cutoffs: Where clusters of rarer words begin: with 2000 and 6000, words 0 to 1,999 are in the first softmax,
-            2,000 to 5,999 in one cluster, the others in another.
-        narrowing: How many times fewer features each cluster has than the one before; the first softmax has all.
+        cutoffs: The first token id of each cluster of rarer words. With 2000 and 6000, words 0 to 1,999 are in the
+            first softmax, 2,000 to 5,999 in one cluster, the others in another.
+        narrowing: The factor by which the number of features decreases from one cluster to the next; the first softmax
+            has all.
 
     Raises:
-        InputError: `cutoffs` do not rise from above 0, or `narrowing` is below 1.
+        InputError: `cutoffs` are not increasing and above 0, or `narrowing` is below 1.
     """
 
     def __init__(self, cutoffs: Sequence[int], narrowing: float = 4.0) -> None:
@@ -45,7 +46,7 @@ class Adaptive:
         self.init_args: dict[str, Any] = {"cutoffs": cutoffs, "narrowing": narrowing}
 
     def make(self, num_features: int, num_words: int) -> "AdaptiveSoftmax":
-        """Makes the layer.
+        """Creates the layer.
 
         Raises:
             InputError: A cluster would have no words, or no features.
@@ -62,7 +63,7 @@ class Adaptive:
 
 
 class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
-    """torch's layer, called for the log-probabilities of all words, which serve as logits."""
+    """torch's layer; `forward` returns the log-probabilities of all words, which serve as logits."""
 
     def forward(self, features: Float[Tensor, "*place feature"]) -> Float[Tensor, "*place word"]:  # type: ignore[override]
         log_probabilities = self.log_prob(features.flatten(0, -2).to(self.head.weight.dtype))
@@ -74,10 +75,10 @@ class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
         targets: Int[Tensor, "lane time"],
         mask: Bool[Tensor, "lane time"] | None = None,
     ) -> tuple[Float[Tensor, ""], Int[Tensor, ""] | int]:
-        """Returns `summed_nats(self(features), targets, mask)`; a cluster is run for its own targets alone.
+        """Returns `summed_nats(self(features), targets, mask)`, but runs each cluster only for its own targets.
 
-        Unlike torch's own loss, this runs a cluster that has no target too: every rank has a gradient for it, and an
-        optimizer moves its weights in every step.
+        Unlike torch's loss, it also runs clusters without targets, so that every rank has a gradient for them and the
+        optimizer updates their weights in every step.
         """
         first = targets
         loss: Tensor | float = 0.0

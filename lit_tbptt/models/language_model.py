@@ -1,4 +1,4 @@
-"""A recurrent language model: embedding, core, output layer; and text generation from it."""
+"""A recurrent language model: embedding, core, output layer, and generation."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -21,22 +21,24 @@ from lit_tbptt.tbptt.task import faster_form_of
 
 
 class RecurrentLM(Task, nn.Module):
-    """Predicts the next token from the tokens so far, which the state of the core sums up.
+    """Predicts the next token from the previous tokens, which the state of the core summarizes.
 
-    It is a task: `Truncation` trains it as it is, on windows of token ids, by the summed negative log-likelihood.
+    It is a task, so `Truncation` can run it directly on windows of token ids. The loss is the summed negative
+    log-likelihood.
 
     Args:
-        vocabulary_size: Number of different tokens.
-        core: The recurrent part. Its `input_size` is the width of the embedding.
-        embedding_dropout: Probability of dropping a feature of the embedded input, in training.
-        output_dropout: Probability of dropping a feature of the core's output, in training.
+        vocabulary_size: Number of tokens in the vocabulary.
+        core: The recurrent module. Its `input_size` is the width of the embedding.
+        embedding_dropout: Dropout probability of the embedded input, in training.
+        output_dropout: Dropout probability of the core's output, in training.
         dropout_over_time: Whether the two dropouts draw a mask for every time step (`free`), or one for all time
             steps of a window and its context (`shared`; Gal & Ghahramani 2016, Merity et al. 2018's locked dropout).
         tie_weights: Whether the output layer uses the embedding's matrix (Press & Wolf 2017).
-        head: Makes another output layer than a linear one.
+        head: Creates an output layer other than a linear one.
 
     Raises:
-        InputError: A setting out of its range, or tied weights over a core whose two sizes differ, or with a `head`.
+        InputError: A setting is out of range, or weights are tied although the core's input and output sizes differ or
+            a `head` is given.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class RecurrentLM(Task, nn.Module):
                     f"core.output_size={core.output_size}: tied weights need the two to be equal"
                 )
             self.head.weight = self.embedding.weight
-            # The embedding's unit-variance start is far too loud for an output layer.
+            # The embedding's initialization with unit variance is far too large for an output layer.
             nn.init.normal_(self.head.weight, std=core.output_size**-0.5)
 
     # The task
@@ -81,7 +83,7 @@ class RecurrentLM(Task, nn.Module):
         return self.core.initial_state(num_lanes)
 
     def begin_window(self, num_lanes: int) -> dict[str, Any] | None:
-        """Draws the core's noise, and the masks of shared dropouts, `[lane, 1, feature]`, scaled to keep the mean."""
+        """Draws the core's noise and the masks of shared dropout, `[lane, 1, feature]`, scaled to keep the mean."""
         core = self.core.begin_window(num_lanes)
         shared = self.dropout_over_time == "shared" and self.training
         if core is None and not shared:
@@ -94,7 +96,7 @@ class RecurrentLM(Task, nn.Module):
         return noise
 
     def predict_window(self, window: Window, state: State) -> tuple[Float[Tensor, "lane time vocabulary"], State]:
-        """Returns the logits of the token after each of the inputs, and the state after the last."""
+        """Returns the logits of the token after each input, and the state after the last one."""
         return self(window.inputs, state)
 
     def outputs_loss(
@@ -105,7 +107,7 @@ class RecurrentLM(Task, nn.Module):
 
     @faster_form_of("predict_window", "outputs_loss", "run_core", "forward")
     def window_loss(self, window: Window, state: State) -> WindowLoss:
-        """Returns what the two above give together, computed in one where that is faster; see `output_layer.py`."""
+        """Combines the two methods above, in one computation where that is faster; see `output_layer.py`."""
         if is_customized(self):
             return super().window_loss(window, state)
         outputs, state = self.run_core(window.inputs, state)
@@ -113,7 +115,7 @@ class RecurrentLM(Task, nn.Module):
 
     @faster_form_of("predict_window", "outputs_loss", "run_core", "forward", "window_loss", "advance")
     def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
-        """Runs the core over context and window at once, and the output layer over the window."""
+        """Runs the core over context and window in one pass, and the output layer over the window."""
         if is_customized(self) or is_customized(self.core):
             return super().run_window(window, state, num_context, far_edge)
         outputs, far_edge_state, state = self.core.forward_through(self._embed(window.inputs), state, far_edge)
@@ -122,7 +124,7 @@ class RecurrentLM(Task, nn.Module):
     def _nats(
         self, outputs: Float[Tensor, "lane time output"], window: Window, num_context: int = 0
     ) -> tuple[Float[Tensor, ""] | int, Tensor | int]:
-        # Of the context too, so that masks do not depend on where it is cut.
+        # Applied to the context too, so that masks do not depend on where it is split.
         outputs = self._drop(outputs, "output", self.output_dropout)
         if num_context == window.num_time_steps:
             return 0, 0
@@ -136,7 +138,7 @@ class RecurrentLM(Task, nn.Module):
         return summed_nats(self.head(outputs), window.targets, window.mask)
 
     def advance(self, window: Window, state: State) -> State:
-        """Returns the state after the inputs; the output layer is left out."""
+        """Returns the state after the inputs, without running the output layer."""
         return self.run_core(window.inputs, state)[1]
 
     # The network
@@ -149,7 +151,7 @@ class RecurrentLM(Task, nn.Module):
 
     def _embed(self, tokens: Int[Tensor, "lane time"]) -> Float[Tensor, "lane time feature"]:
         noise = None if self.noise is None else self.noise["core"]
-        if self.core.noise is not noise:  # to set an attribute of a torch module takes time
+        if self.core.noise is not noise:  # setting an attribute of a torch module is slow
             self.core.noise = noise
         if self.core.time_first and type(self.embedding) is nn.Embedding and not is_customized(self.embedding):
             embedded = self.embedding(tokens.t()).transpose(0, 1)
@@ -160,7 +162,7 @@ class RecurrentLM(Task, nn.Module):
     def forward(
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time vocabulary"], State]:
-        """Returns the logits of the token after each of `tokens`, and the state after the last."""
+        """Returns the logits of the token after each of `tokens`, and the state after the last one."""
         outputs, state = self.run_core(tokens, state)
         return self.head(self._drop(outputs, "output", self.output_dropout)), state
 
@@ -188,26 +190,27 @@ class RecurrentLM(Task, nn.Module):
     ) -> list[list[int]]:
         """Continues every prompt by `num_tokens` tokens, at a cost per token that does not grow.
 
-        A prompt's text depends on `seed`, the model and its place in the list, not on the other prompts.
+        The text of a prompt depends on `seed`, the model and the prompt's index, not on the other prompts.
 
         Args:
             prompts: Token ids, at least one for each prompt.
-            num_tokens: Tokens to add.
-            temperature: Divides the logits before sampling; 0 takes the likeliest token.
-            top_k: Sample among the k likeliest tokens only. None: among all.
-            seed: Prompt i draws from a generator seeded with `seed + i`.
-            top_p: Sample among the fewest likeliest tokens whose probabilities sum to p or more. None: among all.
+            num_tokens: Number of tokens to generate.
+            temperature: Divides the logits before sampling; 0 takes the most likely token.
+            top_k: Sample only from the k most likely tokens. None: from all.
+            seed: Prompt i uses a generator seeded with `seed + i`.
+            top_p: Sample only from the smallest set of most likely tokens whose probabilities sum to p or more. None:
+                from all.
 
         Returns:
             The new tokens of each prompt, without the prompt.
 
         Raises:
-            InputError: No prompt or an empty one, an option out of its range, or logits that are nan or inf.
+            InputError: A prompt is missing or empty, an option is out of range, or logits are nan or inf.
         """
         sampling = Sampling(temperature, top_k, top_p)
         texts, draws = self._lay_out(prompts, num_tokens, seed)
         for _ in self._steps(texts, draws, prompts, num_tokens, sampling):
-            pass  # nothing is read before the end: on a GPU, reading waits for it
+            pass  # tokens are read only at the end, because reading from a GPU makes the host wait
         rows = self._checked(texts)
         return [row[len(prompt) : len(prompt) + num_tokens] for row, prompt in zip(rows, prompts, strict=True)]
 
@@ -226,7 +229,7 @@ class RecurrentLM(Task, nn.Module):
         The model is in eval mode until the iterator ends or is closed.
 
         Yields:
-            The next token of each prompt. None: a longer prompt is being read, or this one has its tokens already.
+            The next token of each prompt; None while longer prompts are still being read, or once it is complete.
         """
         sampling = Sampling(temperature, top_k, top_p)
         texts, draws = self._lay_out(prompts, num_tokens, seed)
@@ -237,7 +240,7 @@ class RecurrentLM(Task, nn.Module):
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], num_tokens: int, seed: int
     ) -> tuple[Int[Tensor, "lane time"], Float[Tensor, "lane time"]]:
-        """Returns the prompts, with room for the new tokens, and the number that decides on each of these."""
+        """Returns the prompts, padded for the new tokens, and the random number that selects each new token."""
         if not prompts or not all(prompts):
             raise InputError("prompts: at least one, each of at least one token, is needed")
         if num_tokens < 0:
@@ -256,9 +259,10 @@ class RecurrentLM(Task, nn.Module):
     def _steps(
         self, texts: Tensor, draws: Tensor, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling
     ) -> Iterator[tuple[int, list[bool]]]:
-        """Writes the new tokens into `texts`; yields each place it has come to, and which lanes have a new token there.
+        """Writes the new tokens into `texts`; yields each time index and which lanes have a new token there.
 
-        The lanes move in step: all read what every prompt has, then each reads on or samples as it can.
+        The lanes advance together: first through the part that all prompts have; then, at each step, a lane reads its
+        next prompt token or samples a new one.
         """
         starts = [len(prompt) for prompt in prompts]
         was_training = self.training
@@ -277,6 +281,6 @@ class RecurrentLM(Task, nn.Module):
             self.train(was_training)
 
     def _checked(self, tokens: Tensor) -> list:
-        if tokens.numel() and tokens.max() >= self.embedding.num_embeddings:  # what Sampling makes of a nan
+        if tokens.numel() and tokens.max() >= self.embedding.num_embeddings:  # Sampling returns this for nan
             raise InputError("the logits are nan or inf: the training has diverged; take an earlier checkpoint")
         return tokens.tolist()

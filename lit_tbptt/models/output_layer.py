@@ -1,9 +1,10 @@
-"""The output layer and its loss in one: with many words, most of a small model's time goes there.
+"""Output layer and loss in one computation. With a large vocabulary, a small model spends most of its time here.
 
-For N targets and V words the plain form writes four arrays of N x V: logits, log-probabilities, the gradient of what
-was picked from these (zeros but for one column a row), and that of the logits. Here is one: the logits become
-probabilities, and these, less one at the targets, the gradient, all in the same place. What the gradient is multiplied
-by (the mask, and one over the number of targets) goes to the narrow factors of the matrix products that use it.
+For N targets and V words, the plain form writes four arrays of size N x V: the logits, the log-probabilities, the
+gradient with respect to the log-probabilities (zero except for one column per row), and the gradient with respect to
+the logits. This form uses one buffer: the logits become probabilities in place, and the probabilities minus one at the
+targets are the gradient. The factors of the gradient (the mask, and one over the number of targets) are applied to the
+smaller operand of the matrix products that use it.
 """
 
 from typing import Any, TypeGuard
@@ -18,10 +19,10 @@ FEWEST_WORDS = 128
 
 
 def can_join(head: nn.Module) -> TypeGuard[nn.Linear]:
-    """Tells whether `linear_nats` does all that calling `head`, and `summed_nats` after it, would do, in less time.
+    """Returns whether `linear_nats` can replace `head` followed by `summed_nats`, and is faster.
 
-    It does for a plain linear layer, in training, but for few words, where its calls from Python take longer. It was
-    measured on CPUs, and is not used on other devices, nor under autocast, which multiplies in another dtype.
+    It can for a plain linear layer in training. With few words it would be slower, because of its Python calls. It was
+    measured on CPUs and is not used on other devices, nor under autocast, which multiplies in another dtype.
     """
     return (
         type(head) is nn.Linear
@@ -34,7 +35,7 @@ def can_join(head: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def is_customized(module: nn.Module) -> bool:
-    """Tells whether calling the module does something of the user's: hooks, a `forward` set on it, a compiled one."""
+    """Returns whether the user has customized the module: with hooks, a `forward` set on it, or by compiling it."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
 
@@ -46,7 +47,7 @@ def linear_nats(
     mask: Bool[Tensor, "lane time"] | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""] | int]:
     """Returns `summed_nats(head(features), targets, mask)`."""
-    if features.stride(0) < features.stride(1):  # time comes first in memory: a row after the other, without a copy
+    if features.stride(0) < features.stride(1):  # stored time-first: flattening then needs no copy
         features, targets, mask = features.transpose(0, 1), targets.t(), None if mask is None else mask.t()
     rows = None if mask is None else mask.flatten()
     loss = _LinearNats.apply(features.flatten(0, 1), head.weight, head.bias, targets.flatten(), rows)
@@ -63,7 +64,7 @@ class _LinearNats(torch.autograd.Function):
         torch.softmax(buffer, 1, out=buffer)
         probabilities = buffer.gather(1, index)
         nats = -probabilities.log()
-        # As exact as log_softmax, but for what a probability cannot express.
+        # As exact as log_softmax, except for probabilities too small to represent.
         tiny = (probabilities[:, 0] < torch.finfo(buffer.dtype).tiny).nonzero()[:, 0]
         if len(tiny):
             logits = nn.functional.linear(features[tiny], weight, bias)
@@ -76,7 +77,7 @@ class _LinearNats(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias, targets, mask, buffer = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: in the plain form it has one
+        if torch.is_grad_enabled():  # for second derivatives, use the plain form
             logits = nn.functional.linear(features, weight, bias)
             loss, _ = summed_nats(logits[None], targets[None], None if mask is None else mask[None])
             given = [each for each, wanted in zip((features, weight, bias), needed, strict=False) if wanted]

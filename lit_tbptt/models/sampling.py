@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits: the likeliest one, or one drawn from all or from the likeliest."""
+"""Sampling of the next token from the logits: greedy, or at random with temperature, top-k and top-p."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ class Sampling:
     """Chooses a token for each lane.
 
     Attributes:
-        temperature: Divides the logits before sampling; 0 takes the likeliest token.
-        top_k: Sample among the k likeliest tokens only. None: among all.
-        top_p: Sample among the fewest likeliest tokens whose probabilities, at this temperature, sum to p or more
-            (Holtzman et al. 2020). None: among all. After `top_k`, of what it has left.
+        temperature: Divides the logits before sampling; 0 takes the most likely token.
+        top_k: Sample only from the k most likely tokens. None: from all.
+        top_p: Sample only from the smallest set of most likely tokens whose probabilities, at this temperature, sum to
+            p or more (Holtzman et al. 2020). Applied after `top_k`, to the tokens it keeps. None: from all.
 
     Raises:
-        InputError: One of them is out of its range.
+        InputError: A value is out of range.
     """
 
     temperature: float = 1.0
@@ -40,8 +40,8 @@ class Sampling:
         """Returns a token for each lane, or the size of the vocabulary where a logit is nan or inf.
 
         Args:
-            logits: Of the token to be chosen.
-            draws: A number for each lane, above 0 and up to 1; the same number chooses the same token.
+            logits: The logits of the next token.
+            draws: One random number per lane, above 0 and at most 1; the same number selects the same token.
         """
         if self.temperature == 0:
             return logits.argmax(1)
@@ -50,8 +50,8 @@ class Sampling:
         probabilities = torch.softmax(logits.double() / self.temperature, 1)
         if self.top_p is not None:
             ordered, order = probabilities.sort(dim=1, descending=True, stable=True)
-            before = ordered.cumsum(1) - ordered  # what the likelier tokens have together
+            before = ordered.cumsum(1) - ordered  # total probability of the more likely tokens
             probabilities = probabilities.scatter(1, order, ordered.masked_fill(before >= self.top_p, 0.0))
         cumulated = probabilities.cumsum(1)
-        # The first token that reaches the draw: one of probability 0 never does.
+        # The first token that reaches the draw; tokens with probability 0 never do.
         return torch.searchsorted(cumulated, draws * cumulated[:, -1:])[:, 0]

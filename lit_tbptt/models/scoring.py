@@ -1,4 +1,4 @@
-"""What each token of a sequence costs under a language model, window by window, with the state carried on."""
+"""The negative log-likelihood of each token of a document, window by window, with carried state."""
 
 import math
 from collections.abc import Iterator
@@ -8,20 +8,20 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from lit_tbptt.models.language_model import RecurrentLM
+from lit_tbptt.models.metrics import token_nats
 
 
 @dataclass(frozen=True)
 class Score:
-    """What text costs.
+    """The total loss of a text.
 
     Attributes:
         nats: The summed negative log-likelihood of its tokens.
-        num_tokens: Their number, every `<eos>` counted.
-        num_bytes: Bytes of the text as UTF-8.
-        num_unknown: How many of the tokens stand for text that is not in the vocabulary.
+        num_tokens: The number of tokens, including every `<eos>`.
+        num_bytes: Bytes of the text in UTF-8.
+        num_unknown: The number of tokens that stand for text outside the vocabulary.
     """
 
     nats: float = 0.0
@@ -30,22 +30,22 @@ class Score:
     num_unknown: int = 0
 
     def __add__(self, other: "Score") -> "Score":
-        """Returns what both texts cost together."""
+        """Returns the total of both texts."""
         return Score(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     @property
     def bits_per_byte(self) -> float | None:
-        """None: there are unknown tokens, from which a reader could not restore the text; or there are no bytes."""
+        """None if there are unknown tokens, from which the text could not be restored, or if there are no bytes."""
         return None if self.num_unknown or not self.num_bytes else self.nats / math.log(2) / self.num_bytes
 
 
 class DocumentScore(NamedTuple):
-    """What a document costs, its `<eos>` included.
+    """The loss of a document, including its `<eos>`.
 
     Attributes:
-        total: What it costs as a whole.
-        tokens: Its token ids.
-        nats: The negative log-likelihood of each, given all before it.
+        total: The total over all tokens.
+        tokens: The token ids.
+        nats: The negative log-likelihood of each token, given all previous ones.
     """
 
     total: Score
@@ -57,17 +57,17 @@ class DocumentScore(NamedTuple):
 def window_nats(
     network: RecurrentLM, tokens: Int[Tensor, "token"], first_input: int, k1: int, carry_state: bool = True
 ) -> Iterator[Float[Tensor, "time"]]:
-    """Yields the negative log-likelihood in nats of every token, given all before it, `k1` tokens at a time.
+    """Yields the negative log-likelihood of every token in nats, given all previous ones, `k1` tokens at a time.
 
-    The memory depends on `k1`, not on the number of tokens. The network is in eval mode until the iterator ends or is
+    Memory depends on `k1`, not on the number of tokens. The network is in eval mode until the iterator ends or is
     closed.
 
     Args:
         network: The language model.
         tokens: Token ids, as int64; each is a target once.
-        first_input: The input whose target is the first token: `<eos>`, at a document's start.
-        k1: Tokens that the model runs over at once.
-        carry_state: Whether a window starts from the state that the one before it left. If not, from the initial state.
+        first_input: The input before the first token: `<eos>` at the start of a document.
+        k1: Tokens per call of the model.
+        carry_state: Whether a window starts from the final state of the previous one, or else from the initial state.
 
     Yields:
         `[time]`, in float64, on the CPU.
@@ -83,9 +83,7 @@ def window_nats(
             if not carry_state:
                 state = network.initial_state(1)
             logits, state = network(inputs[None], state)
-            exact = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
-            # As summed_nats has it: the logarithm is taken inside, and an unlikely token costs many nats, never inf.
-            yield cross_entropy(exact, targets, reduction="none").cpu().double()
+            yield token_nats(logits[0], targets).cpu().double()
             before = int(targets[-1])
     finally:
         network.train(was_training)

@@ -1,4 +1,4 @@
-"""What torch.optim lacks."""
+"""Learning-rate schedules that torch.optim does not have."""
 
 from lit_tbptt.optim.warmup_cosine import WarmupCosineLR
 

@@ -1,4 +1,4 @@
-"""A learning-rate schedule that torch lacks as one class."""
+"""Linear warm-up and cosine decay, as one learning-rate schedule."""
 
 import math
 from typing import Any
@@ -10,15 +10,15 @@ from lit_tbptt.errors import InputError
 
 
 class WarmupCosineLR(LRScheduler):
-    """Rises linearly over the first steps, then falls along half a cosine (Loshchilov & Hutter 2017) to a last rate.
+    """Raises the learning rate linearly, then lowers it along half a cosine (Loshchilov & Hutter 2017).
 
     It counts optimizer steps.
 
     Args:
-        optimizer: The optimizer whose learning rates are the peak.
+        optimizer: The optimizer; its learning rates are the peak rates.
         warmup_steps: Steps until the peak.
-        num_steps: Steps until the last rate. None: `trainer.max_steps`.
-        final_ratio: The last rate as a share of the peak.
+        num_steps: Steps until the final rate. None: `trainer.max_steps`.
+        final_ratio: The final rate as a fraction of the peak.
     """
 
     interval = "step"
@@ -34,7 +34,7 @@ class WarmupCosineLR(LRScheduler):
         super().__init__(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        # Without num_steps, so that a run resumed with another max_steps falls towards its new end.
+        # Without num_steps, so that a run resumed with another max_steps decays towards its new end.
         return {key: value for key, value in super().state_dict().items() if key != "num_steps"}
 
     def get_lr(self) -> list[Any]:
@@ -43,7 +43,7 @@ class WarmupCosineLR(LRScheduler):
     def _share(self, step: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
-        if self.num_steps is None:  # no step was made yet
+        if self.num_steps is None:  # before the first step
             return 1.0
         progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

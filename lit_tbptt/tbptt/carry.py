@@ -1,4 +1,4 @@
-"""What one window hands to the next, and how it is kept in a checkpoint: by lane, whoever had the lanes."""
+"""The carry: what one window passes to the next. In checkpoints it is stored by lane, for any number of ranks."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -13,22 +13,22 @@ from lit_tbptt.tbptt.window import Window
 
 
 class Carry(NamedTuple):
-    """What one window hands to the next.
+    """What one window passes to the next.
 
     Attributes:
         state: The state at the next window's far edge.
-        context: The windows between the far edge and the next window, cut where a lane is reset.
+        context: The windows between the far edge and the next window, split where a lane is reset.
     """
 
     state: State
     context: tuple[Window, ...] = ()
 
     def detach(self) -> "Carry":
-        """Returns the same carry, cut from the graph that computed its state."""
+        """Returns the carry with its state detached from the autograd graph."""
         return self._replace(state=detach(self.state))
 
     def describe(self) -> dict[str, Any]:
-        """Returns tensors and plain values; a state of any structure becomes the list of its leaves."""
+        """Returns the carry as tensors and plain values, for a checkpoint; the state becomes the list of its leaves."""
         return {
             "state": [leaf.to("cpu", copy=True) for leaf in tree_leaves(self.state)],
             "context": [window.describe() for window in self.context],
@@ -42,16 +42,16 @@ class Carry(NamedTuple):
         initial_state: Callable[[int], State],
         device: torch.device,
     ) -> "Carry":
-        """Makes the carry of some lanes from what was described by processes that had these lanes, or others.
+        """Restores the carry of this rank's lanes from descriptions made by any number of ranks.
 
         Args:
-            descriptions: What `describe` returned in each process, in the order of their lanes.
-            share: Returns the lanes of this rank among a number of them.
-            initial_state: The task's; it gives the state its structure.
-            device: Where the tensors go.
+            descriptions: The results of `describe` on each rank, in the order of their lanes.
+            share: Maps the total number of lanes to the lanes of this rank.
+            initial_state: The task's `initial_state`, which gives the state its structure.
+            device: The device of the tensors.
 
         Raises:
-            InputError: The task's state is not made of the same tensors.
+            InputError: The task's state has other tensors or shapes.
         """
         parts = [cls(part["state"], tuple(Window(*window) for window in part["context"])) for part in descriptions]
         starts = list(accumulate((_num_lanes(part) for part in parts), initial=0))
@@ -60,7 +60,7 @@ class Carry(NamedTuple):
             first, last = max(wanted.start, start), min(wanted.stop, end)
             if first < last:
                 shares.append(_take_lanes(part, slice(first - start, last - start)))
-        # Where a process gets the lanes that it had, its context stays cut as it was, and so all its sums are the same.
+        # A process that gets the same lanes as before keeps the splits of its context, so all its sums stay the same.
         carry = shares[0] if len(shares) == 1 else _stack(shares or parts)
         leaves = [leaf.to(device) for leaf in carry.state]
         expected, structure = tree_flatten(initial_state(len(leaves[0]) if leaves else 0))
@@ -95,7 +95,7 @@ def _stack(described: Sequence[Carry]) -> Carry:
 
 
 def _cut(context: Iterable[Window], edges: Sequence[int]) -> list[Window]:
-    """Cuts a context, whose pieces end where one of its lanes is reset, at more places."""
+    """Splits a context, whose pieces end where one of its lanes is reset, at further places."""
     pieces: list[Window] = []
     done = 0
     for window in context:

@@ -1,4 +1,4 @@
-"""How far back a gradient reaches, and what of it a truncation cuts."""
+"""Measures how far back gradients reach, and how much of them a horizon cuts off."""
 
 from typing import NamedTuple
 
@@ -12,21 +12,21 @@ from lit_tbptt.tbptt.state import cast_like, detach, reset_lanes
 from lit_tbptt.tbptt.task import Task, WindowLoss, initial_state_for
 
 SMALLEST = 1e-6
-"""Norms below this share of the largest say no more about how fast a gradient vanishes."""
+"""Norms below this fraction of the largest are too small to fit a decay rate to."""
 
 
 class Horizon(NamedTuple):
-    """What a curve of gradient norms says.
+    """Summary of a curve of gradient norms.
 
     Attributes:
-        fitted: `[num_fitted]` norms of the line through the measured ones' logarithms, by least squares, up to where
-            they first fall below `SMALLEST`, are cut by a reset, or overflow.
-        ratio_per_token: The factor that the fitted norm changes by per token back: below 1 it vanishes, above 1 it
-            explodes. None: there is nothing to fit.
-        tokens_to_1_percent: The first place where the norm is at most 1 % of the first. None: it is nowhere.
-        share_beyond_k2: The share of the curve's sum that belongs to states which the gradient of the last token does
-            not reach under the horizon. It depends on how long the curve is where the norm does not vanish. None: the
-            norm overflows.
+        fitted: `[num_fitted]` norms on the least-squares line through the logarithms of the measured norms, up to where
+            these first fall below `SMALLEST`, are cut by a reset, or overflow.
+        ratio_per_token: The factor by which the fitted norm changes per token back: the gradient vanishes if it is
+            below 1 and explodes if it is above 1. None: there is nothing to fit.
+        tokens_to_1_percent: The first index at which the norm is at most 1 % of the first one. None: there is none.
+        share_beyond_k2: The share of the curve's sum that belongs to states beyond the horizon, which the gradient of
+            the last token does not reach. If the norm does not vanish, it depends on the length of the curve. None:
+            the norm overflows.
     """
 
     fitted: list[float]
@@ -36,18 +36,19 @@ class Horizon(NamedTuple):
 
 
 def gradient_norms(task: Task, carry: Carry, tokens_back: int) -> Tensor:
-    """Returns the norms of d(loss at the last token) / d(state before it), by one backward pass.
+    """Returns the norms of d(loss at the last token) / d(earlier states), computed with one backward pass.
 
-    Entry j is over the state entering the token j before the last; entry 0 over the state entering the last token. All
-    leaves of a lane's state count together; lanes are averaged. Gradients that are stored anywhere stay as they are.
+    Entry j is the norm for the state entering the token j before the last; entry 0 is for the state entering the last
+    token. The norm is taken over all leaves of a lane's state, then averaged over lanes. Stored gradients (`.grad`) do
+    not change.
 
     Args:
-        task: What is trained.
+        task: The task that is trained.
         carry: A state, and at least `tokens_back + 1` tokens after it.
-        tokens_back: The last entry.
+        tokens_back: The index of the last entry.
 
     Returns:
-        `[tokens_back + 1]`, zero where a reset cuts; all zero where no lane's last token is scored.
+        `[tokens_back + 1]`, zero before a reset; all zero if no lane's last token is scored.
     """
     tokens = [token for piece in carry.context for token in piece.pieces(1)]
     before = len(tokens) - tokens_back - 1
@@ -81,7 +82,7 @@ def _with_gradient(leaf: Tensor) -> Tensor:
 
 
 def measure(norms: Tensor, k2: int) -> Horizon:
-    """Measures a curve that `gradient_norms` returned, of a task that is trained with the horizon `k2`."""
+    """Summarizes a curve returned by `gradient_norms`, for a task trained with horizon `k2`."""
     curve = norms.double().cpu().numpy()
     finite = np.isfinite(curve)
     ends = np.flatnonzero(~finite | (curve <= SMALLEST * curve[finite].max(initial=0.0)))
@@ -91,8 +92,8 @@ def measure(norms: Tensor, k2: int) -> Horizon:
         tokens = np.arange(num_fitted)
         slope, start = np.polyfit(tokens, np.log(curve[:num_fitted]), 1)
         fitted, ratio = np.exp(start + slope * tokens), float(np.exp(slope))
-    # Zero is where a reset cuts, which says nothing of vanishing.
+    # Zeros come from resets, not from vanishing.
     fallen = np.flatnonzero((curve > 0) & (curve <= 0.01 * curve[0]))
-    # k2 tokens back from the end, the last one included, is the far edge: the state there has no gradient any more.
+    # The far edge is k2 tokens back from the end, including the last one: the state there gets no gradient.
     beyond = float(curve[k2 - 1 :].sum() / curve.sum()) if finite.all() else None
     return Horizon(fitted.tolist(), ratio, int(fallen[0]) if len(fallen) else None, beyond)

@@ -1,12 +1,12 @@
 """Activation checkpointing through time: long horizons in little memory.
 
     segments     |----------|----------|----------|------|   of `every` time steps
-    kept         s          s          s          s          the state at each one's start
-    backward                                      <------    a segment is run again, and its activations
-                                       <----------           live only while its gradient is computed
+    kept         s          s          s          s          the state at the start of each segment
+    backward                                      <------    a segment is run again; its activations are
+                                       <----------           kept only while its gradient is computed
 
-What is kept falls from the activations of k2 time steps to k2 / every states, the activations of one segment and what
-torch notes of every operation, for one more forward pass (Gruslys et al. 2016, "Memory-efficient backpropagation
+Instead of the activations of k2 time steps, it keeps k2 / every states, the activations of one segment and torch's
+record of every operation, at the price of one more forward pass (Gruslys et al. 2016, "Memory-efficient backpropagation
 through time"; Chen et al. 2016, "Training deep nets with sublinear memory cost").
 """
 
@@ -26,16 +26,15 @@ from lit_tbptt.tbptt.window import Window
 
 
 class Recomputed(Task):
-    """A task of which only the states between segments are kept for the backward pass.
+    """Wraps a task so that only the states between segments are kept for the backward pass.
 
-    Dropout of `[lane, time, feature]` tensors has the very masks that one call over the whole window would have. What
-    else is random is drawn by each segment for itself. In the backward pass everything is drawn again alike, from
-    Python's, NumPy's and torch's global generators; but cuDNN keeps a generator of its own for the `dropout` argument
-    of `nn.LSTM` and its like, so use several layers and `nn.Dropout` instead, as the cores of this package do.
+    Dropout of `[lane, time, feature]` tensors uses the same masks as one call over the whole window. Other random
+    numbers are drawn by each segment. The backward pass draws the same numbers again from Python's, NumPy's and torch's
+    global generators. cuDNN, however, has its own generator for the `dropout` argument of `nn.LSTM`, `nn.GRU` and
+    `nn.RNN`: use several layers and `nn.Dropout` instead, as the cores of this package do.
 
     Args:
-        task: What to run, in the window that it has begun; it is run once more in the backward pass, and must then do
-            the same.
+        task: The task to run, after its `begin_window`. It runs again in the backward pass and must compute the same.
         every: Time steps per segment.
     """
 
@@ -49,7 +48,7 @@ class Recomputed(Task):
         return self._run(window, state, window.num_time_steps, window.num_time_steps)[0].state
 
     def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
-        if type(self.task).run_window is Task.run_window:  # its masks are those of each part
+        if type(self.task).run_window is Task.run_window:  # it draws masks for each part
             return super().run_window(window, state, num_context, far_edge)
         return self._run(window, state, num_context, far_edge)
 
@@ -74,18 +73,19 @@ class Recomputed(Task):
 
 
 class _Segments(TorchFunctionMode):
-    """Runs segments, and gives them their parts of dropout masks that are drawn for the whole window at once.
+    """Runs segments with slices of dropout masks that are drawn once for the whole window.
 
-    Masks drawn segment by segment would be good ones too, but others: a run with `recompute_every` could not be
-    compared with one without. They are kept, in one byte an element, by the place of the call in its segment. The first
-    segment tells which calls are over time; where a later one makes another call at that place, it draws for itself.
+    Masks drawn per segment would be valid too, but different, so a run with `recompute_every` could not be compared to
+    one without. Masks are stored, at one byte per element, by the index of the dropout call within its segment. The
+    first segment determines which calls have a time axis; if a later segment makes a different call at that index, it
+    draws its own mask.
     """
 
     def __init__(self, num_time_steps: int) -> None:
         super().__init__()
         self.num_time_steps = num_time_steps
         self.masks: dict[int, Tensor] = {}
-        self.random: dict[int, Any] = {}  # of Python and NumPy before each segment; `checkpoint` does it for torch
+        self.random: dict[int, Any] = {}  # of Python and NumPy before each segment; `checkpoint` handles torch
         self.part = slice(0)
         self.num_calls = 0
 
@@ -109,7 +109,7 @@ class _Segments(TorchFunctionMode):
         self.num_calls += 1
         over_time = training and 0 < p < 1 and input.ndim > 2 and input.shape[1] == length
         if over_time and self.part.start == 0:
-            # Again in the backward pass, where the generator stands as it did: so it ends as it did, too.
+            # Drawn again in the backward pass, so that the generator ends in the same state as in the forward pass.
             self.masks[place] = dropout(_ones_like(input, self.num_time_steps), p) != 0
         mask = self.masks[place][:, self.part] if over_time and place in self.masks else None
         if mask is None or mask.shape != input.shape:
@@ -118,7 +118,7 @@ class _Segments(TorchFunctionMode):
 
 
 def _ones_like(input: Tensor, num_time_steps: int) -> Tensor:
-    """Returns ones with another number of time steps, in the same order in memory, which masks are drawn in."""
+    """Returns ones with another number of time steps but the same memory order, in which masks are drawn."""
     order = sorted(range(input.ndim), key=input.stride, reverse=True)
     shape = [num_time_steps if axis == 1 else input.shape[axis] for axis in order]
     return input.new_ones(shape).permute([order.index(axis) for axis in range(input.ndim)])

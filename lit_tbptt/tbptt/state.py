@@ -1,4 +1,4 @@
-"""Operations on a carried state: any pytree of tensors whose leaves all have the lane axis first."""
+"""Functions on states. A state is any pytree of tensors with the lane axis first in every leaf."""
 
 from typing import Any
 
@@ -13,22 +13,22 @@ State = Any
 
 
 def detach(state: State) -> State:
-    """Returns the same values, cut from the graph that computed them."""
-    if type(state) is dict:  # which most states are; a general pytree takes three times as long
+    """Detaches every leaf from the autograd graph."""
+    if type(state) is dict:  # the common case; a general pytree takes three times as long
         return {name: detach(part) for name, part in state.items()}
     return state.detach() if isinstance(state, Tensor) else tree_map(Tensor.detach, state)
 
 
 def requires_grad(state: State) -> bool:
-    """Tells whether a gradient could flow into any leaf of the state."""
+    """Returns whether any leaf requires a gradient."""
     return any(leaf.requires_grad for leaf in _leaves(state))
 
 
 def num_lanes(state: State) -> int | None:
-    """Returns the number of lanes of a state, which is checked; or None for one without a leaf.
+    """Checks a state and returns its number of lanes; None if it has no leaves.
 
     Raises:
-        InputError: A leaf is no tensor, or the leaves disagree, so that some leaf does not have the lane axis first.
+        InputError: A leaf is not a tensor, or the first sizes of the leaves differ.
     """
     leaves = _leaves(state)
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
@@ -44,15 +44,15 @@ def num_lanes(state: State) -> int | None:
 
 
 def versions(state: State) -> list[int]:
-    """Returns how often each leaf has been changed in place."""
+    """Returns the in-place version counter of each leaf."""
     return [leaf._version for leaf in tree_leaves(state)]
 
 
 def check_versions(state: State, before: list[int]) -> None:
-    """Makes sure that no leaf has been changed in place since `versions` was called.
+    """Checks that no leaf was changed in place since `versions` was called.
 
     Raises:
-        InputError: One has. The state is run from more than once: for the context, and where it is computed again.
+        InputError: A leaf was changed. The same state is used more than once: for the context and for recomputation.
     """
     if versions(state) != before:
         changed = [
@@ -68,7 +68,7 @@ def check_versions(state: State, before: list[int]) -> None:
 
 def _leaves(state: State) -> list[Any]:
     if type(state) is dict and all(isinstance(part, Tensor) for part in state.values()):
-        return list(state.values())  # as above
+        return list(state.values())  # the common case, as in `detach`
     return tree_leaves(state)
 
 
@@ -77,14 +77,14 @@ def _leaves_with_path(state: State) -> list[tuple[Any, Any]]:
 
 
 def cast_like(state: State, given: State) -> State:
-    """Casts every leaf to the dtype of the same leaf of `given`; under autocast a core may return another one."""
+    """Casts every leaf to the dtype of the same leaf of `given`; under autocast a core may return another dtype."""
     return tree_map(lambda leaf, reference: leaf.to(reference.dtype), state, given)
 
 
 def reset_lanes(reset: Bool[Tensor, "lane"], initial: State, carried: State) -> State:
-    """Takes `initial` for the lanes where `reset` is true and `carried` for the others.
+    """Returns `initial` for the lanes where `reset` is true, and `carried` for the others.
 
-    `torch.where` and not indexing: there is no host synchronization, and gradient reaches `initial` from exactly the
-    lanes that were reset.
+    It uses `torch.where` instead of indexing, so there is no host synchronization, and `initial` gets gradients from
+    exactly the lanes that were reset.
     """
     return tree_map(lambda fresh, old: torch.where(reset.view(-1, *[1] * (old.ndim - 1)), fresh, old), initial, carried)

@@ -1,4 +1,4 @@
-"""The task: what is trained. Where a lane's state begins, how it moves on, and what a window costs."""
+"""The task interface: what a user trains. It defines the initial state, the next state, and the loss of a window."""
 
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -13,14 +13,14 @@ from lit_tbptt.tbptt.window import Window
 
 
 class WindowLoss(NamedTuple):
-    """What a window costs, as a task returns it; a plain tuple in this order will do.
+    """The result of `window_loss`: the loss of a window and the state after it. A plain tuple in this order also works.
 
     Attributes:
         loss: The loss summed over the scored targets.
-        num_targets: Their number.
+        num_targets: The number of scored targets.
         state: The state after the window.
-        penalty: A regularization term, as a sum in the loss's unit. It is divided by the same number of targets and
-            added to the gradient, never to a reported loss. None: there is none.
+        penalty: A regularization term, as a sum in the unit of the loss. It is divided by the same number of targets
+            and contributes to the gradient, but not to any reported loss. None: no penalty.
     """
 
     loss: Tensor | int
@@ -30,10 +30,10 @@ class WindowLoss(NamedTuple):
 
     @classmethod
     def of(cls, task: "Task", returned: Any) -> "WindowLoss":
-        """Returns what a task returned from `window_loss`, in this form.
+        """Converts the return value of a task's `window_loss` to a `WindowLoss`.
 
         Raises:
-            InputError: It is something else.
+            InputError: The value has another form.
         """
         if not isinstance(returned, tuple | list) or len(returned) not in (3, 4):
             raise InputError(
@@ -51,7 +51,7 @@ class WindowLoss(NamedTuple):
         return cls(*returned)
 
     def followed_by(self, later: "WindowLoss") -> "WindowLoss":
-        """Returns what this part of a window and the part after it cost together."""
+        """Adds the loss of the part of the window that follows this one."""
         return WindowLoss(
             self.loss + later.loss,
             self.num_targets + later.num_targets,
@@ -61,7 +61,7 @@ class WindowLoss(NamedTuple):
 
 
 def sum_penalties(penalties: Iterable[Tensor | None]) -> Tensor | None:
-    """Returns the sum of those that are not None, or None."""
+    """Returns the sum of the penalties that are not None, or None if there are none."""
     given = [penalty for penalty in penalties if penalty is not None]
     return sum(given[1:], given[0]) if given else None
 
@@ -85,10 +85,10 @@ def initial_state_for(task: Any, window: Window, initial: State) -> State:
 
 
 def faster_form_of(*names: str) -> Callable[[Callable], Callable]:
-    """Marks a `window_loss` or `run_window` that gives, in less time, what the named methods give together.
+    """Marks a `window_loss` or `run_window` as a faster equivalent of the named methods.
 
-    A subclass that redefines one of these, and not the marked one, gets the plain form of `Task`; so does an instance
-    on which one of them is set.
+    If a subclass overrides one of the named methods but not the marked one, it gets the plain form from `Task`. The
+    same holds for an instance on which one of them is set.
     """
 
     def mark(method: Callable) -> Callable:
@@ -104,14 +104,14 @@ def faster_form_of(*names: str) -> Callable[[Callable], Callable]:
 
 
 class Task:
-    """What is trained.
+    """What a user trains: an initial state and the loss of a window.
 
-    A subclass defines `initial_state`, and either `predict_window` with `outputs_loss`, or `window_loss`. All of them
-    may be called on any part of a window, down to a single time step, and again on the same one, so they must count
-    nothing on the side.
+    A subclass defines `initial_state`, and either `predict_window` and `outputs_loss`, or `window_loss`. These methods
+    may be called on any part of a window, down to a single time step, and several times on the same part, so they must
+    not have side effects such as counters.
 
     Attributes:
-        noise: What `begin_window` returned for the window that is run.
+        noise: The return value of `begin_window` for the current window.
     """
 
     noise: Any = None
@@ -125,7 +125,7 @@ class Task:
                 setattr(cls, name, getattr(Task, name))
 
     def initial_state(self, num_lanes: int) -> State:
-        """Returns the state of lanes that are reset: any pytree of tensors, lane axis first in every leaf."""
+        """Returns the state after a reset: any pytree of tensors with the lane axis first in every leaf."""
         raise NotImplementedError(f"{type(self).__name__} must define initial_state(num_lanes)")
 
     def initial_state_of(self, static: Any) -> State | None:
@@ -141,47 +141,47 @@ class Task:
         return None
 
     def begin_window(self, num_lanes: int) -> Any:
-        """Draws the noise that stays the same over a window and its context, such as shared dropout masks.
+        """Draws noise that stays the same over a window and its context, such as shared dropout masks.
 
-        It is called once a window in training, before anything is run, and what it returns is found in `noise`
-        whenever a part of this window is run, also when it is run again. It should draw masks only, and nothing in
-        eval mode. Under several ranks each draws for its own lanes: noise without a lane axis, such as dropped weights,
-        would differ from rank to rank. None: there is no such noise.
+        It is called once per window in training, before the window runs. Its return value is available in `noise`
+        whenever a part of this window runs, also when it runs again. It should only draw masks, and nothing in eval
+        mode. With several ranks, each rank draws for its own lanes, so noise without a lane axis, such as dropped
+        weights, would differ between ranks. None: no such noise.
         """
         return None
 
     def predict_window(self, window: Window, state: State) -> tuple[Any, State]:
-        """Returns the outputs for the window's inputs, and the state after it; targets are not looked at."""
+        """Returns the outputs for the window's inputs and the state after the window; it must not use the targets."""
         raise NotImplementedError(
             f"{type(self).__name__} must define predict_window(window, state) and outputs_loss(outputs, window), or "
             "window_loss(window, state)"
         )
 
     def outputs_loss(self, outputs: Any, window: Window) -> tuple[Any, ...]:
-        """Returns the loss of outputs, summed over the scored targets, and the number of these; or also a penalty."""
+        """Returns the loss summed over the scored targets, the number of scored targets, and optionally a penalty."""
         raise NotImplementedError(f"{type(self).__name__} must define outputs_loss(outputs, window)")
 
     def window_loss(self, window: Window, state: State) -> WindowLoss:
-        """Returns what the window costs, and the state after it; left alone, from `predict_window`, `outputs_loss`."""
+        """Returns the loss of the window and the state after it; by default from `predict_window`, `outputs_loss`."""
         outputs, state = self.predict_window(window, state)
         loss, num_targets, *penalty = self.outputs_loss(outputs, window)
         return WindowLoss(loss, num_targets, state, *penalty)
 
     def advance(self, window: Window, state: State) -> State:
-        """Returns the state after a window that is not scored; a task may leave out here what only the loss needs."""
+        """Returns the state after a window that is not scored; override it to skip what only the loss needs."""
         return WindowLoss.of(self, self.window_loss(window, state)).state
 
     def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
-        """Runs over context and window at once; left alone, part by part by `advance` and `window_loss`.
+        """Runs over context and window in one call; by default part by part, with `advance` and `window_loss`.
 
         Args:
-            window: The context and, if it goes on that far, the window after it.
-            state: The state before it.
-            num_context: How many of its time steps, the first ones, are context and are not scored.
-            far_edge: The time step whose state is wanted besides, from 0 to the number of time steps.
+            window: The context, followed by the window if it is in the same piece.
+            state: The state before the first time step.
+            num_context: The number of context time steps at the start, which are not scored.
+            far_edge: The time step whose entering state is also returned, from 0 to the number of time steps.
 
         Returns:
-            What the window's own time steps cost, with the state after all; and the state entering `far_edge`.
+            The loss of the scored time steps with the state after the last one, and the state entering `far_edge`.
         """
         far_edge_state, done = state, 0
         total: WindowLoss | None = None

@@ -12,12 +12,12 @@ One call handles one window:
                    |   k2 - k1    |     k1      |
     no gradient <--|  gradient    |  losses     |
 
-The run starts from the carried state at the far edge, passes through the context again with today's weights, and then
-through the window, whose losses are the only ones that count. The state that this run computes at the next window's
-far edge is what is carried on. With k1 = k2 the context is empty and the far edge is the window's start.
+The run starts from the carried state at the far edge. It runs over the context again with the current weights, and then
+over the window; only the losses of the window count. The state at the far edge of the next window becomes the carried
+state. With k1 = k2 the context is empty and the far edge is the start of the window.
 
-The carried state is returned with its graph. Whoever runs the next window cuts it (`update.py`), at the latest when the
-weights change.
+The carried state is returned with its graph. The caller detaches it (`update.py`), at the latest when the weights
+change.
 """
 
 from typing import NamedTuple
@@ -35,13 +35,13 @@ from lit_tbptt.tbptt.window import Window
 
 
 class TruncatedLoss(NamedTuple):
-    """The outcome of one window.
+    """The result of one window.
 
     Attributes:
         loss: The loss summed over the window's scored targets.
-        num_targets: Their number.
-        carry: What is handed to the next window, still attached to the graph.
-        penalty: The task's penalty over the window's own time steps. None: it has none.
+        num_targets: The number of scored targets.
+        carry: What is passed to the next window, still attached to the graph.
+        penalty: The task's penalty over the window's own time steps. None: no penalty.
     """
 
     loss: Float[Tensor, ""]
@@ -51,16 +51,16 @@ class TruncatedLoss(NamedTuple):
 
 
 class Truncation:
-    """Runs a task over one window after another, each with a graph that begins `k2` time steps before its end.
+    """Runs a task over one window after another; the graph of each window begins `k2` time steps before its end.
 
-    A loss reaches back at least `k2 - k1 + 1` time steps, its own included, and at most `k2`.
+    The gradient of a loss reaches back at least `k2 - k1 + 1` and at most `k2` time steps, including its own.
 
     Args:
-        k1: Time steps per lane and window: the longest window that is accepted.
+        k1: Time steps per lane and window: the maximum length of a window.
         k2: The horizon. None: the same as `k1`. It may be changed between steps: a longer horizon fills up as context
-            accumulates, a shorter one holds from the next window on.
-        recompute_every: Keep only every N-th state for the backward pass and run the time steps between again there:
-            less memory for more time, the same gradients; see `recompute.py`. None: everything is kept.
+            accumulates, a shorter one takes effect with the next window.
+        recompute_every: Keep only every N-th state and recompute the time steps in between in the backward pass: less
+            memory for more time, the same gradients; see `recompute.py`. None: keep everything.
 
     Raises:
         InputError: `k1` is below 1, `k2` below `k1`, or `recompute_every` below 2.
@@ -95,9 +95,10 @@ class Truncation:
         """Computes the loss of one window, ready for `backward`.
 
         Args:
-            task: What to run.
+            task: The task to run.
             window: The next window, of at most `k1` time steps.
-            carry: What the window before it returned, detached unless its graph is wanted. None: every lane is reset.
+            carry: The carry that the previous window returned, detached unless its graph is needed. None: every lane
+                is reset.
 
         Raises:
             InputError: The window is longer than `k1`, has another number of lanes than the carry, or is not made of
@@ -121,7 +122,7 @@ class Truncation:
             )
 
         noise = task.begin_window(window.num_lanes)
-        if task.noise is not noise:  # to set an attribute of a torch module takes time
+        if task.noise is not noise:  # setting an attribute of a torch module is slow
             task.noise = noise
         state, pieces = self._without_surplus(task, initial, carry)
         pieces = [piece.like(window) for piece in pieces]  # those of a checkpoint are plain
@@ -151,9 +152,9 @@ class Truncation:
         return TruncatedLoss(total.loss, total.num_targets, Carry(far_edge_state, tuple(context)), total.penalty)
 
     def _without_surplus(self, task: Task, initial: State, carry: Carry) -> tuple[State, list[Window]]:
-        """Returns the state at today's far edge and the context after it.
+        """Returns the state at the current far edge and the context after it.
 
-        A horizon that was shortened leaves a surplus of context, which is run for nothing but the state after it.
+        If the horizon was shortened, there is more context than needed; it is run only to get the state after it.
         """
         state, context = carry.state, list(carry.context)
         surplus = sum(piece.num_time_steps for piece in context) - (self.k2 - self.k1)

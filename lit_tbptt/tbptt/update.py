@@ -1,10 +1,10 @@
-"""The update: when the weights change, and what is detached then.
+"""The update: when the weights change and when the state is detached.
 
-    windows    |--w0--|--w1--|--w2--|          an Update is handed one window after another,
-    run           o      o      o              has it run from the carry (`Run`, as often as it wants),
-    step          |      |      |              and steps the optimizer when it decides to.
+    windows    |--w0--|--w1--|--w2--|          an Update gets one window after another,
+    run           o      o      o              runs it from the carry (with `Run`, any number of times),
+    step          |      |      |              and decides when to step the optimizer.
 
-What an Update does to the weights goes through an `Optimizer`, three calls which a training framework can fill.
+An Update changes the weights through an `Optimizer`: three methods that a training framework implements.
 """
 
 import operator
@@ -26,12 +26,12 @@ from lit_tbptt.tbptt.window import Window
 
 
 class RunLoss(NamedTuple):
-    """The outcome of a run over windows.
+    """The result of a run over windows.
 
     Attributes:
         loss: The loss of this rank's lanes, summed over the scored targets, with its graph.
-        penalty: The task's penalty, likewise. None: it has none.
-        carry: What is handed to the next window, still attached to the graph.
+        penalty: The task's penalty, likewise. None: no penalty.
+        carry: What is passed to the next window, still attached to the graph.
         total_loss: The summed loss of all ranks, without a graph.
         total_targets: The number of scored targets of all ranks.
     """
@@ -47,11 +47,11 @@ class Run:
     """Runs a task over windows from a carry, on all ranks.
 
     Args:
-        task: What is run.
-        truncation: Cuts each window's graph.
+        task: The task to run.
+        truncation: Truncates the graph of each window.
         agreement: Sums losses and targets over the ranks.
-        repeatable: Whether a call with the carry and windows of the call before it, the same objects, draws the same
-            random numbers again: dropout, and whatever else comes from Python's, NumPy's and torch's global generators.
+        repeatable: Whether a call with the same carry and window objects as the previous call draws the same random
+            numbers: dropout, and everything else that uses Python's, NumPy's and torch's global generators.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Run:
         self._random: dict[str, Any] = {}
 
     def __call__(self, windows: Sequence[Window], carry: Carry | None) -> RunLoss:
-        """Runs over one or more windows, each with a horizon of its own, and sums what they cost."""
+        """Runs over one or more windows, each with its own horizon, and sums their losses."""
         if not windows:
             raise ValueError("windows: at least one is needed")
         if self.repeatable:
@@ -87,26 +87,26 @@ class Run:
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """What an Update does to the weights."""
+    """The optimizer interface of an Update."""
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
-        """Adds the gradients of a loss; those of several ranks are averaged."""
+        """Accumulates the gradients of a loss, averaged over ranks."""
 
     def step(self) -> None:
-        """Changes the weights."""
+        """Updates the weights."""
 
 
 class Updated(NamedTuple):
-    """What an Update did with a window.
+    """The result of an Update for one window.
 
     Attributes:
-        carry: What the next window starts from.
-        loss: The summed loss that was computed, of all ranks, without a graph.
-        num_targets: The number of targets it is over.
-        stepped: Whether the weights have changed: a place where a checkpoint can be taken.
+        carry: The carry for the next window.
+        loss: The summed loss of all ranks, without a graph.
+        num_targets: The number of targets in `loss`.
+        stepped: Whether the weights changed; checkpoints can be taken after a step.
     """
 
     carry: Carry
@@ -122,10 +122,10 @@ class Update(ABC):
         loss_reduction: Whether the gradient is that of the mean or of the sum over the scored targets.
 
     Attributes:
-        repeats: Whether it runs the same windows more than once; its runs are then repeatable.
+        repeats: Whether the Update runs the same windows more than once; its runs are then repeatable.
 
     Raises:
-        InputError: There is no such reduction.
+        InputError: `loss_reduction` is neither.
     """
 
     repeats = False
@@ -136,27 +136,27 @@ class Update(ABC):
         self.loss_reduction = loss_reduction
 
     def num_steps(self, num_windows: int) -> int | None:
-        """Returns how many optimizer steps an epoch of windows makes. None: it is not known."""
+        """Returns the number of optimizer steps in an epoch of `num_windows`. None: not known."""
         return None
 
     @abstractmethod
     def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, last: bool) -> Updated:
-        """Takes the next window.
+        """Processes the next window.
 
         Args:
             window: The window.
-            carry: What it returned for the window before. None: every lane is reset.
+            carry: The carry returned for the previous window. None: every lane is reset.
             run: Runs windows.
             optimizer: Changes the weights.
-            last: Whether it is the last window of the epoch, after which no gradient may wait for a step.
+            last: Whether this is the last window of the epoch, after which no gradient may be pending.
         """
 
     def objective(self, cost: RunLoss, num_ranks: int) -> Float[Tensor, ""]:
-        """Returns what gradients are taken of: loss and penalty, over the targets of all ranks if it is the mean.
+        """Returns the value to backpropagate: loss plus penalty, divided by the targets of all ranks for the mean.
 
         Args:
-            cost: What a run returned.
-            num_ranks: How many ranks average their gradients, where their sum is wanted.
+            cost: The result of a run.
+            num_ranks: The number of ranks. They average their gradients, so the value is multiplied by it.
         """
         loss = cost.loss if cost.penalty is None else cost.loss + cost.penalty
         if num_ranks > 1:
@@ -168,7 +168,7 @@ class Update(ABC):
 
 
 class StepPerWindow(Update):
-    """One optimizer step per window; nothing is backpropagated across a step beyond what the truncation runs again."""
+    """Makes one optimizer step per window and detaches the carry; the default."""
 
     def num_steps(self, num_windows: int) -> int | None:
         return num_windows

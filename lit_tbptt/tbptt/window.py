@@ -1,4 +1,4 @@
-"""What travels from the data to the training loop: windows, and batches of them."""
+"""Windows and batches of windows: the data that the training loop receives."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -22,7 +22,7 @@ else:  # what tests check of every window
 
 
 class Window(NamedTuple):
-    """The next time steps of every lane, which the model runs over at once.
+    """The next time steps of every lane, which the model processes in one call.
 
     Attributes:
         inputs: `[lane, time]` token ids, or `[lane, time, ...]` for other data; or such tensors, the leaves, in
@@ -72,7 +72,7 @@ class Window(NamedTuple):
         return self
 
     def split(self, time_step: int) -> tuple["Window", "Window"]:
-        """Cuts the window before `time_step`; a reset, if any, stays with the first part."""
+        """Splits the window before `time_step`; the reset stays with the first part."""
         first, second = slice(None, time_step), slice(time_step, None)
         return self._part(first, self.reset), self._part(second, None)
 
@@ -85,7 +85,7 @@ class Window(NamedTuple):
         return Window(_map(part, self.inputs), targets, reset, mask, self.static)
 
     def cut(self, places: Iterable[int]) -> Iterator["Window"]:
-        """Cuts the window before several time steps; those outside of it do not matter."""
+        """Splits the window before each of the given time steps; those outside the window are ignored."""
         rest, done = self, 0
         for place in sorted(set(places)):
             if done < place < self.num_time_steps:
@@ -95,7 +95,7 @@ class Window(NamedTuple):
         yield rest
 
     def pieces(self, num_time_steps: int) -> Iterator["Window"]:
-        """Cuts the window into pieces of `num_time_steps`; the last one may be shorter."""
+        """Splits the window into pieces of `num_time_steps`; the last one may be shorter."""
         rest = self
         while rest.num_time_steps > num_time_steps:
             piece, rest = rest.split(num_time_steps)
@@ -107,19 +107,19 @@ class Window(NamedTuple):
         return Window(*(None if part is None else _map(function, part) for part in self))
 
     def to(self, device: torch.device | str) -> "Window":
-        """Returns the window on a device; a copy to a GPU does not make the host wait."""
+        """Moves the window to a device; copies to a GPU are asynchronous."""
         non_blocking = torch.device(device).type not in ("cpu", "mps")
         return self.map(lambda leaf: leaf.to(device, non_blocking=non_blocking))
 
     def with_reset(self, lanes: Bool[Tensor, "lane"]) -> "Window":
-        """Resets the lanes where `lanes` is true, besides those that are reset anyway."""
+        """Adds resets for the lanes where `lanes` is true."""
         return self._replace(reset=lanes if self.reset is None else self.reset | lanes)
 
     def join(self, later: "Window") -> "Window":
         """Appends a window in which no lane is reset.
 
         Raises:
-            ValueError: `later` has a reset, which would be lost inside the joined window.
+            ValueError: `later` has a reset, which cannot be represented inside the joined window.
         """
         if later.reset is not None:
             raise ValueError("a window with resets cannot be joined to the one before it")
@@ -135,13 +135,13 @@ class Window(NamedTuple):
         return _cat(windows, 0, reset, static)
 
     def reset_or_zeros(self) -> Bool[Tensor, "lane"]:
-        """Returns the `[lane]` reset, written out where it was None."""
+        """Returns the `[lane]` reset; all false if it is None."""
         if self.reset is not None:
             return self.reset
         return torch.zeros(self.num_lanes, dtype=torch.bool, device=self.device)
 
     def mask_or_ones(self) -> Bool[Tensor, "lane time"]:
-        """Returns the `[lane, time]` mask, written out where it was None."""
+        """Returns the `[lane, time]` mask; all true if it is None."""
         if self.mask is not None:
             return self.mask
         return torch.ones(self.num_lanes, self.num_time_steps, dtype=torch.bool, device=self.device)
@@ -166,7 +166,7 @@ class Window(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Up to `windows_per_batch` consecutive windows, and where the first of them stands in the data.
+    """Up to `windows_per_batch` consecutive windows, and the position of the first one in the data.
 
     Attributes:
         windows: The windows, in order.
@@ -184,7 +184,7 @@ class Batch(NamedTuple):
     scored: tuple[bool, ...] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Returns the batch with its windows on a device; Lightning calls this for every batch."""
+        """Moves the windows to a device; Lightning calls this for every batch."""
         return self._replace(windows=tuple(window.to(device) for window in self.windows))
 
 

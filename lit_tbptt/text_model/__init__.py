@@ -1,4 +1,4 @@
-"""A language model with its tokenizer: what writes and scores text, as a folder or a repository on the Hub too."""
+"""A language model with its tokenizer: generates and scores text, saves to a folder or the Hugging Face Hub."""
 
 from lit_tbptt.text_model.model import Prompts, TextModel
 

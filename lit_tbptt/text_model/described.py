@@ -1,4 +1,4 @@
-"""A language model and its tokenizer as plain values, as a checkpoint has them, and built from these again."""
+"""Converts a language model and its tokenizer to the plain values in a checkpoint, and builds them from these."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +11,18 @@ from lit_tbptt.files.schema import run_state
 from lit_tbptt.models.adaptive_softmax import Adaptive, AdaptiveSoftmax
 from lit_tbptt.models.language_model import RecurrentLM
 
-# Arguments of RecurrentLM that are plain values, by the names they have in a checkpoint's hyperparameters.
+# Arguments of RecurrentLM that are plain values, by their names in a checkpoint's hyperparameters.
 _OPTIONS = ("embedding_dropout", "output_dropout", "dropout_over_time", "tie_weights")
 
 
 def build_network(
     settings: Mapping[str, Any], tokenizer: Tokenizer, core: RecurrentCore | type[RecurrentCore] | None = None
 ) -> RecurrentLM:
-    """Returns the network that settings describe, with new weights.
+    """Builds the network that the settings describe, with new weights.
 
     Args:
-        settings: What `network_settings` returned, or a checkpoint's hyperparameters.
-        tokenizer: Its tokenizer.
+        settings: The result of `network_settings`, or a checkpoint's hyperparameters.
+        tokenizer: The tokenizer of the network.
         core: As in `network_parts`.
 
     Raises:
@@ -33,7 +33,7 @@ def build_network(
 
 
 def network_settings(network: RecurrentLM) -> dict[str, Any]:
-    """Returns what `build_network` takes, plain values if the core's arguments are."""
+    """Returns the settings for `build_network`: plain values, if the core's arguments are."""
     head = None
     if isinstance(network.head, AdaptiveSoftmax):
         head = description(Adaptive(network.head.cutoffs[:-1], network.head.div_value))
@@ -46,7 +46,7 @@ def network_settings(network: RecurrentLM) -> dict[str, Any]:
 
 
 def description(part: RecurrentCore | Adaptive) -> dict[str, Any]:
-    """Returns the class of a core or an output layer by the name it has on the command line, and its arguments."""
+    """Returns the class of a core or output layer, by its name on the command line, and its arguments."""
     known = (Adaptive, *vars(cores).values())
     module = "lit_tbptt" if type(part) in known else type(part).__module__
     return {"class_path": f"{module}.{type(part).__qualname__}", "init_args": part.init_args}
@@ -55,14 +55,14 @@ def description(part: RecurrentCore | Adaptive) -> dict[str, Any]:
 def network_parts(
     settings: Mapping[str, Any], core: RecurrentCore | type[RecurrentCore] | None = None
 ) -> dict[str, Any]:
-    """Returns core and output layer that settings describe, built again.
+    """Builds the core and the output layer that the settings describe.
 
     Args:
-        settings: What `network_settings` returned, or a checkpoint's hyperparameters.
-        core: The core, or its class where it is not one of this package's.
+        settings: The result of `network_settings`, or a checkpoint's hyperparameters.
+        core: The core, or its class. Required if the class is not from this package.
 
     Raises:
-        InputError: The core is of a class that must be given, or the given class is another one.
+        InputError: The class of the core is required but not given, or differs from the given one.
     """
     described, head = settings["core"], settings["head"]
     path, arguments = described["class_path"], described["init_args"]
@@ -70,11 +70,11 @@ def network_parts(
         core = getattr(cores, path.removeprefix("lit_tbptt."), None)
         if core is None:
             raise InputError(
-                f"the checkpoint's core is a {path}, which is not imported because a file says so; pass the class, "
-                f"or one that you have built, as core (generate: --core {path})"
+                f"the checkpoint's core is a {path}, which is not imported just because the checkpoint names it; pass "
+                f"the class, or an instance of it, as core (generate: --core {path})"
             )
     if isinstance(core, type):
-        # The module may be another one: that of a script is __main__ while it runs.
+        # Only the class name must match: the module of a running script is __main__.
         if core.__qualname__.rpartition(".")[2] != path.rpartition(".")[2]:
             raise InputError(
                 f"core={core.__qualname__}: the checkpoint's core is a {path}; give that class, or leave core out if "
@@ -90,10 +90,10 @@ def network_parts(
 
 
 def tokenizer_of(checkpoint: Mapping[str, Any]) -> Tokenizer:
-    """Returns the tokenizer that a checkpoint holds.
+    """Returns the tokenizer of a checkpoint.
 
     Raises:
-        InputError: It holds none.
+        InputError: The checkpoint has no tokenizer.
     """
     state = run_state(checkpoint)
     if "tokenizer" not in state:

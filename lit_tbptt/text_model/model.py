@@ -1,4 +1,4 @@
-"""A language model with its tokenizer: what writes and scores text. It knows no Lightning, so it starts sooner."""
+"""TextModel: a language model with its tokenizer. It does not import Lightning, so it starts faster."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,17 +22,17 @@ from lit_tbptt.text_model.pretrained import local_folder, model_card, read_confi
 Prompts = TypeVar("Prompts", str, list[str])
 """One text, or several."""
 
-_PREFIX = "model."  # of the network's weights in a LitLanguageModel
+_PREFIX = "model."  # prefix of the network's weights in a LitLanguageModel
 
 
 class TextModel:
-    """A language model with its tokenizer.
+    """A language model with its tokenizer: generates and scores text.
 
     Args:
         network: The language model.
-        tokenizer: What its tokens mean.
-        k1: Tokens of a window in training; `scores` runs over as many at once.
-        carry_state: Whether a window started in training from the state that the one before it left.
+        tokenizer: The tokenizer that the network was trained with.
+        k1: The window length in training; `scores` processes as many tokens per call.
+        carry_state: Whether the state was carried from window to window in training.
     """
 
     def __init__(self, network: RecurrentLM, tokenizer: Tokenizer, k1: int = 64, carry_state: bool = True) -> None:
@@ -43,15 +43,15 @@ class TextModel:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, core: RecurrentCore | type[RecurrentCore] | None = None) -> Self:
-        """Makes the language model of a checkpoint that was read, in eval mode.
+        """Builds the language model of a checkpoint, in eval mode.
 
         Args:
-            checkpoint: What `read_checkpoint` returned for a file that a fit of a `LitLanguageModel` wrote.
-            core: A core of your own class, built as it was in training, or the class.
+            checkpoint: The result of `read_checkpoint` for a file written by a fit of a `LitLanguageModel`.
+            core: For a core class of your own: the class, or a core built as it was in training.
 
         Raises:
-            InputError: It is not such a checkpoint, or its core is of a class that must be given, or of another one
-                than is given.
+            InputError: It is not such a checkpoint, the class of its core is required but not given, or the core does
+                not match.
         """
         tokenizer, settings = tokenizer_of(checkpoint), checkpoint["hyper_parameters"]
         network = build_network(settings, tokenizer, core)
@@ -72,7 +72,7 @@ class TextModel:
     def from_pretrained(
         cls, name: str | os.PathLike[str], core: RecurrentCore | type[RecurrentCore] | None = None, **hub: Any
     ) -> Self:
-        """Makes the language model that `save_pretrained` wrote, in eval mode.
+        """Loads a language model written by `save_pretrained`, in eval mode.
 
         Args:
             name: A folder, or a name on the Hugging Face Hub.
@@ -80,7 +80,7 @@ class TextModel:
             **hub: Arguments of `huggingface_hub.snapshot_download`, such as `revision`, `token` and `cache_dir`.
 
         Raises:
-            InputError: There is no such model, or its core is of a class that must be given.
+            InputError: There is no such model, or the class of its core is required but not given.
         """
         folder = local_folder(name, **hub)
         settings, described = read_config(folder)
@@ -90,14 +90,14 @@ class TextModel:
         return cls(network.eval(), tokenizer, settings["k1"], settings["carry_state"])
 
     def save_pretrained(self, folder: str | os.PathLike[str], metrics: Mapping[str, float] | None = None) -> None:
-        """Writes the model as a folder: model.safetensors, config.json, the tokenizer, and a model card.
+        """Saves the model to a folder: model.safetensors, config.json, the tokenizer, and a model card.
 
         Args:
-            folder: Is created; files of these names in it are replaced.
-            metrics: What the model card says of the model.
+            folder: The folder, which is created; existing files with these names are replaced.
+            metrics: Metrics for the model card.
 
         Raises:
-            InputError: A file cannot be written, or the core has arguments that are no plain values.
+            InputError: A file cannot be written, or the core has arguments that are not plain values.
         """
         network, tokenizer = self.network, self.tokenizer.describe()
         settings = {**network_settings(network), "k1": self.k1, "carry_state": self.carry_state}
@@ -114,20 +114,20 @@ class TextModel:
         metrics: Mapping[str, float] | None = None,
         **hub: Any,
     ) -> str:
-        """Uploads what `save_pretrained` writes to the Hugging Face Hub, and returns its address.
+        """Uploads the files of `save_pretrained` to the Hugging Face Hub and returns the URL.
 
         Args:
-            name: The repository, user/model; it is created if there is none.
-            private: Whether a new repository is private. None: the default of the user.
-            commit_message: Of the commit.
-            metrics: What the model card says of the model.
+            name: The repository, user/model; it is created if it does not exist.
+            private: Whether a new repository is private. None: the user's default.
+            commit_message: The commit message.
+            metrics: Metrics for the model card.
             **hub: Arguments of `huggingface_hub.HfApi`, such as `token` and `endpoint`.
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, metrics)
             return upload(Path(folder), name, private, commit_message, **hub)
 
-    # Writing
+    # Generation
 
     def generate(
         self,
@@ -139,22 +139,23 @@ class TextModel:
         top_p: float | None = None,
         stop: str | None = None,
     ) -> Prompts:
-        """Returns what follows each prompt, which stands at a document's start; see `RecurrentLM.generate`.
+        """Generates a continuation of each prompt, taken as the start of a document; see `RecurrentLM.generate`.
 
         Args:
-            prompts: A text, or a list of them.
-            num_tokens: Tokens to add to each.
-            temperature: Divides the logits before sampling; 0 takes the likeliest token.
-            top_k: Sample among the k likeliest tokens only. None: among all.
-            seed: Prompt i draws from a generator seeded with `seed + i`.
-            top_p: Sample among the fewest likeliest tokens whose probabilities sum to p or more. None: among all.
-            stop: Ends a text before the first place where it stands in it. None: no text does.
+            prompts: A text, or a list of texts.
+            num_tokens: Number of tokens to generate per prompt.
+            temperature: Divides the logits before sampling; 0 takes the most likely token.
+            top_k: Sample only from the k most likely tokens. None: from all.
+            seed: Prompt i uses a generator seeded with `seed + i`.
+            top_p: Sample only from the smallest set of most likely tokens whose probabilities sum to p or more. None:
+                from all.
+            stop: End a text before the first occurrence of this string. None: never.
 
         Returns:
-            The new text of each prompt, without the prompt; for a single text a single text.
+            The continuation of each prompt, without the prompt; a single text for a single prompt.
 
         Raises:
-            InputError: An option is out of its range, or a prompt has characters that the vocabulary lacks.
+            InputError: An option is out of range, or a prompt has characters that are not in the vocabulary.
         """
         if isinstance(prompts, str):
             return self.generate([prompts], num_tokens, temperature, top_k, seed, top_p, stop)[0]
@@ -165,7 +166,7 @@ class TextModel:
             for pieces in self._pieces(starts, stop, *options):
                 texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
             return texts
-        # Decoded together, so that what stands between the last word given and the first one added is not lost.
+        # Prompt and continuation are decoded together, so that the space between them is not lost.
         return [
             self.tokenizer.decode(start + ids).removeprefix(self.tokenizer.decode(start))
             for start, ids in zip(starts, self.network.generate(starts, *options), strict=True)
@@ -181,7 +182,7 @@ class TextModel:
         top_p: float | None = None,
         stop: str | None = None,
     ) -> Iterator[str]:
-        """Yields the text of `generate` as it is written, in pieces that hold whole characters."""
+        """Yields the text of `generate` as it is sampled, in pieces of whole characters."""
         starts = self._starts([prompt])
         for (piece,) in self._pieces(starts, stop, num_tokens, temperature, top_k, seed, top_p):
             if piece:
@@ -198,7 +199,7 @@ class TextModel:
         return [[self.tokenizer.eos, *ids.tolist()] for ids in self.tokenizer.encode(list(prompts))]
 
     def _pieces(self, starts: list[list[int]], stop: str | None, *options: Any) -> Iterator[list[str]]:
-        """Yields the next piece of every text, until all have ended."""
+        """Yields the next piece of every text, until all texts have ended."""
         texts = [(IncrementalDecoder(self.tokenizer, start), StopText(stop)) for start in starts]
         for tokens in self.network.stream(starts, *options):
             yield [
@@ -212,13 +213,13 @@ class TextModel:
     # Scoring
 
     def scores(self, documents: Iterable[str]) -> Iterator[DocumentScore]:
-        """Scores documents one by one, each from its start: the input is `<eos>`, the state the initial one.
+        """Scores documents one by one, each starting from the initial state with `<eos>` as the first input.
 
-        Every token is a target, and so is the `<eos>` at the end; with the word tokenizer every line has one. A model
-        that was trained without carried state starts from the initial state at every window here, too.
+        Every token is a target, including the `<eos>` at the end; with the word tokenizer, every line has one. A model
+        that was trained without carried state also starts from the initial state at every window here.
 
         Args:
-            documents: Their texts.
+            documents: The texts.
         """
         eos = self.tokenizer.eos
         for text in documents:

@@ -1,8 +1,8 @@
-"""The folder of a model without its training: weights, settings, tokenizer and a model card; the Hub's conventions.
+"""Model folders in the format of the Hugging Face Hub: weights, settings, tokenizer and a model card.
 
 config.json          the network's settings and the tokenizer's name, plain values
 model.safetensors    the weights
-tokenizer.json       of the `tokenizers` library, where the tokenizer is one of its
+tokenizer.json       the tokenizer, if it is one of the `tokenizers` library
 README.md            the model card
 """
 
@@ -21,23 +21,23 @@ from lit_tbptt.files.atomic import replacing
 
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 FORMAT = 1
-"""Of config.json: to be raised when a key changes its name or its meaning."""
+"""Version of config.json; increase it when a key changes its name or meaning."""
 
 
 def write_folder(
     folder: Path, network: torch.nn.Module, settings: Mapping[str, Any], tokenizer: Mapping[str, Any], card: str
 ) -> None:
-    """Writes a model's files into a folder, which is created; of those there only these are replaced.
+    """Writes the files of a model to a folder, which is created; only files with the same names are replaced.
 
     Args:
-        folder: Where they go.
-        network: Its weights are written.
-        settings: What it is built from: plain values.
-        tokenizer: What `Tokenizer.describe` returns.
+        folder: The folder.
+        network: The network whose weights are written.
+        settings: The settings it is built from: plain values.
+        tokenizer: The result of `Tokenizer.describe`.
         card: The text of README.md.
 
     Raises:
-        InputError: A setting is no plain value, or a file cannot be written.
+        InputError: A setting is not a plain value, or a file cannot be written.
     """
     tokenizer = dict(tokenizer)
     library = tokenizer.pop("json", None)
@@ -54,7 +54,7 @@ def write_folder(
             with replacing(folder / name) as beside:
                 beside.write_text(text, encoding="utf-8")
         with replacing(folder / WEIGHTS) as beside:
-            save_model(network, str(beside), {"format": "pt"})  # of tied weights it writes one
+            save_model(network, str(beside), {"format": "pt"})  # it writes tied weights once
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be written to ({error})") from error
 
@@ -63,7 +63,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the settings of the network, and the description of the tokenizer.
 
     Raises:
-        InputError: The folder is not one that `write_folder` wrote.
+        InputError: The folder was not written by `write_folder`.
     """
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def read_weights(folder: Path, network: torch.nn.Module) -> None:
     """Reads the weights into the network.
 
     Raises:
-        InputError: They are not those of this network, or the file cannot be read.
+        InputError: The weights do not fit this network, or the file cannot be read.
     """
     try:
         load_model(network, folder / WEIGHTS)
@@ -94,14 +94,14 @@ def read_weights(folder: Path, network: torch.nn.Module) -> None:
 
 
 def local_folder(name: str | os.PathLike[str], **options: Any) -> Path:
-    """Returns the folder itself, or that of a download from the Hugging Face Hub.
+    """Returns the folder itself, or the folder of a download from the Hugging Face Hub.
 
     Args:
         name: A folder, or a name on the Hub.
         **options: Arguments of `huggingface_hub.snapshot_download`, such as `revision` and `token`.
 
     Raises:
-        InputError: There is no such folder, and no such name on the Hub; or the Hub cannot be reached.
+        InputError: There is neither such a folder nor such a model on the Hub, or the Hub cannot be reached.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -118,13 +118,13 @@ def local_folder(name: str | os.PathLike[str], **options: Any) -> Path:
 
 
 def upload(folder: Path, name: str, private: bool | None, message: str, **options: Any) -> str:
-    """Uploads a folder to the Hub, into a repository that is created if there is none; returns its address.
+    """Uploads a folder to a repository on the Hub, which is created if necessary, and returns the URL.
 
     Args:
-        folder: What `write_folder` wrote.
+        folder: A folder written by `write_folder`.
         name: The repository, user/model.
         private: Whether a new repository is private. None: the user's default.
-        message: Of the commit.
+        message: The commit message.
         **options: Arguments of `huggingface_hub.HfApi`, such as `token`.
     """
     from huggingface_hub import HfApi

@@ -1,1 +1,1 @@
-"""The loop on Lightning: modules, data modules, evaluation, resumes, callbacks."""
+"""Training on Lightning: modules, data modules, evaluation, resume, callbacks."""

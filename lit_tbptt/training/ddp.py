@@ -1,4 +1,4 @@
-"""What several ranks need beyond what Lightning does for them."""
+"""What training on several ranks needs in addition to Lightning: checks, and reproducible gradient sums."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from lit_tbptt.ranks import Rank
 
 
 def rank_of(trainer: Trainer) -> Rank:
-    """Returns this process among those of a trainer."""
+    """Returns the rank of this process."""
     return Rank(trainer.global_rank, trainer.world_size)
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Makes sure that every process has the whole model.
+    """Checks that every process has the whole model.
 
     Raises:
-        InputError: Each would have a part of it only.
+        InputError: The strategy splits the model.
     """
     if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
         raise InputError(
@@ -30,14 +30,14 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def check_lanes(loaders: Any, trainer: Trainer) -> None:
-    """Makes sure that every process has its own share of the lanes.
+    """Checks that every process has its own share of the lanes.
 
     Args:
         loaders: A loader, or several.
-        trainer: The trainer that they are for.
+        trainer: The trainer that uses them.
 
     Raises:
-        InputError: Lanes have been made for another number of processes, such as one.
+        InputError: The lanes were created for a different number of processes, such as one.
     """
     rank = rank_of(trainer)
     for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
@@ -50,11 +50,10 @@ def check_lanes(loaders: Any, trainer: Trainer) -> None:
 
 
 def fix_gradient_layout(module: LightningModule) -> None:
-    """Makes DDP order its gradient buckets as in the rest of the run.
+    """Runs a backward pass of zeros, so that DDP orders its gradient buckets in the same way in every process.
 
-    It reorders them after a process's first backward pass, and sums over three and more ranks are rounded in that
-    order. A resumed run must round as one that was never stopped: so the first pass is made here, of zeros, in every
-    run.
+    DDP reorders its buckets after the first backward pass, and the order affects the rounding of sums over three or
+    more ranks. A resumed run must round like one that was never stopped, so every run starts with this pass.
     """
     parts = [part for part in module.parameters() if part.requires_grad]
     embeddings = [each for each in module.modules() if isinstance(each, Embedding | EmbeddingBag)]

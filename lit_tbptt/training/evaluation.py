@@ -1,11 +1,14 @@
-"""Evaluation: scores a split with a state of its own, and leaves the training state alone."""
+"""Evaluation: scores or predicts a split with a state of its own, and leaves the training state alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import Metric, MetricCollection
 
+from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch, Window, WindowLoss
 from lit_tbptt.tbptt.state import State, detach, num_lanes, reset_lanes
 from lit_tbptt.tbptt.task import initial_state_for
@@ -28,6 +31,9 @@ class Evaluated(Protocol):
     def evaluation_window(self, window: Window, state: State) -> WindowLoss:
         """Returns what a window costs, and adds it to `evaluation_metrics`."""
 
+    def prediction_window(self, window: Window, state: State) -> tuple[Any, State]:
+        """Returns what is predicted for a window, and the state after it."""
+
 
 class Evaluation:
     """Static evaluation: carries a state through a split and scores every target once, with frozen weights.
@@ -45,14 +51,43 @@ class Evaluation:
 
     def begin(self, module: Evaluated) -> None:
         """Forgets the state and the sums of the evaluation before."""
-        module.noise = None  # of the last window of training
-        self._state = None
+        self.forget_state(module)
         self._sums = torch.zeros(2, dtype=torch.float64, device=module.device)
         if module.evaluation_metrics is not None:
             module.evaluation_metrics.reset()
 
+    def forget_state(self, module: Evaluated) -> None:
+        """Lets the next window start from the initial state."""
+        module.noise = None  # of the last window of training
+        self._state = None
+
     def add(self, module: Evaluated, batch: Batch) -> None:
         """Scores the windows of a batch."""
+        for window, state in self._windows(module, batch):
+            cost = self.score(module, window, state)
+            sums = [torch.as_tensor(part, device=self._sums.device).double() for part in cost[:2]]
+            self._sums += torch.stack(sums)
+            self._state = detach(cost.state)
+
+    def predict(self, module: Evaluated, batch: Batch) -> Any:
+        """Returns what is predicted for the windows of a batch, joined along time.
+
+        Returns:
+            A pytree of tensors, `[lane, time, ...]`. None: this process has no lanes.
+
+        Raises:
+            InputError: A window's prediction is something else.
+        """
+        parts = []
+        for window, state in self._windows(module, batch):
+            prediction, state = module.prediction_window(window, state)
+            _check_prediction(prediction, window)
+            self._state = detach(state)
+            parts.append(prediction)
+        return tree_map(lambda *leaves: torch.cat(leaves, 1), *parts) if parts else None
+
+    def _windows(self, module: Evaluated, batch: Batch) -> Iterator[tuple[Window, State]]:
+        """Yields the windows of a batch with the state before each; the one after it is to be kept in `_state`."""
         for whole in batch.windows:
             if whole.num_lanes == 0:
                 return  # there are fewer lanes than ranks
@@ -64,10 +99,7 @@ class Evaluation:
                     state = initial
                 elif window.reset is not None:
                     state = reset_lanes(window.reset, initial, state)
-                cost = self.score(module, window, state)
-                sums = [torch.as_tensor(part, device=self._sums.device).double() for part in cost[:2]]
-                self._sums += torch.stack(sums)
-                self._state = detach(cost.state)
+                yield window, state
 
     def score(self, module: Evaluated, window: Window, state: State) -> WindowLoss:
         """Scores one window."""
@@ -81,3 +113,14 @@ class Evaluation:
         if not isinstance(values, Mapping):
             values = {type(module.evaluation_metrics).__name__: values}
         return loss / max(1.0, num_targets), {name: float(value) for name, value in values.items()}
+
+
+def _check_prediction(prediction: Any, window: Window) -> None:
+    for leaf in tree_leaves(prediction):
+        if not isinstance(leaf, Tensor) or leaf.shape[:2] != window.inputs.shape[:2]:
+            what = f"a tensor of {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+            raise InputError(
+                f"what is predicted for a window of {window.num_lanes} lanes and {window.num_time_steps} time steps "
+                f"has {what} in it: it must be made of tensors [lane, time, ...], so that windows can be joined; "
+                "define prediction_window(window, state) to return such tensors and the state"
+            )

@@ -1,4 +1,4 @@
-"""What callbacks do after every window and every optimizer step, of which one Lightning batch holds several."""
+"""Calls callbacks after every window and every optimizer step, of which a Lightning batch has several."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import (
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch
 
-# Lightning's callbacks that look at the number of optimizer steps where a batch ends: they are called after each of its
-# steps too. At the batch's end they find that they have seen the last one.
+# Lightning's callbacks that check the number of optimizer steps at the end of a batch. They are also called after each
+# step; at the end of the batch they then notice that they have already seen the last step.
 _COUNT_STEPS = (WeightAveraging, ModelCheckpoint)
 # Lightning's callbacks that rely on automatic optimization, and what to use instead.
 _REFUSED = {
@@ -32,10 +32,10 @@ _REFUSED = {
 
 
 def check_callbacks(trainer: Trainer) -> None:
-    """Makes sure that no callback relies on automatic optimization, and that no two of them average weights.
+    """Checks that no callback relies on automatic optimization, and that at most one averages weights.
 
     Raises:
-        InputError: One does, or two do.
+        InputError: Such a callback, or a second averaging callback, is in use.
     """
     for callback in trainer.callbacks:
         for refused, reason in _REFUSED.items():
@@ -50,7 +50,7 @@ def check_callbacks(trainer: Trainer) -> None:
 
 @contextmanager
 def trained_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Puts the weights that are trained in place, inside a validation of their average."""
+    """Restores the trained weights temporarily during a validation of their average."""
     averaging = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
     for callback in averaging:
         callback.on_validation_epoch_end(trainer, pl_module)  # it does nothing else
@@ -60,12 +60,12 @@ def trained_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[No
 
 
 def window_hooks(trainer: Trainer) -> list[Callable[..., None]]:
-    """Returns what is called as `hook(trainer, module, window)` after a window."""
+    """Returns the hooks to call as `hook(trainer, module, window)` after a window."""
     return [callback.on_window_end for callback in trainer.callbacks if hasattr(callback, "on_window_end")]
 
 
 def between_hooks(trainer: Trainer, batch: Batch, batch_idx: int) -> list[Callable[[], None]]:
-    """Returns what is called before every window but the batch's first, before which Lightning calls it."""
+    """Returns the hooks to call before every window except the first of a batch, where Lightning calls them."""
     monitors = [callback for callback in trainer.callbacks if isinstance(callback, LearningRateMonitor)]
     return [partial(_monitor, callback, trainer, batch, batch_idx) for callback in monitors]
 
@@ -76,7 +76,7 @@ def _monitor(callback: Callback, trainer: Trainer, batch: Batch, batch_idx: int)
 
 
 def step_hooks(trainer: Trainer, batch: Batch, batch_idx: int) -> list[Callable[..., None]]:
-    """Returns what is called as `hook(trainer, module)` after an optimizer step in a batch."""
+    """Returns the hooks to call as `hook(trainer, module)` after an optimizer step in a batch."""
     hooks: list[Any] = []
     for callback in trainer.callbacks:
         if isinstance(callback, _COUNT_STEPS):

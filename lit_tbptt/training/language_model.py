@@ -1,4 +1,4 @@
-"""A language model for Lightning: `RecurrentLM` in the loop of `LitTBPTT`, with its tokenizer."""
+"""LitLanguageModel: `RecurrentLM` in the training loop of `LitTBPTT`, with its tokenizer."""
 
 import os
 import warnings
@@ -18,7 +18,7 @@ from lit_tbptt.files.schema import Checkpoint, new_run_state
 from lit_tbptt.models.accuracy import TokenAccuracy
 from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.language_model import RecurrentLM
-from lit_tbptt.models.metrics import rates
+from lit_tbptt.models.metrics import rates, token_nats
 from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
@@ -32,7 +32,7 @@ from lit_tbptt.training.overrides import loop_hooks
 class LitLanguageModel(LitTBPTT):
     """Trains a recurrent language model by truncated backpropagation through time.
 
-    The vocabulary is that of the datamodule's `tokenizer`, or of a checkpoint; `model` is made when it is known.
+    The vocabulary comes from the datamodule's `tokenizer` or from a checkpoint; `model` is created when it is known.
 
     Args:
         core: The recurrent part: RNN, LSTM, GRU, or any RecurrentCore.
@@ -45,7 +45,7 @@ class LitLanguageModel(LitTBPTT):
         **training: The arguments of LitTBPTT, by name.
 
     Raises:
-        InputError: A setting is out of its range.
+        InputError: A setting is out of range.
     """
 
     loss_name = "nats_per_token"
@@ -106,14 +106,14 @@ class LitLanguageModel(LitTBPTT):
             _check_tokenizers(self.tokenizer, tokenizer)
 
     def configure_model(self) -> None:
-        """Makes the network, if there is none; called by `setup`, and before by callbacks that average weights."""
+        """Creates the network, if there is none; called by `setup`, and earlier by callbacks that average weights."""
         if self.model is not None:
             return
         tokenizer = self._tokenizer_of_data()
         if tokenizer is None:
             raise InputError("the vocabulary is not known: the datamodule must have a `tokenizer`")
         if self.trainer.world_size > 1:
-            # Lightning seeds again where it starts several processes; the weights are to be those of one.
+            # Lightning seeds again when it starts several processes; the weights must be the same as with one process.
             torch.set_rng_state(self._random)
         self._build(tokenizer)
 
@@ -161,6 +161,18 @@ class LitLanguageModel(LitTBPTT):
         self.evaluation_metrics.update(logits, window.targets, window.mask)
         return WindowLoss(*self.outputs_loss(logits, window), state)
 
+    def prediction_window(self, window: Window, state: State) -> tuple[dict[str, Tensor], State]:
+        """Returns what `trainer.predict` gives for a window, and the state after it.
+
+        Returns:
+            Tensors `[lane, time]`: `log_probabilities`, the natural logarithm of the probability of each target, at
+            least in float32, and 0 where nothing is scored; `targets`, the ids; `mask`, true where one is scored.
+        """
+        logits, state = self.predict_window(window, state)
+        mask = window.mask_or_ones()
+        log_probabilities = torch.where(mask, -token_nats(logits, window.targets), 0.0)
+        return {"log_probabilities": log_probabilities, "targets": window.targets, "mask": mask}, state
+
     def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:
         return rates(mean_loss, getattr(source, "bytes_per_token", None))
 
@@ -176,7 +188,7 @@ class LitLanguageModel(LitTBPTT):
         top_p: float | None = None,
         stop: str | None = None,
     ) -> Prompts:
-        """Returns what follows each prompt, or the one prompt; see `TextModel.generate`."""
+        """Generates a continuation of each prompt, or of the one prompt; see `TextModel.generate`."""
         network, tokenizer = self.language_model, self.tokenizer
         assert tokenizer is not None
         return TextModel(network, tokenizer).generate(prompts, num_tokens, temperature, top_k, seed, top_p, stop)
@@ -210,17 +222,17 @@ class LitLanguageModel(LitTBPTT):
         core: RecurrentCore | type[RecurrentCore] | None = None,
         **settings: Any,
     ) -> Self:
-        """Makes the model that a checkpoint file holds; nothing else is needed.
+        """Builds the model of a checkpoint file; nothing else is needed.
 
         Args:
-            checkpoint_path: A file that a fit of this module wrote.
-            map_location: Where the tensors go.
-            core: A core of your own class, built as it was in training, or the class. RNN, LSTM and GRU are built from
-                the file.
+            checkpoint_path: A file written by a fit of this module.
+            map_location: The device of the tensors.
+            core: For a core class of your own: the class, or a core built as it was in training. RNN, LSTM and GRU are
+                built from the file.
             **settings: Constructor arguments that replace those of the checkpoint.
 
         Raises:
-            InputError: The file is not such a checkpoint, or its core is of a class that must be given.
+            InputError: The file is not such a checkpoint, or the class of its core is required but not given.
         """
         return cls.from_checkpoint(read_checkpoint(checkpoint_path, map_location), core, **settings)
 
@@ -228,14 +240,14 @@ class LitLanguageModel(LitTBPTT):
     def from_checkpoint(
         cls, checkpoint: Checkpoint, core: RecurrentCore | type[RecurrentCore] | None = None, **settings: Any
     ) -> Self:
-        """Makes the model of a checkpoint that was read; see `load_from_checkpoint`."""
+        """Builds the model of a checkpoint that was already read; see `load_from_checkpoint`."""
         tokenizer_of(checkpoint)
         parts = network_parts(checkpoint["hyper_parameters"], core)
         return cls._from_checkpoint(checkpoint, {**checkpoint["hyper_parameters"], **parts, **settings})
 
 
 def _difference(name: str, ours: Any, saved: Any) -> tuple[str, Any, Any]:
-    """Returns the innermost setting in which two differ: the argument of a class, or the class."""
+    """Returns the innermost setting that differs: an argument of a class, or the class."""
     if isinstance(ours, dict) and isinstance(saved, dict):
         for key in ours:
             if ours[key] != saved.get(key):
@@ -245,7 +257,7 @@ def _difference(name: str, ours: Any, saved: Any) -> tuple[str, Any, Any]:
 
 
 def _check_tokenizers(of_model: Tokenizer, of_data: Tokenizer) -> None:
-    """Raises InputError where the tokens that a model was trained with are not those of the data."""
+    """Raises InputError if the model was trained with other tokens than those of the data."""
     if _content(of_model) == _content(of_data):
         return
     raise InputError(
@@ -257,6 +269,6 @@ def _check_tokenizers(of_model: Tokenizer, of_data: Tokenizer) -> None:
 
 
 def _content(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Describes a tokenizer without its name where that is a file's, which may lie elsewhere now."""
+    """Describes a tokenizer, without its name if that is a path, since the file may have been moved."""
     description = tokenizer.describe()
     return description if tokenizer.name in BUILT_IN else description | {"name": None}

@@ -1,4 +1,4 @@
-"""What a training run logs, and its exact continuation after a resume."""
+"""The training log, which continues exactly after a resume."""
 
 import math
 import time
@@ -23,12 +23,12 @@ class TrainingLog:
 
     Losses stay on their device until they are read, every `log_every_n_steps` steps, so that no step waits for them.
 
-    What was logged at the step of a checkpoint travels in it. On a resume everything from that step on is dropped from
-    the run's files and written again from the checkpoint: no gap, no overlap.
+    A checkpoint contains the entries of its step. On a resume, everything from that step on is removed from the run's
+    files and written again from the checkpoint, without gaps or overlaps.
 
     Attributes:
-        num_targets: How many targets the entries so far are over.
-        gradient_norm: That of the last optimizer step, for an entry at that step. None: it is not known.
+        num_targets: The number of targets in all entries so far.
+        gradient_norm: The gradient norm of the last optimizer step, for an entry at that step. None: not known.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class TrainingLog:
         self._paused = 0.0
 
     def add(self, step: int, loss: Tensor, num_targets: Tensor | int) -> None:
-        """Takes the summed loss of a window, the number of targets it is over, and the step that it belongs to."""
+        """Adds the summed loss of a window, its number of targets, and the step it belongs to."""
         self._unread.append(_Unread(step, loss.detach(), num_targets))
 
     def check(self, trainer: Trainer) -> list[float]:
@@ -60,7 +60,7 @@ class TrainingLog:
         return losses
 
     def flush(self, trainer: Trainer, describe: Callable[[float], dict[str, float]]) -> dict[str, float]:
-        """Logs the mean loss and the speed since the last entry, learning rate and gradient norm, and returns them."""
+        """Logs mean loss and speed since the last entry, learning rate and gradient norm, and returns them."""
         losses = self.check(trainer)
         if not losses:
             return {}
@@ -83,7 +83,7 @@ class TrainingLog:
         Args:
             trainer: The trainer.
             values: Values by name.
-            passing: Whether a run that is continued from here would not have logged them.
+            passing: Whether a run resumed from here would not log them.
         """
         step = trainer.global_step
         row = {**values, "tokens": self.num_targets + self._num_unread()}
@@ -94,25 +94,25 @@ class TrainingLog:
             logger.log_metrics(row, step=step)
 
     def start_clock(self) -> None:
-        """Starts the time that tokens per second are over."""
+        """Starts the clock for tokens per second."""
         self._clock = time.perf_counter()
 
     def pause_clock(self) -> None:
-        """Stops it, for a validation."""
+        """Pauses the clock, for a validation."""
         self._paused = time.perf_counter()
 
     def resume_clock(self) -> None:
-        """Lets it run on."""
+        """Resumes the clock."""
         self._clock += time.perf_counter() - self._paused
 
     def _num_unread(self) -> int:
         return sum(_number(entry.num_targets) for entry in self._unread)
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
-        """Returns plain values; raises DivergenceError where they would not be worth continuing from."""
+        """Returns the log as plain values; raises DivergenceError if a loss is not finite."""
         losses = self.check(trainer)
         for logger in trainer.loggers:
-            logger.save()  # what the files hold must not be older than the checkpoint
+            logger.save()  # the log files must not be older than the checkpoint
         unread = [
             (entry.step, loss, _number(entry.num_targets)) for entry, loss in zip(self._unread, losses, strict=True)
         ]
@@ -126,7 +126,7 @@ class TrainingLog:
         }
 
     def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
-        """Continues from what `state_dict` returned, and logs again what was logged at that step."""
+        """Restores the result of `state_dict`, and logs the entries of that step again."""
         self.num_targets = state["num_targets"]
         self.gradient_norm = state.get("gradient_norm")  # which older checkpoints lack
         dtype = getattr(torch, state["dtype"])

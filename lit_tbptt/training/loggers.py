@@ -1,4 +1,4 @@
-"""Loggers that a resumed run continues, without a gap or an overlap, and the folder that a run's files lie in."""
+"""Loggers that a resumed run continues without gaps or overlaps, and the folder of a run's files."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from lit_tbptt.files.run_folder import RunFolder
 
 
 class RunCSVLogger(Logger):
-    """Writes `metrics.csv`, a row at a time.
+    """Writes `metrics.csv`, one row at a time.
 
-    Lightning's own deletes the file of the run that it continues.
+    Lightning's own CSVLogger deletes the existing file when a run is resumed.
 
     Args:
         folder: The run's folder.
-        resume_step: Rows of this step and later ones are dropped; the resumed run writes them again. None: all are.
+        resume_step: Rows from this step on are removed; the resumed run writes them again. None: all rows are removed.
     """
 
     def __init__(self, folder: RunFolder, resume_step: int | None = None) -> None:
@@ -34,7 +34,7 @@ class RunCSVLogger(Logger):
         if resume_step is not None and self._file.exists():
             with open(self._file, newline="") as stream:
                 rows = list(csv.DictReader(stream))
-            # The last line may be torn where the process was killed.
+            # The last line may be incomplete if the process was killed.
             self._rows = [row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < resume_step]
             self._columns = list(rows[0]) if rows else self._columns
 
@@ -73,14 +73,14 @@ class RunCSVLogger(Logger):
 
 
 class _FolderLogger(RunCSVLogger):
-    """Says where a run lies, and writes nothing."""
+    """Only provides the folder of a run; writes nothing."""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Does nothing."""
 
 
 class TokensTensorBoardLogger(TensorBoardLogger):
-    """Writes curves over tokens where its parent writes them over optimizer steps."""
+    """Writes curves over tokens instead of optimizer steps."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -89,15 +89,15 @@ class TokensTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the other curves have them."""
+        """Does nothing: the other TensorBoard logger writes them."""
 
 
 def run_folder(trainer: Trainer) -> RunFolder:
-    """Returns the folder of a trainer's run, as its first logger has it; all processes ask together."""
+    """Returns the folder of a trainer's run, from its first logger; all processes must call it together."""
     logger = trainer.logger
     if logger is None or isinstance(logger, RunCSVLogger | TensorBoardLogger | CSVLogger):
         return RunFolder(trainer.log_dir or trainer.default_root_dir)
-    # What Lightning calls the log_dir of other loggers is shared by all their runs.
+    # For other loggers, Lightning's log_dir is shared by all runs.
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     path = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
     return RunFolder(trainer.strategy.broadcast(path))
@@ -108,8 +108,8 @@ def run_loggers(folder: RunFolder, resume_step: int | None = None, resume_tokens
 
     Args:
         folder: The run's folder.
-        resume_step: The optimizer step that the run is resumed at; what stands at and after it is dropped.
-        resume_tokens: The number of tokens trained on then.
+        resume_step: The optimizer step at which the run is resumed; entries from this step on are removed.
+        resume_tokens: The number of tokens trained on at that step.
     """
     runs = folder.path.parent
     root = {"save_dir": str(runs.parent), "name": runs.name, "version": folder.name}
@@ -121,5 +121,5 @@ def run_loggers(folder: RunFolder, resume_step: int | None = None, resume_tokens
 
 
 def folder_alone(loggers: Sequence[Logger]) -> list[Logger]:
-    """Returns a logger that writes no metrics, for checkpoints to lie in the folder of those of `run_loggers`."""
+    """Returns a logger that writes nothing, but has the folder of `run_loggers`, for the checkpoints."""
     return [_FolderLogger(RunFolder(str(loggers[0].save_dir)))]

@@ -1,45 +1,42 @@
-"""The training loop: windows in, optimizer steps out, the state carried on. For any task."""
+"""LitTBPTT, the training loop for any task: runs windows, makes optimizer steps, carries the state."""
 
 import warnings
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import AdamW
-from torchmetrics import Metric, MetricCollection
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt import Batch, Run, StepPerWindow, Task, Truncation, Update, Window, WindowLoss
-from lit_tbptt.tbptt.state import State
-from lit_tbptt.training.ddp import check_lanes, check_strategy
+from lit_tbptt.tbptt import Batch, Run, StepPerWindow, Task, Truncation, Update, Window
+from lit_tbptt.training.ddp import check_strategy
 from lit_tbptt.training.evaluation import Evaluation
 from lit_tbptt.training.hooks import between_hooks, check_callbacks, step_hooks, window_hooks
 from lit_tbptt.training.optimization import ModuleOptimizer
 from lit_tbptt.training.overrides import loop_hooks
-from lit_tbptt.training.resume import ResumableModule
+from lit_tbptt.training.stages import EvaluatingModule, check_batch
 
 
 @loop_hooks
-class LitTBPTT(Task, ResumableModule):
+class LitTBPTT(Task, EvaluatingModule):
     """Truncated backpropagation through time as a LightningModule.
 
-    A subclass is a task: it gives `initial_state` and `window_loss`, or `predict_window` with `outputs_loss`. The data
-    are any iterable of `Batch`es whose windows follow each other: row i of every window continues row i of the one
-    before. An iterable that also has `state_dict` and `load_state_dict`, as all `Lanes` have, is resumed at the batch
-    where a run was stopped. `set_epoch`, if there is one, gets the number of every
-    epoch.
+    A subclass is a task: it defines `initial_state` and either `window_loss`, or `predict_window` and `outputs_loss`.
+    The data is any iterable of `Batch`es whose windows are contiguous: row i of every window continues row i of the
+    previous one. If the iterable also has `state_dict` and `load_state_dict`, as all `Lanes` have, a run resumes at the
+    batch where it was stopped. If it has `set_epoch`, this is called with the number of every epoch.
 
-    A lane is reset to its initial state where the data say so (`Window.reset`), in every epoch's first window, and
-    where `carry_state` or `state_drop_probability` says so.
+    A lane is reset to its initial state by the data (`Window.reset`), in the first window of every epoch, and by
+    `carry_state` and `state_drop_probability`.
 
-    Several processes train it as one would: each has some of the lanes, and the gradient is that of the mean over the
-    targets of all of them. Works with strategies that replicate the module, such as `ddp`.
+    With several processes, each one has some of the lanes, and the gradient is that of the mean over the targets of all
+    processes. Works with strategies that replicate the module, such as `ddp`.
 
     A callback may define `on_window_end(trainer, module, window)`, called after every window, and
-    `on_step_end(trainer, module)`, called after every optimizer step: the places where a checkpoint can be taken, and a
-    run stopped, without losing anything. What only one process knows, such as the time or a signal, it makes known to
-    the others by `agreement`.
+    `on_step_end(trainer, module)`, called after every optimizer step, when a checkpoint can be taken or the run stopped
+    without losing anything. A callback that decides by something only one process knows, such as the time or a signal,
+    requests it with `agreement`, so that all processes act together.
 
     Args:
         k1: Time steps (in text, tokens) per lane and window.
@@ -47,32 +44,32 @@ class LitTBPTT(Task, ResumableModule):
         recompute_every: Keep only every N-th state for the backward pass and compute the time steps between again
             there: a long horizon in little memory. Left out: everything is kept.
         loss_reduction: Whether the gradient is that of the mean or of the sum over a step's scored targets.
-        carry_state: Whether a window starts from the state that the one before it left. If not, every window starts
-            from the initial state; in evaluation too, where windows are cut to k1 time steps for that.
-        state_drop_probability: Probability that a lane is reset at a window, in training.
-        clip_norm: Largest norm of the gradient of all parameters together. Left out: it is not clipped.
+        carry_state: Whether a window starts from the final state of the previous one. If not, every window starts from
+            the initial state; also in evaluation, where windows are then cut to k1 time steps.
+        state_drop_probability: Probability that a lane is reset at the start of a window, in training.
+        clip_norm: Maximum norm of the gradient over all parameters. Left out: no clipping.
         optimizer: Makes the optimizer from the parameters. On the command line: --optimizer.
         lr_scheduler: Makes the schedule from the optimizer. On the command line: --lr_scheduler.
-        lr_interval: Whether the schedule counts optimizer steps or epochs. Left out: what the schedule says of
-            itself, as WarmupCosineLR does, or epochs.
+        lr_interval: Whether the schedule counts optimizer steps or epochs. Left out: the schedule's own interval, as in
+            WarmupCosineLR, or else epochs.
 
     Attributes:
         loop_settings: The arguments above that are plain values, by name.
-        loss_name: What the mean loss is called in logs: `train/<loss_name>`, `val/<loss_name>`.
-        network_settings: The constructor's arguments that decide the shapes of weights; a new run from the weights of
-            a checkpoint takes them from it.
-        truncation: Cuts gradients; its `k2` may be changed between steps.
+        loss_name: The name of the mean loss in logs: `train/<loss_name>`, `val/<loss_name>`.
+        network_settings: The constructor arguments that determine the shapes of weights; a new run with `--init_from`
+            takes them from the checkpoint.
+        truncation: Truncates gradients; its `k2` may be changed between steps.
         update: When the weights change.
-        evaluation: How validation and test are made.
+        evaluation: How validation, test and predictions are made.
         evaluation_metrics: A torchmetrics metric that `evaluation_window` updates; it is reset before an evaluation and
             logged after it. None: only the loss is.
-        carry: What the last window handed on.
-        position: Where the run stands.
-        rank: This process among those that train.
-        agreement: What they agree on at step boundaries.
+        carry: The carry after the last window.
+        position: The position of the run.
+        rank: The rank of this process.
+        agreement: Exchanges losses and requests between the ranks.
 
     Raises:
-        InputError: A setting is out of its range, or `k2` above `k1` where no state is carried.
+        InputError: A setting is out of range, or `k2` is above `k1` although no state is carried.
     """
 
     loss_name = "loss"
@@ -109,7 +106,7 @@ class LitTBPTT(Task, ResumableModule):
         self.update: Update = StepPerWindow(loss_reduction)
         self.carry_state = carry_state
         self.evaluation = Evaluation(reset_every=None if carry_state else k1)
-        self.evaluation_metrics: Metric | MetricCollection | None = None
+        self.evaluation_metrics = None
         self.state_drop_probability = state_drop_probability
         self.clip_norm = clip_norm
         self.optimizer, self.lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
@@ -122,16 +119,16 @@ class LitTBPTT(Task, ResumableModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self._run = Run(self, self.truncation, self.agreement, self.update.repeats)
-        # We log every n optimizer steps, however many of them a batch holds.
+        # We log every n optimizer steps, for any number of steps per batch.
         warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
-        # Our own checkpoints are not wrong for being of the weights after a step.
+        # Our checkpoints are meant to contain the weights after a step.
         warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization and every_n_train_steps")
 
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Hands the windows of a batch to the update, and stops at `trainer.max_steps` even inside a batch."""
-        _check_batch(batch)
+        check_batch(batch)
         self._until_continued.close()
         trainer = self.trainer
         done, self._skip_windows = self._skip_windows, 0
@@ -197,7 +194,7 @@ class LitTBPTT(Task, ResumableModule):
         every = self.trainer.log_every_n_steps
         if every and self.position.step % every == 0:
             values = self._log_training()
-            # As self.log(prog_bar=True) does, which takes more than a millisecond.
+            # The effect of self.log(prog_bar=True), which takes more than a millisecond.
             self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
             self.trainer.progress_bar_metrics.update(values)
 
@@ -210,9 +207,9 @@ class LitTBPTT(Task, ResumableModule):
     def on_train_epoch_end(self) -> None:
         self._until_continued.close()
         self._epoch_ended = True
-        # Where a run is continued at an epoch's end, Lightning has counted the last batch once more.
+        # If a run is resumed at the end of an epoch, Lightning has counted the last batch twice.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
-        # Lightning also ends an epoch that is only broken off: by max_steps, by EarlyStopping.
+        # Lightning also ends an epoch that is only interrupted, by max_steps or EarlyStopping.
         if self.position.at_epoch_end:
             self.step_schedules("epoch", self.position.epoch + 1)
             self.position = self.position.next_epoch()
@@ -222,71 +219,3 @@ class LitTBPTT(Task, ResumableModule):
 
     def _log_training(self) -> dict[str, float]:
         return self.log_book.flush(self.trainer, lambda mean: self.describe_loss(mean, self.trainer.train_dataloader))
-
-    def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:
-        """Names the values that are logged for a mean loss per target over `source`, a loader."""
-        return {self.loss_name: mean_loss}
-
-    # Evaluation
-
-    def evaluation_window(self, window: Window, state: State) -> WindowLoss:
-        """Returns what a window of an evaluation costs; a subclass with `evaluation_metrics` updates them here."""
-        return self.window_loss(window, state)
-
-    def on_validation_epoch_start(self) -> None:
-        self._begin_evaluation(self.trainer.val_dataloaders)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        _check_batch(batch)
-        self.evaluation.add(self, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._end_evaluation("val", self.trainer.val_dataloaders)
-
-    def on_test_epoch_start(self) -> None:
-        self._begin_evaluation(self.trainer.test_dataloaders)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        _check_batch(batch)
-        self.evaluation.add(self, batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._end_evaluation("test", self.trainer.test_dataloaders)
-
-    def on_validation_start(self) -> None:
-        # Where max_steps breaks a batch off, Lightning validates at a place that the run continued would pass by.
-        self._metrics_before = None if self.position.at_batch_end else dict(self.trainer.callback_metrics)
-        self.log_book.pause_clock()
-
-    def on_validation_end(self) -> None:
-        self.log_book.resume_clock()
-
-    def _begin_evaluation(self, loaders: Any) -> None:
-        check_lanes(loaders, self.trainer)
-        self.evaluation.begin(self)
-
-    def _end_evaluation(self, stage: str, loaders: Any) -> None:
-        mean_loss, metrics = self.evaluation.end(self)
-        values = {
-            f"{stage}/{name}": value for name, value in (self.describe_loss(mean_loss, loaders) | metrics).items()
-        }
-        fitting = self.trainer.state.fn == "fit"
-        # It is of all ranks already.
-        warnings.filterwarnings("ignore", ".*sync_dist=True.* when logging on epoch level in distributed setting")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You called `self.log.*no logger configured")
-            # For callbacks that monitor a metric, and for `validate`, which returns only what loggers may get. In a fit
-            # they get it over optimizer steps, below.
-            self.log_dict(values, logger=not fitting)
-        if not fitting or self.trainer.sanity_checking:
-            return  # an evaluation of some checkpoint is no point of the training curve
-        self.log_book.write(self.trainer, values, passing=not self.position.at_batch_end)
-        self.position.batch_finished = self.position.at_batch_end
-
-
-def _check_batch(batch: Any) -> None:
-    if not isinstance(batch, Batch):
-        raise InputError(
-            f"the data give a {type(batch).__name__} where a Batch of windows is expected: give one iterable of Batch, "
-            "such as StridedLanes, for training and for each evaluation, not a list or a dictionary of them"
-        )

@@ -1,4 +1,4 @@
-"""The optimizer under manual optimization: its steps, clipping and schedules, which Lightning leaves to the module."""
+"""Optimizer steps, clipping and schedules under manual optimization, which Lightning leaves to the module."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -18,9 +18,9 @@ from lit_tbptt.training.overrides import leave_overrides, loop_hooks, watch_over
 
 
 def take_schedules(configured: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
-    """Takes what `configure_optimizers` returns apart, as Lightning does under automatic optimization.
+    """Unpacks the result of `configure_optimizers`, as Lightning does under automatic optimization.
 
-    Under manual optimization Lightning keeps the schedulers, to save them, but drops when they step.
+    Under manual optimization, Lightning keeps the schedulers, to save them, but not when they should step.
 
     Raises:
         InputError: There is not exactly one optimizer, or it needs a closure.
@@ -34,7 +34,7 @@ def take_schedules(configured: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
 
 
 class ModuleOptimizer:
-    """A module's optimizer as an Update uses it: through Lightning's precision, strategy, hooks and count of steps."""
+    """The optimizer interface of an Update, implemented with Lightning: its precision, strategy, hooks, step count."""
 
     def __init__(self, module: LightningModule) -> None:
         self._module = module
@@ -65,10 +65,10 @@ class ManualOptimization(LightningModule):
     """A LightningModule that makes its own optimizer steps; `LitTBPTT` describes the settings.
 
     Attributes:
-        changed_optimizer: Options that a resumed run sets, over those of the checkpoint.
-        changed_schedule: Likewise of the schedule.
-        gradient_norm: The norm of the gradient of all parameters together at the last step, before it was clipped, on
-            its device. None: it was not computed, for nothing is clipped and nothing is logged at that step.
+        changed_optimizer: Options of the optimizer that a resumed run changes.
+        changed_schedule: Options of the schedule that a resumed run changes.
+        gradient_norm: The norm of the gradient over all parameters at the last step, before clipping, on its device.
+            None: not computed, because there is no clipping and that step is not logged.
     """
 
     clip_norm: float | None
@@ -85,14 +85,14 @@ class ManualOptimization(LightningModule):
         self.gradient_norm: Tensor | None = None
 
     def setup(self, stage: str) -> None:
-        # Lightning drops when schedules step under manual optimization. Here it calls the hook, however it was defined:
-        # in a subclass, through super(), by a mixin, or set on the instance as LightningCLI does.
+        # Under manual optimization, Lightning does not keep when schedules step. So the hook is wrapped, however it was
+        # defined: in a subclass, through super(), by a mixin, or set on the instance as LightningCLI does.
         watch_overrides(self)
-        self._give_configure_back()  # a fit before may have failed in between
+        self._give_configure_back()  # an earlier fit may have failed before this
         if stage == "fit":
             self._schedules = None
             self._configure_set_here = self.__dict__.get("configure_optimizers")
-            # On the instance, where Lightning looks; a type checker wants methods left alone.
+            # Set on the instance, where Lightning looks; type checkers object to assigning a method.
             self.configure_optimizers = partial(self._take_schedules, self.configure_optimizers)  # type: ignore[method-assign]
 
     def teardown(self, stage: str) -> None:
@@ -111,10 +111,10 @@ class ManualOptimization(LightningModule):
                 self.configure_optimizers = self._configure_set_here  # type: ignore[method-assign]
 
     def configure_optimizers(self) -> Any:
-        """Makes the optimizer and the schedule that the constructor was given."""
+        """Creates the optimizer and the schedule given to the constructor."""
         try:
             optimizer = self.optimizer(self.parameters())
-        except (ValueError, RuntimeError) as error:  # torch's checks of what the user has set
+        except (ValueError, RuntimeError) as error:  # raised by torch for values that the user has set
             raise InputError(f"optimizer: {error}") from error
         if self.lr_scheduler is None:
             return {"optimizer": optimizer}
@@ -139,19 +139,19 @@ class ManualOptimization(LightningModule):
         self.trainer.strategy.lr_scheduler_configs = self._schedules  # for callbacks such as LearningRateMonitor
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Here, and not before the step: only here are the gradients unscaled under fp16.
+        # Not earlier: only in this hook are the gradients unscaled under fp16.
         self.gradient_norm = None
         if self.clip_norm is None and not self._logs_next_step():
             return
         precision = self.trainer.precision_plugin
         scaler = getattr(precision, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            scaler.unscale_(optimizer)  # a fused optimizer would do it in its step, after the clipping
+            scaler.unscale_(optimizer)  # a fused optimizer would do this in its step, after clipping
         parameters = list(precision.main_params(optimizer))
         if self.clip_norm is None:
             self.gradient_norm = get_total_norm(_gradients(parameters))
         else:
-            # Not the precision's clip_gradients, which refuses fused optimizers, under bf16 too.
+            # Not the precision plugin's clip_gradients, which refuses fused optimizers, even under bf16.
             self.gradient_norm = clip_grad_norm_(parameters, self.clip_norm)
 
     def _logs_next_step(self) -> bool:
@@ -159,14 +159,14 @@ class ManualOptimization(LightningModule):
         return step == self.trainer.max_steps or bool(every and step % every == 0)
 
     def optimizer_names(self) -> list[str]:
-        """Returns the names of the classes of the optimizer and its schedules."""
+        """Returns the class names of the optimizer and its schedules."""
         made = [*self.trainer.optimizers, *(schedule.scheduler for schedule in self._schedules or ())]
         return [type(each).__name__ for each in made]
 
     def change_optimizer(self) -> None:
-        """Sets the options in `changed_optimizer` and `changed_schedule`, over what a checkpoint has restored.
+        """Sets the options in `changed_optimizer` and `changed_schedule`, overriding those from the checkpoint.
 
-        A learning rate is changed by the ratio of the new one to the old, wherever its schedule stands.
+        The current learning rate, at any point of its schedule, is multiplied by the ratio of the new rate to the old.
         """
         for group in self.trainer.optimizers[0].param_groups:
             for name, value in self.changed_optimizer.items():
@@ -186,10 +186,10 @@ class ManualOptimization(LightningModule):
 
         Args:
             interval: `step` or `epoch`.
-            count: How many of them are done.
+            count: The number of steps or epochs done.
 
         Raises:
-            InputError: A metric that is monitored does not exist.
+            InputError: A monitored metric does not exist.
         """
         for schedule in self._schedules or ():
             if schedule.interval != interval or count % schedule.frequency:
@@ -198,7 +198,7 @@ class ManualOptimization(LightningModule):
             if schedule.reduce_on_plateau:
                 metrics = self.trainer.callback_metrics
                 value = metrics.get(str(schedule.monitor))
-                # Process 0 decides, for a metric of the user's own may differ.
+                # Process 0 decides, since a metric defined by the user may differ between processes.
                 metric = self.trainer.strategy.broadcast(None if value is None else float(value))
                 if metric is None and schedule.strict and interval == "epoch":
                     raise InputError(
@@ -212,5 +212,5 @@ class ManualOptimization(LightningModule):
 def _gradients(parameters: Iterable[Tensor]) -> Iterator[Tensor]:
     for parameter in parameters:
         if parameter.grad is not None:
-            # Of a sparse one no norm is defined, but of the values in it.
+            # The norm is not defined for sparse tensors, but it is for their values.
             yield parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad

@@ -1,7 +1,7 @@
-"""Hooks in which the loop does a part of its work: an override must call `super()`, or that part is lost.
+"""Checks that overrides of hooks call `super()` where the training loop does part of its work.
 
-It cannot be read off an override's code whether it does: it may call it through a helper, or call something else of the
-same name. So an override is watched when it runs.
+This cannot be determined from the code of an override: it may call `super()` through a helper, or call something else
+of the same name. So overrides are checked when they run.
 """
 
 import functools
@@ -45,7 +45,7 @@ def _noting(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def watch_overrides(module: LightningModule) -> None:
-    """Makes overridden hooks fail if they leave out a part of the loop; `leave_overrides` ends that.
+    """Makes overridden hooks fail if they do not call `super()`; `leave_overrides` undoes this.
 
     Raises:
         InputError: A method is overridden that is never called.
@@ -83,7 +83,7 @@ def leave_overrides(module: LightningModule) -> None:
 
 
 def is_watched(module: LightningModule, name: str) -> bool:
-    """Tells whether a hook is overridden, and watched."""
+    """Returns whether a hook is overridden, and therefore watched."""
     return name in module._watched_hooks
 
 
@@ -92,7 +92,7 @@ def _is_loop_hook(value: Any) -> bool:
 
 
 def _before_the_last_part(owners: list[type], name: str) -> list[type]:
-    """Returns the classes whose hook is not the loop's, and must call one that is."""
+    """Returns the classes whose hook is not part of the loop and must call one that is."""
     last = max(place for place, each in enumerate(owners) if _is_loop_hook(vars(each)[name]))
     return [each for each in owners[:last] if not _is_loop_hook(vars(each)[name])]
 

@@ -1,7 +1,7 @@
-"""Where a run stands: the truth that Lightning's own counters are rewritten from.
+"""The position of a run, from which Lightning's own counters are rewritten.
 
-Lightning counts batches. A run that is stopped inside a batch, by `max_steps`, or between a batch and its validation
-leaves counters from which it would continue at another place, or in another epoch.
+Lightning counts batches. If a run is stopped inside a batch, by `max_steps`, or between a batch and its validation, it
+would resume from Lightning's counters at a wrong place, or in a wrong epoch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ from torch.utils._pytree import tree_map
 
 @dataclass
 class Position:
-    """A place between two windows.
+    """A position between two windows.
 
     Attributes:
         step: Optimizer steps made.
         window: Windows trained on in the whole run.
         epoch: Epochs finished.
-        batch: The batch of this epoch in which we stand, from 0.
-        batch_window: Windows of that batch that are done.
-        batch_windows: Windows of that batch; 0 before the first one has come.
-        data: What the batch says of its place in the data. None: the start of an epoch.
+        batch: The current batch of this epoch, from 0.
+        batch_window: Windows of this batch that are done.
+        batch_windows: Windows of this batch; 0 before the first batch.
+        data: The position of the batch in the data. None: the start of an epoch.
         batches_before: Batches of the whole run before this one.
-        batch_finished: Whether all that follows the batch's last window, validation in the first place, is done too.
-        last_batch: Whether it is the epoch's last.
+        batch_finished: Whether everything after the batch's last window, such as a validation, is done too.
+        last_batch: Whether this is the last batch of the epoch.
     """
 
     step: int = 0
@@ -58,7 +58,7 @@ class Position:
 
     @property
     def awaits_end(self) -> bool:
-        """Whether what follows the batch's last window is still to come: a validation, the epoch's end."""
+        """Whether something is still due after the batch's last window: a validation, or the end of the epoch."""
         return not self.at_epoch_start and self.at_batch_end and (self.last_batch or not self.batch_finished)
 
     def next_epoch(self) -> "Position":
@@ -66,35 +66,35 @@ class Position:
         return Position(self.step, self.window, self.epoch + 1, batches_before=self.batches_before + 1)
 
     def united(self, ranks: Sequence[Mapping[str, Any] | None]) -> "Position":
-        """Returns the position of all ranks together, with tensors for arrays: what a checkpoint may hold.
+        """Merges the positions of all ranks, and converts arrays to tensors, for a checkpoint.
 
         Args:
-            ranks: `data` of every rank. What only one of them knows, it keeps under keys of its own.
+            ranks: `data` of every rank. What only one rank knows has a key of its own.
         """
         return replace(self, data=tree_map(_as_tensor, _united(ranks)))
 
     def loader_state(self) -> dict[str, Any]:
-        """Returns what a loader's `load_state_dict` takes: the batch to start at, how many to skip, the epoch."""
+        """Returns the state for a loader's `load_state_dict`: the batch to start at, how many to skip, the epoch."""
         if self.last_batch and self.batch_finished:
-            # Lightning makes an iterator for what is left of the epoch, and asks it for nothing.
+            # Lightning creates an iterator for the rest of the epoch, but does not request a batch from it.
             return {"position": None, "skip": 0, "epoch": self.epoch + 1}
         return {"position": self.data, "skip": int(self.batch_finished), "epoch": self.epoch}
 
     def rewrite(self, checkpoint: dict[str, Any], stopping: bool, loader_state: Mapping[str, Any] | None) -> None:
-        """Rewrites the counters in Lightning's part of a checkpoint, so that it continues from here.
+        """Rewrites the counters in Lightning's part of a checkpoint, so that a run resumes from here.
 
         Args:
             checkpoint: The checkpoint, changed in place.
-            stopping: Whether a callback has stopped the run, and the epoch is still to be ended.
-            loader_state: What the training data say of themselves; where they are continued is added. None: they
-                cannot be continued.
+            stopping: Whether a callback has stopped the run but the epoch has not ended yet.
+            loader_state: The loader's own `state_dict`, to which the position is added. None: the loader cannot be
+                resumed.
         """
         checkpoint["epoch"], checkpoint["global_step"] = self.epoch, self.step
         loop = checkpoint["loops"]["fit_loop"]
         inside = self.data is not None
         done = self.batch + int(self.batch_finished)
         started = self.epoch + int(inside)
-        # Lightning gives a loader its state only where an epoch is begun, or ready to begin.
+        # Lightning passes a loader its state only if an epoch has begun or is ready to begin.
         ready = started if loader_state is None else self.epoch + 1
         epochs = {"ready": ready, "started": started, "processed": self.epoch, "completed": self.epoch}
         counted = ("ready", "started", "processed", "completed")
@@ -104,11 +104,11 @@ class Position:
         loop["epoch_progress"] = {"total": epochs, "current": dict(epochs)}
         progress = loop["epoch_loop.batch_progress"]
         progress |= {"total": total, "current": dict.fromkeys(counted, done)}
-        # While it is true, Lightning ends the epoch before it has fetched another batch.
+        # If this is true, Lightning ends the epoch before it fetches another batch.
         progress["is_last_batch"] = (self.last_batch or stopping) and self.batch_finished
         loop["epoch_loop.manual_optimization.optim_step_progress"] = {"total": steps, "current": dict(steps)}
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] = self.step
-        # Evaluation is never continued half-way: it starts again.
+        # An interrupted evaluation is not resumed; it starts again.
         for key, value in loop.items():
             if key.startswith("epoch_loop.val_loop") and key.endswith("batch_progress"):
                 for part in ("total", "current"):

@@ -1,4 +1,4 @@
-"""A run that is saved between two windows, and continued from there to the same bits."""
+"""Saves a run between two windows and resumes it there, bit for bit."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -24,17 +24,17 @@ from lit_tbptt.training.position import Position
 
 @loop_hooks
 class ResumableModule(ManualOptimization):
-    """A LightningModule that saves what its run is continued from: all that changes between two windows.
+    """A LightningModule that saves and restores everything that changes during a run.
 
     Args:
-        truncation: Cuts gradients; its horizon is saved.
+        truncation: Truncates gradients; its horizon is saved.
 
     Attributes:
-        carry: What the last window handed on.
-        position: Where the run stands.
-        rank: This process among those of the run.
-        agreement: What the ranks agree on.
-        log_book: What is logged of training.
+        carry: The carry after the last window.
+        position: The position of the run.
+        rank: The rank of this process.
+        agreement: Exchanges losses and requests between the ranks.
+        log_book: The training log.
     """
 
     initial_state: Callable[[int], State]
@@ -56,7 +56,7 @@ class ResumableModule(ManualOptimization):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own: RankState = {"carry": None if self.carry is None else self.carry.describe(), "random": random_state()}
-        # First, and by all: what may fail for one process only comes after it.
+        # All ranks gather first; what may fail on one rank only comes after it.
         datas, ranks = zip(*self.rank.gather((self.position.data, own)), strict=True)
         position = self.position.united(datas)
         saved = new_run_state(checkpoint)
@@ -77,13 +77,13 @@ class ResumableModule(ManualOptimization):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self._resume, self._until_continued = None, ExitStack()  # a fit before may have failed in between
+        self._resume, self._until_continued = None, ExitStack()  # an earlier fit may have failed before resetting them
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = run_state(checkpoint)
         if self._trainer is None:
             return
-        # Lightning converts the module to float64 only after it has loaded the weights: into float32, rounded.
+        # Lightning converts the module to float64 only after loading the weights, which would round them to float32.
         self._trainer.precision_plugin.convert_module(self)
         if self._trainer.state.fn == "fit":
             self._resume = saved
@@ -91,7 +91,7 @@ class ResumableModule(ManualOptimization):
             self._take_truncation(saved["truncation"])
 
     def _check_precision(self, checkpoint: Mapping[str, Any]) -> None:
-        # Callbacks that average weights leave the average under "state_dict".
+        # Callbacks that average weights store the average under "state_dict".
         weights = checkpoint.get("current_model_state", checkpoint["state_dict"])
         for name, ours in self.state_dict().items():
             if name in weights and weights[name].dtype != ours.dtype:
@@ -107,7 +107,7 @@ class ResumableModule(ManualOptimization):
                 f"k1={self.truncation.k1}, where the run to be resumed has k1={saved['k1']}: a resumed run cannot "
                 "change it, since its windows would be others; keep it, or start a new run from these weights"
             )
-        if saved["k2_setting"] == self._first_k2:  # otherwise this run was started with another one
+        if saved["k2_setting"] == self._first_k2:  # otherwise the user has given another k2
             self.truncation.k2 = saved["k2"]
 
     def on_fit_start(self) -> None:
@@ -138,22 +138,22 @@ class ResumableModule(ManualOptimization):
         if self.rank.num_ranks > 1:
             fix_gradient_layout(self)
         if is_watched(self, "on_save_checkpoint"):
-            # Whether it does what it must, it is to say now, and not where the first checkpoint is lost.
+            # Check now that it calls super(), and not when the first checkpoint is due.
             self.trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         self.log_book.start_clock()
 
     def _set_until_continued(self, owner: Any, name: str, value: Any) -> None:
-        """Sets an attribute until Lightning has gone on with the epoch: in its next batch, or at its end."""
+        """Sets an attribute until Lightning has continued the epoch: in its next batch, or at its end."""
         self._until_continued.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
 
     def _end_batch(self) -> None:
-        """Called after a batch's last window, and where max_steps breaks the batch off."""
+        """Called after the last window of a batch, and when max_steps interrupts the batch."""
         loop = self.trainer.fit_loop
-        # Lightning's x-axis for what others log (LearningRateMonitor, self.log in a subclass): it counts batches, and
-        # adds this one when it is done.
+        # Lightning's x-axis for other logging (LearningRateMonitor, self.log in a subclass): it counts batches, and
+        # adds this one afterwards.
         loop.epoch_loop._batches_that_stepped = self.trainer.global_step - 1
-        # Lightning ends an epoch that max_steps breaks off; a run that is continued goes on with it.
+        # Lightning ends an epoch that max_steps interrupts; a resumed run continues it.
         if self.trainer.global_step == self.trainer.max_steps and not self.position.at_epoch_end:
             validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
             self.position.batch_finished = self.position.at_batch_end and not validates
@@ -170,12 +170,12 @@ class ResumableModule(ManualOptimization):
             self._until_continued.callback(setattr, self.trainer, "should_stop", True)
         self._skip_windows = 0 if self.position.batch_finished else self.position.batch_window
         if self._skip_windows:
-            # Callbacks have logged already where the batch began.
+            # Callbacks have already logged at the start of this batch.
             self._set_until_continued(self.trainer, "log_every_n_steps", 0)
         loop = self.trainer.fit_loop
         if self.position.batch_finished and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
-            loop.epoch_loop._batches_that_stepped -= 1  # Lightning passes by the validation, and counts one more
-        # What callbacks and schedules monitor, as Lightning has rounded it: an epoch's end may be what comes next.
+            loop.epoch_loop._batches_that_stepped -= 1  # Lightning skips the validation and counts one too many
+        # The metrics that callbacks and schedules monitor (rounded by Lightning), since the epoch may end next.
         self.trainer.callback_metrics.update(saved["metrics"])
         ranks = saved["ranks"]
         carries = [rank["carry"] for rank in ranks if rank["carry"] is not None]
@@ -183,7 +183,7 @@ class ResumableModule(ManualOptimization):
             self.carry = Carry.from_descriptions(carries, self.rank.share, self.initial_state, self.device)
         self.log_book.load_state_dict(self.trainer, saved["log"])
         for optimizer in self.trainer.optimizers:
-            optimizer._opt_called = True  # or torch warns of a schedule that steps before it
+            optimizer._opt_called = True  # otherwise torch warns that a schedule steps before it
         self.change_optimizer()
         set_random_state(ranks[self.rank.number if len(ranks) == self.rank.num_ranks else 0]["random"])
 
@@ -191,12 +191,12 @@ class ResumableModule(ManualOptimization):
     def load_from_checkpoint(
         cls, checkpoint_path: str | os.PathLike[str], map_location: Any = "cpu", **settings: Any
     ) -> Self:
-        """Makes the module that a checkpoint holds.
+        """Builds the module of a checkpoint.
 
         Args:
-            checkpoint_path: A file that a fit of this module wrote.
-            map_location: Where the tensors go.
-            **settings: Constructor arguments that replace those that `save_hyperparameters` kept.
+            checkpoint_path: A file written by a fit of this module.
+            map_location: The device of the tensors.
+            **settings: Constructor arguments that replace those saved by `save_hyperparameters`.
 
         Raises:
             InputError: The file is not a checkpoint that can be read safely.

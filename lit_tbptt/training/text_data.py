@@ -1,4 +1,4 @@
-"""The data side for Lightning: a Hugging Face corpus as windows of contiguous lanes."""
+"""TextLanesDataModule: a Hugging Face corpus as windows of contiguous lanes."""
 
 import os
 import signal
@@ -10,9 +10,8 @@ import datasets
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_tbptt.data.corpus_lanes import corpus_lanes
 from lit_tbptt.data.lanes.base import Lanes
-from lit_tbptt.data.lanes.streamed import StreamedLanes
-from lit_tbptt.data.lanes.strided import StridedLanes
 from lit_tbptt.data.summary import run_summary
 from lit_tbptt.data.text.corpus import open_corpus
 from lit_tbptt.data.text.documents import NO_STREAM_IS_CUT, load_documents
@@ -32,7 +31,7 @@ else:
     # On the command line both are plain strings; for a class, jsonargparse would read a file of that name as settings.
     Source = TokenizerChoice = str
 
-# What a resumed run cannot change: the windows would be others.
+# Settings that determine the windows, which a resumed run cannot change.
 _FIXED_IN_A_RUN = (
     "num_lanes",
     "windows_per_batch",
@@ -47,9 +46,9 @@ _FIXED_IN_A_RUN = (
 
 
 class TextLanesDataModule(LightningDataModule):
-    """Lays a text corpus into parallel contiguous lanes and cuts them into windows.
+    """Divides a text corpus into parallel contiguous lanes and cuts them into windows.
 
-    Of several processes each gets its share of the lanes, in order and as evenly as it goes.
+    With several processes, each one gets a contiguous share of the lanes, as evenly divided as possible.
 
     Args:
         path: A name on the Hugging Face Hub; a folder, whose files named train, valid and test are the splits; a file:
@@ -71,7 +70,7 @@ class TextLanesDataModule(LightningDataModule):
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
         windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
             Lightning counts in batches; a resumed run keeps it.
-        eval_num_lanes: Parallel sequences in validation and test.
+        eval_num_lanes: Parallel sequences in validation, test and prediction, which reads the test split.
         streaming: Whether the corpus is read as it is needed and never stored, for one that does not fit on the disk
             or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
         num_readers: Groups that training lanes are divided into when streaming, each with its own part of the shards
@@ -140,7 +139,7 @@ class TextLanesDataModule(LightningDataModule):
         path, tokenizer = _plain(self.path), _plain(tokenizer)
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key")}
         self.save_hyperparameters(given, logger=False)
-        # All that a stream is prepared by is its vocabulary, which is one for all machines.
+        # Preparing a stream only creates its vocabulary, which all machines share.
         self.prepare_data_per_node = not streaming
         self.splits: dict[str, TokenFile | DocumentStream] = {}
         self.documents: dict[str, Any] = {}
@@ -159,7 +158,7 @@ class TextLanesDataModule(LightningDataModule):
         return (Path(root) if root else Path(datasets.config.HF_CACHE_HOME)) / "lit_tbptt"
 
     def prepare_data(self) -> None:
-        """Loads, tokenizes and stores the corpus, in one process of each machine only."""
+        """Loads, tokenizes and stores the corpus, in one process per machine."""
         try:
             self._open()
         except KeyboardInterrupt:
@@ -169,20 +168,21 @@ class TextLanesDataModule(LightningDataModule):
             raise SystemExit(128 + signal.SIGINT) from None
 
     def setup(self, stage: str) -> None:
-        """Opens what `prepare_data` stored; `tokenizer`, `splits` and `documents` are known from here on."""
+        """Opens the stored corpus; sets `tokenizer`, `splits` and `documents`."""
         if self._settings.streaming and self._rank.num_ranks > 1:
-            # A vocabulary that took a pass over the stream is not counted again by every process.
+            # A vocabulary that took a pass over the stream is broadcast, so that not every process makes the pass.
             described = self.trainer.strategy.broadcast(self.tokenizer and self.tokenizer.describe())
             self.tokenizer = self.tokenizer or from_description(described)
         self._open()
-        needed = {"fit": "train", "validate": "validation", "test": "test"}.get(stage, "train")
+        needed = {"validate": "validation", "test": "test", "predict": "test"}.get(stage, "train")
         if needed not in self.splits:
-            how = NO_STREAM_IS_CUT if self._settings.streaming else "set data.val_fraction above 0 to hold one out"
+            held_out = NO_STREAM_IS_CUT if self._settings.streaming else "set data.val_fraction above 0 to hold one out"
+            how = {"validate": f"; {held_out}", "predict": "; to predict other texts, give path={'test': texts}"}
             raise InputError(
                 f"data.path={self._settings.path!r}: has no {needed} split, only {', '.join(self.splits)}"
-                + (f"; {how}" if needed == "validation" else "")
+                + how.get(stage, "")
             )
-        # Too few tokens or shards for the lanes is found out here, before anything is trained.
+        # Creates the lanes, so that too few tokens or shards are detected before training.
         if needed == "train":
             assert self.tokenizer is not None
             lanes = self.train_dataloader()
@@ -192,7 +192,7 @@ class TextLanesDataModule(LightningDataModule):
             self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run must find again, by the name of the setting that decides it."""
+        """Returns what a resumed run must not change, by the name of the setting that determines it."""
         settings, train = self._settings, self.splits["train"]
         size, content = (
             (f"{train.num_tokens} tokens", train.content)
@@ -206,15 +206,15 @@ class TextLanesDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Makes sure that a resumed run reads the same windows.
+        """Checks that a resumed run reads the same windows.
 
         Raises:
-            InputError: It would not.
+            InputError: It does not.
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         for name, ours in self.state_dict().items():
-            # The same tokens may have been moved.
+            # The path may differ if the tokens are the same.
             if str(ours).split(", ")[-2:] != str(state_dict.get(name, ours)).split(", ")[-2:]:
                 raise InputError(
                     f"{name}: {ours}, where the run to be resumed has {state_dict[name]}: a resumed run cannot change "
@@ -228,55 +228,39 @@ class TextLanesDataModule(LightningDataModule):
                 f"data.num_lanes={settings.num_lanes} with {num_ranks} processes: each needs a lane to train on; use "
                 f"at least {num_ranks} lanes, or fewer devices"
             )
+        sizes = {"k1": settings.k1, "windows_per_batch": settings.windows_per_batch}
         shuffle_seed = settings.seed if settings.shuffle else None
         if settings.streaming:
             order = {"num_readers": settings.num_readers, "repeat": settings.repeat, "shuffle_seed": shuffle_seed}
         else:
             order = {"shuffle_seed": shuffle_seed, "rotation_seed": settings.seed if settings.rotate_lanes else None}
-        return self._lanes("train", "num_lanes", settings.k1, settings.windows_per_batch, **order)
+        return self._lanes("train", "num_lanes", **sizes, **order)
 
     def val_dataloader(self) -> Lanes | list[Lanes]:
         if "validation" in self.splits:
             return self._evaluation_lanes("validation")
-        # Lightning takes an empty list for "nothing to validate on", and wonders at its length.
+        # An empty list tells Lightning not to validate, but it warns about its length.
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
     def test_dataloader(self) -> Lanes:
         return self._evaluation_lanes("test")
 
+    def predict_dataloader(self) -> Lanes:
+        return self.test_dataloader()
+
     def _evaluation_lanes(self, split: str) -> Lanes:
         k1, windows_per_batch = self._settings.k1, self._settings.windows_per_batch
         if not self._settings.document_reset:
-            # Nothing is cut in evaluation, so a batch is one long window.
+            # Evaluation does not truncate, so a batch is one long window.
             k1, windows_per_batch = k1 * windows_per_batch, 1
-        return self._lanes(split, "eval_num_lanes", k1, windows_per_batch)
+        return self._lanes(split, "eval_num_lanes", k1=k1, windows_per_batch=windows_per_batch)
 
-    def _lanes(self, split: str, argument: str, k1: int, windows_per_batch: int, **order: Any) -> Lanes:
+    def _lanes(self, split: str, argument: str, **options: Any) -> Lanes:
         source, num_lanes = self.splits[split], self._settings[argument]
-        order |= {"document_reset": self._settings.document_reset, "local_lanes": self._rank.share(num_lanes)}
         assert self.tokenizer is not None
-        if isinstance(source, DocumentStream):
-            try:
-                order["all_gather"] = self._rank.all_gather
-                return StreamedLanes(source, self.tokenizer, num_lanes, k1, windows_per_batch, **order)
-            except InputError as error:
-                raise InputError(f"data.{error}") from None
-        if source.num_tokens < num_lanes:
-            raise InputError(
-                f"data.{argument}={num_lanes}: the {split} split has {source.num_tokens} tokens, and every lane needs "
-                f"one; set data.{argument} to {source.num_tokens} or fewer"
-            )
-        return StridedLanes(
-            source.ids,
-            self.tokenizer.eos,
-            num_lanes,
-            k1,
-            windows_per_batch,
-            None if source.num_unknown else source.bytes_per_token,
-            document_ends=source.document_ends,
-            **order,
-        )
+        options["document_reset"] = self._settings.document_reset
+        return corpus_lanes(source, split, self.tokenizer, num_lanes, argument, self._rank, **options)
 
     def _open(self) -> None:
         if self.splits:

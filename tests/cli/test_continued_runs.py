@@ -133,6 +133,6 @@ def test_a_class_may_be_named_in_any_of_several_configuration_files(words_folder
     main([*both, "--model.k1=5"])
     main([*both, "--ckpt_path=last", "--trainer.max_steps=5"])
     assert read_checkpoint("runs/small/version_0/checkpoints/last.ckpt")["global_step"] == 5
-    assert "is not imported because a file says so" in refused(
+    assert "is not imported just because the checkpoint names it" in refused(
         "fit", "--ckpt_path=last", "--config=small.yaml", "--trainer.max_steps=7"
     )

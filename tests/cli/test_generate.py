@@ -161,7 +161,7 @@ def test_help_has_the_options_of_generate_and_no_others(capfd):
     for option in ("ckpt_path", "prompt_file", "top_p", "stop", "out", "device"):
         assert f"--{option} " in printed
     assert "--trainer" not in printed
-    assert "Sample among the fewest likeliest tokens" in printed
+    assert "Sample only from the fewest most likely tokens" in printed
 
 
 def written_in_a_process(*options):

@@ -71,7 +71,7 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_what_could_import_code_is_refused(case, in_tmp_path):
     Path("evilfile").write_text("class_path: evil.A\n")
-    with pytest.raises(InputError, match=r"not imported because a file says so; if you trust it, name it: --model\."):
+    with pytest.raises(InputError, match=r"not imported just because .* it; if you trust it, name it: --model\."):
         settings_of(HOSTILE[case], named=["mine.B"])
 
 

@@ -11,20 +11,20 @@ from lit_tbptt.tbptt.window import Batch
 class Lanes(ABC):
     """The windows of data that are laid into parallel contiguous lanes.
 
-    It is an iterable that Lightning takes as it is. It is no `DataLoader`: nothing can put a sampler into it, which
-    would tear the lanes apart, and iterating draws nothing from the global random numbers.
+    It is an iterable that Lightning accepts directly. It is not a `DataLoader`, so nothing can insert a sampler, which
+    would break up the lanes, and iterating does not use the global random generators.
 
     Args:
         num_lanes: Parallel lanes, those of all processes together.
         k1: Time steps (in text, tokens) per lane and window.
         windows_per_batch: Windows per batch; the last batch may have fewer.
-        local_lanes: The lanes that this process gets. None: all.
+        local_lanes: The lanes of this process. None: all.
 
     Attributes:
         epoch: The number of the epoch that the next iteration is of.
 
     Raises:
-        InputError: A number below 1, or lanes that are not there.
+        InputError: A number is below 1, or `local_lanes` are out of range.
     """
 
     def __init__(self, num_lanes: int, k1: int, windows_per_batch: int = 1, local_lanes: range | None = None) -> None:
@@ -41,39 +41,39 @@ class Lanes(ABC):
         self._start: tuple[Mapping[str, Any] | None, int] = (None, 0)
 
     def __iter__(self) -> Iterator[Batch]:
-        # Taken here and not at the first batch: what is left of an epoch may be no batch at all.
+        # Used here and not at the first batch, because the rest of an epoch may have no batch at all.
         (position, skip), self._start = self._start, (None, 0)
         return self._batches(position, skip)
 
     @abstractmethod
     def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
-        """Returns the batches of this epoch from a position on, without the first `skip` of them."""
+        """Returns the batches of this epoch from a position on, skipping the first `skip` of them."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Says which epoch the next iteration is of: what is shuffled or rotated follows it."""
+        """Sets the epoch of the next iteration, which determines shuffling and rotation."""
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns where the next iteration begins, as `load_state_dict` takes it.
+        """Returns where the next iteration begins, for `load_state_dict`.
 
-        Where a run stands in the middle of an epoch, its module knows from the batches: loaders are read ahead.
+        In the middle of an epoch, the module knows the position from the batches, since loaders read ahead.
         """
         position, skip = self._start
         return {"position": position, "skip": skip, "epoch": self.epoch, "fixed": self._fixed()}
 
     @abstractmethod
     def _fixed(self) -> dict[str, Any]:
-        """Returns what decides the windows, by argument: what a run that is continued cannot change."""
+        """Returns the arguments that determine the windows, which a resumed run cannot change."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Lets the next iteration, and only that, begin later.
+        """Makes the next iteration, and only that one, begin at a position.
 
         Args:
-            state: `position`, what a batch said of its place, or None for the start; `skip`, how many batches from
-                that one on to leave out; `epoch`, the number of the epoch; what else `state_dict` has returned.
+            state: The result of `state_dict`, with `position`, the position of a batch, or None for the start; `skip`,
+                the number of batches to skip from there; and `epoch`, the number of the epoch.
 
         Raises:
-            InputError: The lanes that the state is of had other windows.
+            InputError: The state is from lanes with different windows.
         """
         ours = self._fixed()
         for name, theirs in state.get("fixed", ours).items():

@@ -1,8 +1,8 @@
-"""A corpus of any length as lanes: read as it is needed, never stored.
+"""Lanes over a stream of documents, which is read as needed and never stored.
 
 reader 0   A A A A A A  C C C  D D ...        the documents of its shards, in order
 lane 0     A A A A A A D D ...                num_lanes = 2, num_readers = 1:
-lane 1     B B B C C C E ...                  a lane that has run dry takes the next document
+lane 1     B B B C C C E ...                  a lane that has run out takes the next document
            |--k1--| |--k1--|
 """
 
@@ -22,43 +22,44 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.window import Batch, Window
 
 logger = logging.getLogger(__name__)
-# Batches that are ready before they are asked for: enough for the time that a read takes, in little memory.
+# Batches that are read in advance: enough to cover the time of a read, in little memory.
 _AHEAD = 8
 
 
 class StreamedLanes(TokenLanes):
     """Lanes over a stream of documents.
 
-    The lanes are divided into `num_readers` groups of neighbours, and the shards of the stream too. A group reads its
-    shards in order and deals the documents to its lanes: a lane that has run dry takes the next one. So what a lane
-    holds depends on the stream, the seed, `num_lanes` and `num_readers` (and, with `document_reset`, on `k1`), never
-    on how many processes there are. Lanes that are dry at the end are masked until all are.
+    The lanes are divided into `num_readers` groups of adjacent lanes, and so are the shards of the stream. A group
+    reads its shards in order; when one of its lanes runs out, it takes the next document. So the content of a lane
+    depends on the stream, the seed, `num_lanes` and `num_readers` (and, with `document_reset`, on `k1`), but not on the
+    number of processes. At the end, lanes that have run out are masked until all have.
 
     Args:
         stream: The documents.
-        tokenizer: Makes ids of them.
-        num_lanes: Parallel lanes, those of all processes together.
+        tokenizer: The tokenizer.
+        num_lanes: Number of parallel lanes, over all processes.
         k1: Tokens per lane and window.
         windows_per_batch: Windows per batch; the last batch may have fewer.
-        num_readers: Groups of lanes, each with its own part of the shards. A process reads for the groups that its
-            lanes are in.
-        document_reset: Whether each document begins at a window's start with a reset of its lane, the window before it
-            padded and masked.
-        shuffle_seed: The shards come in another order in every epoch, which this seed decides. None: as they are.
-        repeat: Whether to start the stream again at its end, so that no lane runs dry and the epoch never ends.
-        local_lanes: The lanes that this process gets. None: all.
-        all_gather: Returns the numbers that every process gives, such as `Rank.all_gather`, so that all make the same
-            number of batches. Called once for each batch.
+        num_readers: Number of groups of lanes, each with its own part of the shards. A process reads for the groups
+            that its lanes belong to.
+        document_reset: Whether each document begins at the start of a window with a reset of its lane; the window
+            before it is padded and masked.
+        shuffle_seed: Seed for shuffling the shards differently in every epoch. None: the original order.
+        repeat: Whether to restart the stream at its end, so that no lane runs out and the epoch never ends.
+        local_lanes: The lanes of this process. None: all.
+        all_gather: Gathers numbers from every process, such as `Rank.all_gather`, so that all make the same number of
+            batches. Called once per batch.
 
     Attributes:
-        num_documents: Documents that the batches so far have begun, in all processes.
-        num_tokens: Tokens of those documents.
-        num_bytes: Their bytes as UTF-8.
-        num_unknown: Those of the tokens that are `<unk>`; from the first on there is no `bytes_per_token`.
-        num_empty: Documents without any token that were left out.
+        num_documents: Documents started so far, in all processes.
+        num_tokens: Tokens of these documents.
+        num_bytes: Their bytes in UTF-8.
+        num_unknown: Their `<unk>` tokens; once there is one, `bytes_per_token` is None.
+        num_empty: Skipped documents without tokens.
 
     Raises:
-        InputError: A number below 1, lanes that the readers cannot divide, or fewer shards than readers.
+        InputError: A number is below 1, `num_readers` does not divide `num_lanes`, or there are fewer shards than
+            readers.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class StreamedLanes(TokenLanes):
         return self._agreed(position, skip, self.epoch)
 
     def _agreed(self, position: Mapping[str, Any] | None, skip: int, epoch: int) -> Iterator[Batch]:
-        """Yields batches until the lanes of every process are dry."""
+        """Yields batches until the lanes of every process have run out."""
         ahead = ReadAhead(lambda: islice(self._read(position, epoch), skip, None), _AHEAD)
         try:
             for read in ahead:
@@ -134,7 +135,7 @@ class StreamedLanes(TokenLanes):
             self._said_empty = True
 
     def _read(self, position: Mapping[str, Any] | None, epoch: int) -> Iterator["_Read"]:
-        """Yields what the lanes of this process hold; without end, for other processes may have more."""
+        """Yields the contents of this process's lanes, endlessly, because other processes may have more."""
         per_group = self.num_lanes // self.num_readers
         groups = []
         for number in sorted({lane // per_group for lane in self.local_lanes}):
@@ -158,7 +159,7 @@ class StreamedLanes(TokenLanes):
             num_time_steps = max((group.fill(tokens, resets, window * self.k1) for group in groups), default=0)
             if window == 0:
                 resets[0] = True
-            # A group that several processes read for is counted by the one that has its first lane.
+            # If several processes read for a group, the one with its first lane counts it.
             own = [group.counts() for group in groups if group.lanes.start in self.local_lanes]
             counts = [sum(some) for some in zip([0] * 5, *own, strict=True)]
             windows = self._cut(tokens[:, : num_time_steps + 1], resets)
@@ -167,15 +168,15 @@ class StreamedLanes(TokenLanes):
 
 
 class _Read(NamedTuple):
-    """The tokens of a batch as they were read.
+    """The tokens of one batch, before the processes agree on its length.
 
     Attributes:
-        tokens: `[lane, time + 1]` ids, from the token before the first target on; NOTHING where there is none.
+        tokens: `[lane, time + 1]` ids, starting at the token before the first target; NOTHING where there is none.
         resets: `[window, lane]`, true where a lane is reset.
-        num_time_steps: Targets of the lane that has the most.
+        num_time_steps: Number of targets of the longest lane.
         windows: The tokens cut into windows.
-        position: The place before this batch.
-        counts: Documents, tokens, bytes, unknown tokens and empty documents after it, for this process to report.
+        position: The position before this batch.
+        counts: Documents, tokens, bytes, unknown tokens and empty documents after it, as reported by this process.
     """
 
     tokens: np.ndarray
@@ -191,11 +192,11 @@ class _LaneGroup:
 
     Args:
         lanes: Their numbers.
-        local_lanes: The lanes of this process, whose tokens are wanted.
-        reader: Gives the documents.
+        local_lanes: The lanes of this process, whose tokens are needed.
+        reader: The reader of the documents.
         k1: Tokens per window.
-        document_reset: Whether documents begin at a window's start.
-        position: What `position` returned. None: the start.
+        document_reset: Whether documents begin at the start of a window.
+        position: The result of `position`. None: the start.
     """
 
     def __init__(
@@ -212,7 +213,7 @@ class _LaneGroup:
         self.k1 = k1
         self.document_reset = document_reset
         self._rows = {lane: row for row, lane in enumerate(local_lanes) if lane in lanes}
-        # What a lane holds when it is dry: the token before the next document.
+        # The content of a lane that has run out: the token before the next document.
         self._dry = np.array([reader.tokenizer.eos])
         if position is None:
             self._ends = dict.fromkeys(lanes, 0)
@@ -225,10 +226,10 @@ class _LaneGroup:
             self._counts = [*position["counts"], 0][:4]
 
     def position(self) -> dict[str, Any]:
-        """Returns arrays and plain values that name the place before the next batch.
+        """Returns the position before the next batch, as arrays and plain values.
 
-        `ends` is the time at which each lane runs dry, `rests` what is left of its document, from the token before the
-        next target on.
+        `ends` is the time at which each lane runs out; `rests` is the rest of its document, starting at the token
+        before the next target.
         """
         return {
             "reader": self.reader.position(),
@@ -238,15 +239,15 @@ class _LaneGroup:
         }
 
     def counts(self) -> list[int]:
-        """Returns the documents, tokens, bytes and unknown tokens dealt so far, and the documents left out."""
+        """Returns the documents, tokens, bytes and unknown tokens assigned so far, and the skipped documents."""
         return [*self._counts, self.reader.num_empty]
 
     def fill(self, tokens: np.ndarray, resets: np.ndarray, first: int) -> int:
-        """Writes the next tokens of the lanes into `tokens`, and returns how many time steps hold any.
+        """Writes the next tokens of the lanes into `tokens`, and returns the number of time steps with tokens.
 
         Args:
-            tokens: `[lane, time + 1]`, to be written.
-            resets: `[window, lane]`, to be written.
+            tokens: `[lane, time + 1]`, modified in place.
+            resets: `[window, lane]`, modified in place.
             first: The time of the first target.
         """
         num_time_steps = tokens.shape[1] - 1

@@ -1,4 +1,4 @@
-"""A stored corpus as lanes: each lane is one stretch of it.
+"""Lanes over a stored corpus: each lane is one contiguous part of it.
 
 tokens   t0 t1 t2 t3 t4 t5 t6 t7 t8 t9                 one flat file
 lane 0   t0 t1 t2 t3 t4 | t5 ...                       num_lanes = 2
@@ -19,13 +19,13 @@ from lit_tbptt.tbptt.window import Batch
 
 
 class _Layout(NamedTuple):
-    """The order in which an epoch goes through the tokens: pieces of the file, one after the other.
+    """The order of the tokens in an epoch: pieces of the file, one after another.
 
     Attributes:
-        sources: Where each piece begins in the file.
-        lengths: Its tokens.
-        places: Where each piece begins in the epoch, and where the last one ends.
-        starts: Where each lane begins in the epoch, and where the last one ends.
+        sources: The start of each piece in the file.
+        lengths: The number of tokens of each piece.
+        places: The start of each piece in the epoch, and the end of the last one.
+        starts: The start of each lane in the epoch, and the end of the last one.
     """
 
     sources: np.ndarray
@@ -35,34 +35,34 @@ class _Layout(NamedTuple):
 
     @property
     def num_time_steps(self) -> int:
-        """Tokens of the longest lane, gaps included."""
+        """Tokens of the longest lane, including padding."""
         return int(np.diff(self.starts).max())
 
 
 class StridedLanes(TokenLanes):
     """Lanes over a flat sequence of N tokens.
 
-    Lane i's targets are the tokens from `i * N // num_lanes` up to where the next lane starts, and its inputs the
-    tokens one before each, `<eos>` before token 0. So every token is a target exactly once; lanes that end a token
-    earlier than the longest are masked there.
+    The targets of lane i are the tokens from `i * N // num_lanes` up to the start of the next lane. Its inputs are the
+    tokens before each of them, with `<eos>` before token 0. So every token is a target exactly once; lanes that end one
+    token before the longest are masked there.
 
     Args:
         ids: The N token ids; may be memory-mapped.
-        eos: The id of `<eos>`, with which every document ends.
-        num_lanes: Parallel lanes, those of all processes together.
+        eos: The id of `<eos>`, which ends every document.
+        num_lanes: Number of parallel lanes, over all processes.
         k1: Tokens per lane and window.
         windows_per_batch: Windows per batch; the last batch may have fewer.
-        bytes_per_token: Source bytes per token, for bits per byte. None: they are left out.
-        document_ends: Where each document ends, its `<eos>` included; for the next two options.
-        document_reset: Whether each document begins at a window's start with a reset of its lane, the window before it
-            padded and masked. Lane i then begins with the first document at or after its share of the windows.
-        shuffle_seed: The documents come in another order in every epoch, which this seed decides. None: as they are.
-        rotation_seed: Every epoch but the first begins at another token, which this seed decides, and goes round.
-            None: at the first one.
-        local_lanes: The lanes that this process gets. None: all.
+        bytes_per_token: Source bytes per token, for bits per byte. None: without bits per byte.
+        document_ends: The end of each document, including its `<eos>`; needed for the next two options.
+        document_reset: Whether each document begins at the start of a window with a reset of its lane; the window
+            before it is padded and masked. Lane i then begins with the first document at or after its share.
+        shuffle_seed: Seed for shuffling the documents differently in every epoch. None: the original order.
+        rotation_seed: Seed for the token at which every epoch except the first begins; it wraps around. None: always
+            the first token.
+        local_lanes: The lanes of this process. None: all.
 
     Raises:
-        InputError: A number below 1, or fewer tokens than lanes.
+        InputError: A number is below 1, or there are fewer tokens than lanes.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class StridedLanes(TokenLanes):
         self._layout_of: tuple[int, _Layout] | None = None
 
     def __len__(self) -> int:
-        """Returns the number of batches, if all epochs have the same.
+        """Returns the number of batches, if it is the same in all epochs.
 
         Raises:
-            TypeError: They have not: documents that begin with a reset, in a changing order, fill the lanes unevenly.
+            TypeError: It is not: with document resets and a changing order, padding differs between epochs.
         """
         if self.num_windows is None:
             raise TypeError("the number of batches differs from epoch to epoch")
@@ -109,7 +109,7 @@ class StridedLanes(TokenLanes):
 
     @property
     def num_windows(self) -> int | None:
-        """Windows of an epoch. None: epochs differ, for documents in a changing order are padded differently."""
+        """Windows per epoch. None: it differs, because documents in a changing order are padded differently."""
         if self.document_reset and (self.shuffle_seed is not None or self.rotation_seed is not None):
             return None
         return -(-self._layout().num_time_steps // self.k1)
@@ -133,8 +133,8 @@ class StridedLanes(TokenLanes):
         return Batch(self._cut(tokens, resets), {"window": window})
 
     def _fill(self, layout: _Layout, row: np.ndarray, resets: np.ndarray, begin: int, end: int) -> None:
-        """Writes the tokens of the epoch from `begin` up to `end` into a row."""
-        if begin < 0:  # what comes before the epoch's first token is what comes before it in the file
+        """Copies the tokens of the epoch from `begin` up to `end` into a row."""
+        if begin < 0:  # the input before the epoch's first token is the token before it in the file
             source = int(layout.sources[0])
             row[0] = self.ids[source - 1] if source else self.eos
         piece = max(0, int(np.searchsorted(layout.places, begin, "right")) - 1)
@@ -181,7 +181,7 @@ class StridedLanes(TokenLanes):
 
 
 def _checksum(numbers: np.ndarray, noun: str) -> str:
-    """Describes an array by its length and a checksum, of at most a million of its elements in evenly spaced blocks."""
+    """Describes an array by its length and a checksum over at most a million elements, in evenly spaced blocks."""
     block = 1024
     starts = range(0, len(numbers), max(block, -(-len(numbers) // 1024)))
     total = 0
@@ -191,7 +191,7 @@ def _checksum(numbers: np.ndarray, noun: str) -> str:
 
 
 def _rotate(sources: np.ndarray, lengths: np.ndarray, offset: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Lets the pieces begin with token `offset` of them, or with the first whole piece after it, and go round."""
+    """Rotates the pieces to begin at token `offset`, or at the first whole piece after it."""
     piece = int(np.searchsorted(np.cumsum(lengths), offset, "right"))
     before = offset - int(lengths[:piece].sum())
     turn = piece + int(whole and before > 0)

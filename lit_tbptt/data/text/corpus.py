@@ -1,12 +1,13 @@
-"""A corpus as lanes need it: its tokenizer, and what each split is read from."""
+"""Opens a corpus: creates its tokenizer, and a token file or stream for each split."""
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lit_tbptt.data.progress_bar import progress_bar
 from lit_tbptt.data.text.documents import texts
 from lit_tbptt.data.text.stream import DocumentStream, TextReader, document_stream
 from lit_tbptt.data.text.token_file import TokenFile, fingerprint, token_file
@@ -24,17 +25,17 @@ def open_corpus(
     cache: Path,
     streaming: bool,
 ) -> tuple[Tokenizer, dict[str, TokenFile | DocumentStream]]:
-    """Makes the tokenizer, and token files where the corpus is stored and they are not in the cache yet.
+    """Creates the tokenizer, and for a stored corpus the token files that are not in the cache yet.
 
     Args:
         documents: The datasets by split.
-        tokenizer: The tokenizer, or what `make_tokenizer` takes.
+        tokenizer: The tokenizer, or a name for `make_tokenizer`.
         vocabulary_limit: Largest vocabulary of the word tokenizer.
         cache: The folder of token files and vocabularies.
-        streaming: Whether nothing is stored.
+        streaming: Whether to stream the corpus instead of storing it.
 
     Raises:
-        InputError: A split cannot be read, or there is no train split to take a vocabulary from.
+        InputError: A split cannot be read, or a vocabulary is needed and there is no train split.
     """
     streams = {split: document_stream(some, split) for split, some in documents.items() if streaming}
     if not isinstance(tokenizer, Tokenizer):
@@ -57,12 +58,18 @@ def _make_tokenizer(
         raise InputError(f"data.tokenizer={name!r}: takes its vocabulary from a train split, and there is none")
     if streams:
         logger.warning("reading the whole stream once for the vocabulary of the %s tokenizer", name)
-        read = iter(TextReader(streams["train"]).read, None)
-        return make_tokenizer(name, chain.from_iterable(read), vocabulary_limit)
+        return _train(name, iter(TextReader(streams["train"]).read, None), None, vocabulary_limit)
     train = documents["train"]
     file = cache / f"{fingerprint(train, name, vocabulary_limit)}.tokenizer.json"
     if not file.exists():
-        tokenizer = make_tokenizer(name, chain.from_iterable(texts(train)), vocabulary_limit)
+        tokenizer = _train(name, texts(train), len(train), vocabulary_limit)
         with replacing(file) as beside:
             beside.write_text(json.dumps(tokenizer.describe()))
     return from_description(json.loads(file.read_text()))
+
+
+def _train(
+    name: str, documents: Iterable[list[str]], num_documents: int | None, vocabulary_limit: int | None
+) -> Tokenizer:
+    with progress_bar(documents, "vocabulary", num_documents) as read:
+        return make_tokenizer(name, chain.from_iterable(read), vocabulary_limit)

@@ -1,33 +1,33 @@
-"""Text from tokens that come one after the other: what no later token can change, and where it is to stop."""
+"""Decodes tokens one by one: returns text once later tokens cannot change it, and finds the stop text."""
 
 from collections.abc import Sequence
 
 from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 
-# What a decoder makes of the first bytes of a character, and some of all bytes in a row before it, too. It becomes a
-# character within four tokens; after more, it is no beginning, and only its last three may still be one.
+# Decoders return this for the first bytes of a character; some also for all bytes in a row before it. It becomes a
+# character within four tokens; after that it cannot, and only the last three may still begin one.
 _INCOMPLETE, _MOST_TOKENS, _MOST_INCOMPLETE = "\ufffd", 8, 3
 
 
 class IncrementalDecoder:
-    """Decodes tokens one by one, into pieces that together are the decoded whole.
+    """Decodes tokens one by one into pieces that together equal the decoded whole.
 
-    Only the last tokens are decoded again with every new one, so the cost of a token does not grow.
+    For each new token only the last few tokens are decoded again, so the cost per token does not grow.
 
     Args:
-        tokenizer: What the tokens mean.
-        start: The tokens before; their text is not in the pieces.
+        tokenizer: The tokenizer.
+        start: The preceding tokens; their text is not in the pieces.
     """
 
     def __init__(self, tokenizer: Tokenizer, start: Sequence[int]) -> None:
         self._decode = tokenizer.decode
-        self._ids = list(start)  # from a place on where a character and a word begin
-        self._num_decoded = len(self._ids)  # of these, the ones whose text is final
-        self._length = len(self._decode(self._ids))  # of the text that is handed out or not asked for
+        self._ids = list(start)  # starting where a character and a word begin
+        self._num_decoded = len(self._ids)  # how many of these have final text
+        self._length = len(self._decode(self._ids))  # length of the text already returned, or before the start
 
     def add(self, token: int) -> str:
-        """Returns the text that has become final with this token; it may be empty."""
+        """Returns the text that becomes final with this token; it may be empty."""
         self._ids.append(token)
         text = self._decode(self._ids)
         complete = text.rstrip(_INCOMPLETE)
@@ -41,7 +41,7 @@ class IncrementalDecoder:
         return piece
 
     def end(self) -> str:
-        """Returns the text that was held back, when no token follows."""
+        """Returns the text that was held back, after the last token."""
         return self._rest(self._decode(self._ids))
 
     def _rest(self, text: str) -> str:
@@ -51,13 +51,13 @@ class IncrementalDecoder:
 
 
 class StopText:
-    """Ends a text before the first place where a given text stands in it.
+    """Ends a text before the first occurrence of a stop string.
 
     Args:
-        stop: The text. None: it never ends.
+        stop: The stop string. None: the text never ends.
 
     Attributes:
-        reached: Whether it has ended.
+        reached: Whether the text has ended.
 
     Raises:
         InputError: `stop` is empty.
@@ -67,11 +67,11 @@ class StopText:
         if stop == "":
             raise InputError("stop='': must be a text of one character or more")
         self._stop = stop
-        self._held = ""  # a beginning of `stop`, which may go on
+        self._held = ""  # a possible beginning of `stop`
         self.reached = False
 
     def add(self, piece: str) -> str:
-        """Returns what of the text so far is certain to stand before the stop and was not returned yet."""
+        """Returns the part of the text that is certainly before the stop string and was not returned yet."""
         if self._stop is None or self.reached:
             return "" if self.reached else piece
         text = self._held + piece
@@ -83,6 +83,6 @@ class StopText:
         return before if found else text[: len(text) - held]
 
     def end(self) -> str:
-        """Returns the text that was held back, when none follows."""
+        """Returns the text that was held back, after the last piece."""
         held, self._held = self._held, ""
         return held

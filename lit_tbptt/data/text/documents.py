@@ -1,4 +1,4 @@
-"""Hugging Face datasets to splits of documents: the one place that finds a corpus."""
+"""Loads a corpus as splits of documents, from files, the Hugging Face Hub or Python objects."""
 
 import hashlib
 import os
@@ -19,15 +19,15 @@ from lit_tbptt.errors import InputError
 Source: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _LONGEST_NAME = 255  # bytes, on every file system
-# Of the training split, held out for validation where a stored dataset has no validation split.
+# The share of the training split held out if a stored dataset has no validation split.
 _VAL_FRACTION = 0.05
 NO_STREAM_IS_CUT = (
     "nothing is held out of a stream, whose end is not known; name some files valid or dev, or set "
     "data.load_options.data_files"
 )
-# A stored dataset that is to be streamed has no files that could be its shards.
+# The number of shards of a stored dataset that is streamed, which has no files to serve as shards.
 _STORED_SHARDS = 256
-# Not part of the default corpus: what is installed beside the library, its tests, and two large old programs.
+# Not part of the default corpus: installed packages, tests, and two large old programs.
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "__pycache__"}
 
 
@@ -42,8 +42,8 @@ def load_documents(
 ) -> dict[str, Any]:
     """Finds a corpus and returns its splits, each a dataset with one column, the text.
 
-    A dataset without a validation split gives the last `val_fraction` of its training split to it: of the documents,
-    or of the characters where there is one document. A stream has no last documents, and gives none.
+    If there is no validation split, the last `val_fraction` of the training split is held out: of its documents, or of
+    its characters if there is one document. Nothing is held out of a stream, whose last documents are not known.
 
     Args:
         source: A name on the Hugging Face Hub; a folder, or a file: text, parquet, JSON lines, CSV; a folder that
@@ -134,10 +134,10 @@ def from_python(given: Any, text_column: str) -> Any:
 
 
 def texts(documents: Dataset) -> Iterator[list[str]]:
-    """Yields the documents in order, some megabytes at a time.
+    """Yields the documents in order, a few megabytes at a time.
 
     Raises:
-        InputError: A row holds no text.
+        InputError: A row is not text.
     """
     first = 0
     for batch in documents.iter(rows_per_read(documents)):
@@ -168,9 +168,9 @@ def text_rows(batch: Mapping[str, list[Any]], first: int, of: str) -> list[str]:
 
 
 def rows_per_read(documents: Dataset | IterableDataset) -> int:
-    """Returns a number of rows that is read at once without much memory: some megabytes, at most 1000 rows.
+    """Returns how many rows to read at once: a few megabytes, at most 1000 rows.
 
-    The rows of a stream are judged by its first ones, and are fewer, for there may be many readers.
+    For a stream it is estimated from the first rows, and smaller, since there may be many readers.
     """
     if isinstance(documents, Dataset):
         total, count, most = documents.data.nbytes, len(documents), 4 << 20
@@ -181,9 +181,9 @@ def rows_per_read(documents: Dataset | IterableDataset) -> int:
 
 
 def standard_library(salt: str) -> dict[str, list[str]]:
-    """Lists the files of Python's standard library by split, about 90, 5 and 5 in 100.
+    """Lists the files of Python's standard library by split: about 90, 5 and 5 percent.
 
-    A file's split depends on its path relative to the library and on `salt` alone.
+    The split of a file depends only on its path relative to the library and on `salt`.
     """
     root = Path(sysconfig.get_path("stdlib"))
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}

@@ -1,4 +1,4 @@
-"""Local files as a corpus: which files of a folder are read, in which format, as which splits, in which encoding."""
+"""Local files as a corpus: selects which files of a folder to read, their format, splits and encoding."""
 
 import codecs
 import logging
@@ -16,7 +16,7 @@ from lit_tbptt.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# A byte order mark at the start of a UTF-8 file is no part of its text.
+# "utf-8-sig" removes a byte order mark at the start of a file.
 TEXT_DEFAULTS = {"sample_by": "document", "encoding": "utf-8-sig"}
 _SPLIT_WORDS = {
     "train": "train|training",
@@ -24,7 +24,7 @@ _SPLIT_WORDS = {
     "test": "test|testing|eval|evaluation",
 }
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}
-# Read as text all the same: `datasets` keeps its benchmarks of agents in files of these names.
+# Read as text: `datasets` uses the extensions of the second builder for agent benchmarks.
 _TEXT_BUILDERS = {"text", "harbor"}
 _HEAD = 8192  # bytes that are looked at, to know text
 _Format: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]  # a builder and its options
@@ -34,16 +34,16 @@ _TEXT: _Format = ("text", ())
 def local_files(path: Path, encoding: str | None) -> tuple[str, dict[str, Any]] | None:
     """Chooses how `datasets` reads a file, or the files of a folder.
 
-    A folder's files may have several formats: rows (parquet, JSON lines, CSV, ...), and text, which is every other file
-    that holds text. The format with the most bytes is read, and what is left out is logged.
+    A folder may contain several formats: rows (parquet, JSON lines, CSV, ...), and text, which is every other file that
+    contains text. The format with the most bytes is read, and the files left out are logged.
 
     Args:
         path: The file or folder.
-        encoding: The encoding of text, if the user says it.
+        encoding: The encoding of text, if the user gives one.
 
     Returns:
-        A builder's name and options of `load_dataset`; None where `datasets` knows better: the folder's card
-        names the files, or they are archives.
+        The name of a builder and options for `load_dataset`. None if `datasets` should choose: the folder's card names
+        the files, or they are archives.
 
     Raises:
         InputError: A text file is in an encoding that has to be named.
@@ -63,7 +63,7 @@ def local_files(path: Path, encoding: str | None) -> tuple[str, dict[str, Any]] 
         formats[_TEXT] = files  # what is wrong with it is found when it is read
     if not formats:
         return None
-    # In case of a draw the first by name, so that it does not depend on the order of files.
+    # Ties go to the first by name, so that the result does not depend on the order of files.
     kind = max(sorted(formats), key=lambda kind: sum(file.stat().st_size for file in formats[kind]))
     builder, more = kind[0], dict(kind[1])
     if path.is_file():
@@ -80,12 +80,12 @@ def local_files(path: Path, encoding: str | None) -> tuple[str, dict[str, Any]] 
 
 
 def split_by_name(names: Sequence[str]) -> dict[str, list[str]]:
-    """Divides files by what their names, or those of their folders, say.
+    """Divides files into splits by their names and the names of their folders.
 
-    A file or folder named train, valid, validation, dev, val or test, numbered or not, is of that split. Longer names
-    with such a word in them count if they name a train split, or name two splits and leave no file out:
-    `wiki.test.tokens` beside `wiki.train.tokens`, but not `my-test-book.txt` among other books. Where no file is named
-    train, those whose names say nothing are the train split; otherwise they are left out.
+    A file or folder named train, valid, validation, dev, val or test, numbered or not, belongs to that split. Longer
+    names that contain such a word count if they name a train split, or if they name two splits and leave no file out:
+    `wiki.test.tokens` next to `wiki.train.tokens`, but not `my-test-book.txt` among other books. If no file is named
+    train, files without a split in their names become the train split; otherwise they are left out.
 
     Args:
         names: Paths relative to the folder, with forward slashes.
@@ -116,7 +116,7 @@ def _split_of(name: str, whole: bool) -> str | None:
 
 
 def undecodable(data_files: Mapping[str, Sequence[str]] | None, encoding: str, error: UnicodeDecodeError) -> str:
-    """Returns a message that names the file and the byte that cannot be read as text, and a way out."""
+    """Returns a message that names the file and the byte that cannot be decoded, and says what to do."""
     for file in (file for files in (data_files or {}).values() for file in files):
         if not Path(file).is_file():
             continue
@@ -129,7 +129,7 @@ def undecodable(data_files: Mapping[str, Sequence[str]] | None, encoding: str, e
 
 
 def advice(encoding: str = "utf-8") -> str:
-    """Returns what to do about text that is not in an encoding."""
+    """Returns advice for text that is not in the expected encoding."""
     return (
         "convert it, set data.load_options.encoding to the one it has (such as utf-16, gb18030, shift_jis or latin-1), "
         "or set data.load_options.encoding_errors to replace or ignore"
@@ -156,7 +156,7 @@ def _name(encoding: str) -> str:
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    """Returns the files that `datasets` would look at, too: no hidden ones, no cards, nothing in `__pycache__`."""
+    """Returns the files that `datasets` would also consider: no hidden files, no cards, nothing in `__pycache__`."""
     found = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
@@ -173,7 +173,7 @@ def _has_card(folder: Path) -> bool:
 
 
 def _format(file: Path, encoding: str | None) -> _Format | None:
-    """Returns the builder that reads a file, with its options; None for what is no text."""
+    """Returns the builder for a file and its options; None if the file is not a corpus."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     compressed = bool(suffixes) and suffixes[-1] in _COMPRESSED
     suffix = "".join(suffixes[-2:-1] if compressed else suffixes[-1:])
@@ -210,7 +210,7 @@ def _head(file: Path) -> bytes:
 
 
 def _utf16(head: bytes) -> str | None:
-    """Returns the encoding if these bytes begin with its mark, or if every other byte of plain letters is zero."""
+    """Returns the UTF-16 encoding if the bytes begin with its mark, or if about every other byte is zero."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
@@ -229,9 +229,9 @@ def _decodes(head: bytes, encoding: str) -> bool:
 
 
 def _stamped(files: Sequence[Path]) -> DataFilesList:
-    """Lists files with what tells a changed one from the one that `datasets` has in its cache.
+    """Lists files with stamps from which `datasets` notices that a cached file has changed.
 
-    The time of the last change of the contents can be set back, as archives and `rsync -t` do; that of the file's entry
+    The modification time can be set back, as archives and `rsync -t` do, so the stamp also contains the ctime, which
     cannot.
     """
     stats = [file.stat() for file in files]

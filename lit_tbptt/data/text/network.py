@@ -1,4 +1,4 @@
-"""Errors while a corpus is read, over a network above all: which are retried, and how they are reported."""
+"""Errors while reading a corpus, mostly over a network: which are retried, and how they are reported."""
 
 import logging
 import threading
@@ -15,18 +15,18 @@ from lit_tbptt.errors import InputError, SourceError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-# Set when the process is about to end: nothing is waited for, or tried again, any more.
+# Set when the process is about to end: waits and retries stop.
 process_ends = threading.Event()
-# Seconds to wait before each further try: about five minutes in all.
+# Seconds to wait before each retry: about five minutes in total.
 WAITS = (1, 2, 5, 10, 20, 30, 60, 60, 60, 60)
-# A server that sends nothing for a minute is given up; `aiohttp` itself would wait for five.
+# Timeout for a server that sends nothing, in seconds; the default of `aiohttp` is five minutes.
 _STALL = 60
-# The libraries that `datasets` and `fsspec` speak HTTP with; which ones changes with their versions.
+# The HTTP libraries of `datasets` and `fsspec`, which differ between their versions.
 _HTTP = {"aiohttp", "fsspec", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3"}
 
 
 def storage_options() -> dict[str, Any]:
-    """Returns the options of `fsspec` with which a stalled server is noticed."""
+    """Returns options for `fsspec` that detect a stalled server."""
     timeout = aiohttp.ClientTimeout(total=300, sock_connect=_STALL, sock_read=_STALL)
     return {protocol: {"client_kwargs": {"timeout": timeout}} for protocol in ("http", "https")}
 
@@ -34,23 +34,23 @@ def storage_options() -> dict[str, Any]:
 def refuse_lossy_retries() -> None:
     """Turns off the retries of `datasets`, which lose text in text files.
 
-    `datasets` calls a file's `read` again when it fails. That is exact for files of bytes. A text file drops what it
-    had read and decoded in the failing call, and goes on after it. Without them the stream is taken up again where it
-    was read last, by `TextReader`.
+    `datasets` repeats a file's `read` when it fails. This is exact for binary files. A text file, however, loses what
+    it had read and decoded in the failed call, and continues after it. Without these retries, `TextReader` reopens the
+    stream at its last position.
     """
     datasets.config.STREAMING_READ_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = 0
 
 
 def read_with_retries(read: Callable[[], T], where: str) -> T:
-    """Reads, and reads again after a while where the network failed.
+    """Calls `read`, and retries it after network failures.
 
     Args:
-        read: Reads something; when it is called again after an error it must begin where it began before.
-        where: The place in the corpus, for the message.
+        read: The function; when called again after an error, it must start from the same position.
+        where: The position in the corpus, for messages.
 
     Raises:
-        SourceError: It cannot be read; the message names the file or URL, and the place.
+        SourceError: Reading failed; the message names the file or URL, and the position.
     """
     for wait in (*WAITS, None):
         try:
@@ -60,8 +60,8 @@ def read_with_retries(read: Callable[[], T], where: str) -> T:
         except Exception as error:
             file, passing = file_of(error), may_pass(error)
             if file is None and not passing and not isinstance(error, OSError):
-                raise  # not the corpus but a program that was mapped over it
-            said = str(error).strip().split("\n")  # a whole schema may stand between the first line and the last
+                raise  # from a function that the user mapped over the corpus
+            said = str(error).strip().split("\n")  # the lines in between may be a whole schema
             trouble = (
                 f"{file or 'the corpus'}, {where}: {type(error).__name__}: {' ... '.join(said[:1] + said[1:][-1:])}"
             )
@@ -79,9 +79,9 @@ def read_with_retries(read: Callable[[], T], where: str) -> T:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Returns whether an error is one of the network that may be gone at the next try."""
+    """Returns whether an error is a network error that may not occur again."""
     if isinstance(error, (FileNotFoundError, ConnectionError)) and error.__cause__ is not None:
-        return may_pass(error.__cause__)  # `fsspec` calls whatever happens when a file is opened "not found"
+        return may_pass(error.__cause__)  # `fsspec` raises "not found" for any error while opening a file
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return status >= 500 or status in (408, 429)
@@ -92,9 +92,9 @@ def may_pass(error: BaseException) -> bool:
 
 
 def file_of(error: BaseException) -> str | None:
-    """Returns the file or URL that was being read when an error was raised, if it can be told.
+    """Returns the file or URL that was being read when an error was raised, if known.
 
-    Few errors of `datasets` and `pyarrow` say it; the loader that was running does.
+    Few errors of `datasets` and `pyarrow` name it, so it is taken from the local variables of the running loader.
     """
     found, before = _file_in(error.__traceback__), error.__cause__ or error.__context__
     return file_of(before) if found is None and before is not None else found

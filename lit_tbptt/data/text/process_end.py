@@ -1,8 +1,8 @@
-"""The end of a process that reads a corpus: it waits until no library is inside a read.
+"""Makes a process that reads a corpus wait, before it exits, until no library is inside a read.
 
-Before Python 3.14, a thread that asks for the interpreter's lock once the interpreter has begun to end is ended on the
-spot. Below a C++ library this aborts the process (status -6, "terminate called without an active exception"). Two
-kinds of threads get there:
+Before Python 3.14, a thread that requests the interpreter lock after interpreter shutdown has begun is terminated
+immediately. Inside a C++ library this aborts the process (status -6, "terminate called without an active exception").
+Two kinds of threads are affected:
 
 - our reader, inside a read of `datasets` and `pyarrow`;
 - pyarrow's own threads, which release the Python objects they read from some time after a read has returned
@@ -21,21 +21,21 @@ from lit_tbptt.data.text import network
 
 logger = logging.getLogger(__name__)
 
-# Seconds. A stalled server is given up after a minute; a source that never answers does not keep the process forever.
+# Seconds. A stalled server times out after a minute; a source that never answers must not block the process forever.
 _PATIENCE = 120
 # Seconds until a message says what the process waits for.
 _QUIET = 5
-# Each round also outlasts one more task that another task had started. One was enough wherever this was measured.
+# Each round also waits for tasks started by the tasks of the round before. One was enough wherever this was measured.
 _ROUNDS = 10
 
 
 def wait_for_arrow() -> None:
-    """Returns when pyarrow's threads have finished, and released, all that was handed to them before.
+    """Returns when pyarrow's threads have finished all earlier tasks and released their objects.
 
-    pyarrow has no call for that. With one thread left in each of its two pools, the others end after their present
-    task, and tasks run in the order in which they came, so a new task ends after all others. Reading CSV from memory
-    passes through both pools and holds no Python object. There is no limit: a read over a network that stalls is given
-    up after a minute, and no thread can be started here to watch over this one.
+    pyarrow has no call for this. With one thread left in each of its two pools, the others end after their current
+    task, and tasks run in order, so a new task ends after all others. Reading CSV from memory passes through both pools
+    and holds no Python object. There is no timeout: a stalled network read times out after a minute, and no thread can
+    be started here to watch this one.
     """
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
@@ -48,7 +48,7 @@ def wait_for_arrow() -> None:
 
 @atexit.register
 def wait_for_reads() -> None:
-    """Closes all readers and waits for reads that are under way."""
+    """Closes all readers and waits for running reads."""
     network.process_ends.set()
     threads, begun = read_ahead.close_all(), time.monotonic()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""A corpus that is read as it is needed: its documents, tokenized, from one set of shards, from any place."""
+"""Streams a corpus: reads and tokenizes the documents of a set of shards, starting at any position."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ import numpy as np
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-import lit_tbptt.data.text.process_end  # noqa: F401 - so that the process waits for the reads at its end
+import lit_tbptt.data.text.process_end  # noqa: F401 - makes the process wait for reads at exit
 from lit_tbptt.data.text.documents import rows_per_read, text_rows
 from lit_tbptt.data.text.network import read_with_retries
 from lit_tbptt.data.text.tokenizers import Tokenizer
@@ -23,8 +23,8 @@ class DocumentStream:
     Attributes:
         documents: The dataset, with one column.
         split: Its name.
-        rows_per_read: Rows that a reader asks for at once.
-        first_document_hash: SHA-256 of the first document, which tells one corpus from another.
+        rows_per_read: Rows that a reader requests at once.
+        first_document_hash: SHA-256 of the first document, which identifies the corpus.
     """
 
     documents: IterableDataset
@@ -38,10 +38,10 @@ class DocumentStream:
 
 
 def document_stream(documents: IterableDataset, split: str) -> DocumentStream:
-    """Looks at the first documents of a split.
+    """Makes the stream of a split, after reading its first documents.
 
     Raises:
-        InputError: There are none, or they are shuffled in a buffer.
+        InputError: There are no documents, or they are shuffled in a buffer.
         SourceError: They cannot be read.
     """
     if _has_shuffle_buffer(documents):
@@ -62,15 +62,15 @@ def document_stream(documents: IterableDataset, split: str) -> DocumentStream:
 
 
 class TextReader:
-    """Reads the texts of one set of shards, some at a time, and knows where it stands.
+    """Reads the texts of one set of shards in batches, and keeps track of its position.
 
     Args:
         stream: The split.
         reader: The number of this reader.
-        num_readers: Readers that divide the shards among them.
+        num_readers: The number of readers that share the shards.
         epoch: The number of the epoch.
-        shuffle_seed: The shards come in another order in every epoch, which this seed decides. None: as they are.
-        position: What `position` of a reader with the same arguments returned. None: the start.
+        shuffle_seed: Seed for shuffling the shards differently in every epoch. None: the original order.
+        position: The result of `position` of a reader with the same arguments. None: the start.
     """
 
     def __init__(
@@ -88,20 +88,20 @@ class TextReader:
         self.num_readers = num_readers
         self.epoch = epoch
         self.shuffle_seed = shuffle_seed
-        # How often it was started again, where `datasets` stands, and the rows since.
+        # The number of restarts, the state of the dataset, and the rows read since the (re)start.
         self._position: dict[str, Any] = {"pass": 0, "dataset": None, "num_rows": 0} | dict(position or {})
         self._dataset = stream.documents
         self._batches: Iterator[Mapping[str, Any]] | None = None
 
     def position(self) -> dict[str, Any]:
-        """Returns plain values that name the place before the next text."""
+        """Returns the position before the next text, as plain values."""
         return self._position
 
     def read(self) -> list[str] | None:
         """Returns the next texts, or None at the end.
 
         Raises:
-            InputError: A row holds no text.
+            InputError: A row is not text.
             SourceError: They cannot be read.
         """
         row = self._position["num_rows"]
@@ -113,7 +113,7 @@ class TextReader:
         return texts
 
     def start_again(self) -> None:
-        """Goes back to the start, with the number of the next epoch."""
+        """Restarts the stream, with the number of the next epoch."""
         self._position = {"pass": self._position["pass"] + 1, "dataset": None, "num_rows": 0}
         self._batches = None
 
@@ -121,7 +121,7 @@ class TextReader:
         return f"reader {self.reader} of the {self.stream.split} split"
 
     def _fetch(self) -> Mapping[str, Any] | None:
-        # After an error there is no iterator, and a new one begins where the last rows ended.
+        # After an error there is no iterator, and a new one starts after the last rows read.
         batches, self._batches = self._batches, None
         if batches is None:
             batches = self._open()
@@ -143,7 +143,7 @@ class TextReader:
 
 
 class Document(NamedTuple):
-    """The ids of a document, its `<eos>` included, its length as UTF-8, and how many of its tokens are unknown."""
+    """The ids of a document including its `<eos>`, its bytes in UTF-8, and its number of unknown tokens."""
 
     ids: np.ndarray
     num_bytes: int
@@ -151,16 +151,16 @@ class Document(NamedTuple):
 
 
 class DocumentReader:
-    """Iterates over the documents of a reader, tokenized; those without any token are left out.
+    """Iterates over the tokenized documents of a reader; documents without tokens are skipped.
 
     Args:
-        texts: Reads the texts; at their start, or where `position` says.
-        tokenizer: Makes ids of them.
-        repeat: Whether to start again at the end, and never to end, unless there are no documents at all.
-        position: What `position` returned, its `texts` given to the reader of the texts. None: the start.
+        texts: The reader of the texts, at the start or at the position in `position["texts"]`.
+        tokenizer: The tokenizer.
+        repeat: Whether to restart at the end, endlessly, unless there are no documents at all.
+        position: The result of `position`. None: the start.
 
     Attributes:
-        num_empty: Documents left out so far.
+        num_empty: Documents skipped so far.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class DocumentReader:
         self.repeat = repeat
         self._dtype = np.min_scalar_type(tokenizer.vocabulary_size - 1)
         self.num_empty = 0
-        self._num_documents = 0  # since the start, to know a stream without any
+        self._num_documents = 0  # since the start, to detect a stream without any
         self._documents: list[Document] = []
         self._taken = 0
         self._here: dict[str, Any] = {"texts": texts.position(), "num_documents": 0, "num_empty": 0}
@@ -185,7 +185,7 @@ class DocumentReader:
             self._taken = position["taken"]
 
     def position(self) -> dict[str, Any]:
-        """Returns plain values that name the place before the next document."""
+        """Returns the position before the next document, as plain values."""
         return self._here | {"taken": self._taken}
 
     def __iter__(self) -> Iterator[Document]:
@@ -199,7 +199,7 @@ class DocumentReader:
         return self._documents[self._taken - 1]
 
     def _read(self) -> bool:
-        """Reads some documents and returns whether there may be more."""
+        """Reads the next documents and returns whether there may be more."""
         here = self.texts.position()
         self._here = {"texts": here, "num_documents": self._num_documents, "num_empty": self.num_empty}
         texts = self.texts.read()
@@ -230,7 +230,7 @@ class DocumentReader:
 
 
 def _has_shuffle_buffer(documents: IterableDataset) -> bool:
-    # `datasets` has no public way to ask, and the buffer leaves no trace in its state.
+    # `datasets` has no public API for this, and its state does not show the buffer.
     waiting = [documents._ex_iterable]
     while waiting:
         part = waiting.pop()

@@ -14,18 +14,18 @@ from typing import IO, Any
 
 import numpy as np
 from datasets import Dataset
-from tqdm.auto import tqdm
 
+from lit_tbptt.data.progress_bar import progress_bar
 from lit_tbptt.data.text.documents import texts
 from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows, where what a killed build leaves stays
+except ImportError:  # Windows: leftovers of killed builds stay
     fcntl = None  # type: ignore[assignment]
 
-_FORMAT = 3  # of what lies in a folder
+_FORMAT = 3  # version of the files in a folder
 _LOCK = "lock"
 
 
@@ -34,13 +34,13 @@ class TokenFile:
     """The tokens of one split, in order.
 
     Attributes:
-        folder: Where `ids.bin`, `document_ends.bin` and `about.json` lie.
+        folder: The folder of `ids.bin`, `document_ends.bin` and `about.json`.
         dtype: The smallest unsigned type that holds every id.
         num_documents: Documents, each followed by its `<eos>`.
-        num_empty: Documents without any token, which are left out.
-        num_tokens: Tokens, every `<eos>` counted; each is a target once.
-        num_bytes: Bytes of the documents as UTF-8.
-        num_unknown: Tokens that are `<unk>`: they stand for text that the vocabulary does not have.
+        num_empty: Skipped documents without tokens.
+        num_tokens: Tokens, including every `<eos>`; each is a target once.
+        num_bytes: Bytes of the documents in UTF-8.
+        num_unknown: Tokens that are `<unk>`, which stand for text outside the vocabulary.
         content: SHA-256 of the ids.
     """
 
@@ -55,12 +55,12 @@ class TokenFile:
 
     @property
     def ids(self) -> np.ndarray:
-        """The ids, mapped and not read."""
+        """The ids, memory-mapped."""
         return np.memmap(Path(self.folder) / "ids.bin", self.dtype, "r", shape=(self.num_tokens,))
 
     @property
     def document_ends(self) -> np.ndarray:
-        """Where each document ends, its `<eos>` included; mapped and not read."""
+        """The end of each document, including its `<eos>`; memory-mapped."""
         return np.memmap(Path(self.folder) / "document_ends.bin", np.int64, "r", shape=(self.num_documents,))
 
     @property
@@ -69,13 +69,13 @@ class TokenFile:
 
 
 def token_file(documents: Dataset, tokenizer: Tokenizer, cache: Path, split: str) -> TokenFile:
-    """Opens the token file of these documents, and builds it first where there is none.
+    """Opens the token file of these documents, and builds it if there is none.
 
-    It is found again by a fingerprint of the documents, the tokenizer and this package's version. A build that is cut
-    off leaves nothing that would be found; what a killed one leaves is removed by the next.
+    It is identified by a fingerprint of the documents, the tokenizer and this package's version. An interrupted build
+    never looks like a finished one; the leftovers of a killed build are removed by the next.
 
     Raises:
-        InputError: The split holds no text.
+        InputError: The split has no text.
     """
     folder = cache / fingerprint(documents, tokenizer.describe())
     if not (folder / "about.json").exists():
@@ -84,8 +84,8 @@ def token_file(documents: Dataset, tokenizer: Tokenizer, cache: Path, split: str
 
 
 def fingerprint(documents: Dataset, *settings: Any) -> str:
-    """Names what is made of these documents under these settings."""
-    # `datasets` has no public name for it, but its documentation tells how it is kept.
+    """Returns the name of the token file of these documents under these settings."""
+    # Private in `datasets`, but its documentation describes it.
     parts = [documents._fingerprint, version("lit_tbptt"), _FORMAT, *settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -99,13 +99,13 @@ def _build(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -
         try:
             os.rename(half_built, folder)
         except OSError:
-            if not folder.exists():  # otherwise another process was faster
+            if not folder.exists():  # otherwise another process has built it
                 raise
 
 
 @contextmanager
 def _half_built(folder: Path) -> Iterator[Path]:
-    """Gives a folder beside `folder` to build in, and removes it at the end, together with those of dead processes."""
+    """Yields a temporary folder to build in, and removes it at the end; also removes those of dead processes."""
     cache, here = folder.parent, folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
     cache.mkdir(parents=True, exist_ok=True)
     try:
@@ -122,16 +122,16 @@ def _half_built(folder: Path) -> Iterator[Path]:
 
 
 def _remove_if_dead(half_built: Path) -> None:
-    # Without a lock it is about to be put in its place, or another program's.
+    # A folder without a lock file is about to be renamed, or belongs to another program.
     with suppress(FileNotFoundError), open(half_built / _LOCK, "r+") as file:
         if _lock(file, wait=False):
             shutil.rmtree(half_built, ignore_errors=True)
 
 
 def _lock(file: IO[str], wait: bool) -> bool:
-    """Locks a file until it is closed, at the latest by the end of the process, and returns whether that was possible.
+    """Locks a file until it is closed, at the latest at the end of the process, and returns whether this worked.
 
-    Disks that know no locks lock nothing, so nothing is removed there.
+    On disks without locks nothing is locked, so nothing is removed there.
     """
     if fcntl is None:
         return False
@@ -149,9 +149,9 @@ def _write(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -
     with (
         open(folder / "ids.bin", "wb") as file,
         open(folder / "document_ends.bin", "wb") as ends,
-        tqdm(total=len(documents), desc=f"tokenize {split}", unit=" documents", leave=False, delay=1) as bar,
+        progress_bar(texts(documents), f"tokenize {split}", len(documents)) as read,
     ):
-        for some in texts(documents):
+        for some in read:
             encoded = tokenizer.encode_documents(some)
             num_unknown += tokenizer.num_unknown(some, encoded)
             for ids in filter(len, encoded):
@@ -162,7 +162,6 @@ def _write(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -
                 num_documents += 1
                 ends.write(np.int64(num_tokens).tobytes())
             num_bytes += sum(len(text.encode()) for text in some)
-            bar.update(len(some))
         for written in (file, ends):
             written.flush()
             os.fsync(written.fileno())

@@ -1,4 +1,4 @@
-"""Text to token ids and back. Every document, and in the word tokenizer every line, is followed by one `<eos>`."""
+"""Tokenizers. Every document (with the word tokenizer, every line) is followed by one `<eos>`."""
 
 import json
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from lit_tbptt.errors import InputError
 EOS = "<eos>"
 UNKNOWN = "<unk>"
 BUILT_IN = ("byte", "char", "word")
-# What other people's tokenizers call the token between documents, most telling first.
+# Names of the token between documents in other tokenizers, most specific first.
 _EOS_NAMES = (EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "[SEP]")
 
 
@@ -27,10 +27,10 @@ class Tokenizer(ABC):
     """Maps documents to token ids.
 
     Attributes:
-        name: What the user asked for.
+        name: The name that the user gave.
         vocabulary_size: Number of different ids.
         eos: The id of `<eos>`, which follows every document.
-        unknown: The id of what the vocabulary does not have. None: it has all there is.
+        unknown: The id of `<unk>`. None: the vocabulary covers every text.
     """
 
     name: str
@@ -48,18 +48,18 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Returns plain values from which `from_description` makes this tokenizer again."""
+        """Returns plain values from which `from_description` rebuilds this tokenizer."""
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text and its `<eos>`; a text without ids is no document, and gets none either."""
+        """Returns the ids of each text and its `<eos>`; a text without ids is not a document and gets no `<eos>`."""
         return [np.append(ids, self.eos) if len(ids) else ids for ids in self.encode(texts)]
 
     def num_unknown(self, texts: Sequence[str], documents: Sequence[np.ndarray]) -> int:
-        """Returns how many tokens stand for text that the vocabulary does not have.
+        """Returns the number of tokens that stand for text outside the vocabulary.
 
         Args:
             texts: The texts.
-            documents: What `encode_documents` makes of them.
+            documents: The result of `encode_documents` for them.
         """
         if self.unknown is None:
             return 0
@@ -67,7 +67,7 @@ class Tokenizer(ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes of UTF-8, and `<eos>`."""
+    """A vocabulary of the 256 bytes (text as UTF-8) and `<eos>`."""
 
     name = "byte"
     vocabulary_size = 257
@@ -84,10 +84,10 @@ class ByteTokenizer(Tokenizer):
 
 
 class CharTokenizer(Tokenizer):
-    """The characters of the training split, and `<eos>` and `<unk>`.
+    """A vocabulary of the characters of the training split, `<eos>` and `<unk>`.
 
     Args:
-        characters: The characters of the vocabulary, sorted, each once.
+        characters: The characters of the vocabulary, sorted, without duplicates.
     """
 
     name = "char"
@@ -126,14 +126,14 @@ class LibraryTokenizer(Tokenizer):
     """Any tokenizer of the `tokenizers` library.
 
     Args:
-        name: What the user asked for.
-        library: The library's object. A token `<eos>` is added where it has no name for one that we know.
+        name: The name that the user gave.
+        library: The library's object. A token `<eos>` is added if it has none with a known name.
     """
 
     def __init__(self, name: str, library: hf.Tokenizer) -> None:
         self.name = name
         self.library = library
-        # A file may say that texts are cut off at a model's length, or filled up to it.
+        # A tokenizer file may enable truncation or padding to the length of a model.
         library.no_truncation()
         library.no_padding()
         known = [token for token in _EOS_NAMES if library.token_to_id(token) is not None]
@@ -163,13 +163,13 @@ class LibraryTokenizer(Tokenizer):
 
 
 class WordTokenizer(LibraryTokenizer):
-    """Words between white space, an `<eos>` after every line, `<unk>` for what the training split does not have."""
+    """Splits at white space; an `<eos>` after every line, `<unk>` for words that are not in the training split."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary_limit: int | None = None) -> "WordTokenizer":
         counting = cls._library(models.WordLevel())
         trainer = trainers.WordLevelTrainer(vocab_size=2**31 - 1, show_progress=False)
-        # The library counts in threads of its own; the one that calls it would hear of Ctrl-C at the end only.
+        # The library counts in its own threads, and the calling thread would notice Ctrl-C only at the end.
         interrupted = Event()
         with ThreadPoolExecutor(1) as pool:
             read = takewhile(lambda text: not interrupted.is_set(), texts)
@@ -190,17 +190,17 @@ class WordTokenizer(LibraryTokenizer):
         return library
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        # A line's end is its <eos>, so a document's last line gives the document's, and an empty one is a blank line.
+        # A line break becomes an <eos>, so the last line of a document ends it, and an empty document is a blank line.
         return self.encode([text.removesuffix("\n") + "\n" for text in texts])
 
     def num_unknown(self, texts: Sequence[str], documents: Sequence[np.ndarray]) -> int:
-        # Where the text itself says <unk>, as prepared corpora do, the token stands for these five bytes.
+        # An <unk> written in the text itself, as in prepared corpora, stands for these five bytes.
         written = sum(text.split().count(UNKNOWN) for text in texts if UNKNOWN in text)
         return super().num_unknown(texts, documents) - written
 
 
 def from_description(description: dict[str, Any]) -> Tokenizer:
-    """Makes the tokenizer that `describe` described."""
+    """Builds a tokenizer from the result of `describe`."""
     match description["name"]:
         case "byte":
             return ByteTokenizer()
@@ -213,10 +213,10 @@ def from_description(description: dict[str, Any]) -> Tokenizer:
 
 
 def from_object(given: Any) -> Tokenizer:
-    """Returns a tokenizer as it is, or makes one of an object of the `tokenizers` library.
+    """Returns a `Tokenizer` unchanged, or wraps an object of the `tokenizers` library.
 
     Args:
-        given: The object; also a fast tokenizer of `transformers`, which has such an object inside.
+        given: The object; also a fast tokenizer of `transformers`, which contains such an object.
 
     Raises:
         InputError: It is none of these.
@@ -230,17 +230,17 @@ def from_object(given: Any) -> Tokenizer:
             "folder, a name on the Hugging Face Hub, a Tokenizer of lit_tbptt or of the tokenizers library, or a fast "
             "one of transformers"
         )
-    copy = hf.Tokenizer.from_str(library.to_str())  # it gets an <eos>, and the user's has none
+    copy = hf.Tokenizer.from_str(library.to_str())  # an <eos> may be added, which must not change the user's object
     return LibraryTokenizer(type(library.model).__name__, copy)
 
 
 def make_tokenizer(name: str, train_texts: Iterable[str], vocabulary_limit: int | None = None) -> Tokenizer:
-    """Makes the tokenizer that `name` asks for.
+    """Creates a tokenizer by name.
 
     Args:
         name: `byte`, `char` or `word`; a `tokenizer.json` file, a folder with one, or a name on the Hugging Face Hub.
         train_texts: The training split, for tokenizers that take their vocabulary from it.
-        vocabulary_limit: The largest vocabulary of `word`. None: every word of the training split.
+        vocabulary_limit: Maximum vocabulary size of `word`. None: every word of the training split.
 
     Raises:
         InputError: There is no such tokenizer, or its file is not one.

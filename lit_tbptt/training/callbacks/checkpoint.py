@@ -1,4 +1,4 @@
-"""When a run is saved, and where."""
+"""RunCheckpoint: when and where a run is saved."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from lit_tbptt.training.loggers import run_folder
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Sends everything that Lightning saves or loads through the one writer and the one reader."""
+    """Makes Lightning save and load with `write_checkpoint` and `read_checkpoint`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         write_checkpoint(checkpoint, path)
@@ -32,22 +32,22 @@ class RunCheckpoint(Checkpoint):
     """Saves a run at step boundaries, also inside a batch, into `checkpoints/` of the run's folder.
 
     `last.ckpt` is written every N steps, every N minutes (at the next step), after every validation and at every stop;
-    the one before it stays as `previous.ckpt`. `best.ckpt`, `best-2.ckpt`, ... are the best by validation. So a
-    run keeps `2 + save_top_k` files, each of about three times the size of the weights with Adam, and the carried
+    the checkpoint before it is kept as `previous.ckpt`. `best.ckpt`, `best-2.ckpt`, ... are the best by validation. So
+    a run keeps `2 + save_top_k` files. With Adam, each is about three times the size of the weights, plus the carried
     state. Process 0 writes them, for all.
 
-    Where a file cannot be written, the run goes on and says so; the files before it stay good.
+    If a file cannot be written, the run prints a warning and continues; the previous files stay intact.
 
     Args:
-        every_n_steps: Optimizer steps between two. Left out: not by steps.
-        every_n_minutes: Minutes between two. null: not by time.
-        monitor: The validation metric that tells which is best. Left out: the module's mean loss, such as val/loss, or
-            val/nats_per_token for a language model.
-        mode: Whether the lowest (`min`) or the highest (`max`) is best.
-        save_top_k: How many of the best are kept.
+        every_n_steps: Optimizer steps between two checkpoints. Left out: not by steps.
+        every_n_minutes: Minutes between two checkpoints. null: not by time.
+        monitor: The validation metric that determines the best checkpoint. Left out: the module's mean loss, such as
+            val/loss, or val/nats_per_token for a language model.
+        mode: Whether the lowest (`min`) or the highest (`max`) value is best.
+        save_top_k: The number of best checkpoints to keep.
 
     Raises:
-        InputError: A number is out of its range.
+        InputError: A number is out of range.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RunCheckpoint(Checkpoint):
         self.scores: list[float] = []  # of best.ckpt, best-2.ckpt, ...
         self.settings: dict[str, Any] | None = None
         self.folder = RunFolder("")
-        self._own: Path | None = None  # the folder of a fit before
+        self._own: Path | None = None  # the folder of an earlier fit
         self._saved_at = time.monotonic()
 
     @property
@@ -85,13 +85,13 @@ class RunCheckpoint(Checkpoint):
 
     @best_model_path.setter
     def best_model_path(self, path: str) -> None:
-        """Does nothing: it is where the strategies that fork bring what a process has found."""
+        """Does nothing: strategies that fork assign the path found by a process here."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
         if stage != "fit":
             return
-        # Last, so that what it saves holds what the others have done.
+        # Moved to the end, so that checkpoints include what the other callbacks did.
         trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
         for owner in filter(None, (pl_module, getattr(trainer, "datamodule", None))):
             objects = [name for name, value in owner.hparams.items() if not is_plain(value)]
@@ -114,19 +114,19 @@ class RunCheckpoint(Checkpoint):
         self._own = self.folder.path
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves where steps or minutes say so."""
+        """Saves if it is due by steps or minutes."""
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if "save" in pl_module.agreement.agreed or due:
             self.save_last(trainer)
         elif self.every_n_minutes and (time.monotonic() - self._saved_at) / 60 >= self.every_n_minutes:
-            pl_module.agreement.request("save")  # clocks differ: all save at the next boundary
+            pl_module.agreement.request("save")  # clocks differ, so all processes save at the next boundary
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not where max_steps broke a batch off: see LitTBPTT._end_evaluation.
+        # Not if max_steps interrupted a batch: see LitTBPTT._end_evaluation.
         if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.position.batch_finished:
             return
         score = trainer.callback_metrics.get(self.monitor)
-        # Process 0 decides, for a metric of the user's own may differ.
+        # Process 0 decides, since a metric defined by the user may differ between processes.
         score, self.scores = trainer.strategy.broadcast((None if score is None else float(score), self.scores))
         if score is None and self.save_top_k:
             known = ", ".join(sorted(trainer.callback_metrics))
@@ -138,21 +138,21 @@ class RunCheckpoint(Checkpoint):
         self.save_last(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        # Where max_steps breaks an epoch off, Lightning ends it all the same; a run that is continued goes on with it.
+        # If max_steps interrupts an epoch, Lightning ends it anyway; a resumed run continues it.
         if trainer.global_step == trainer.max_steps and not pl_module.position.at_epoch_end:
             self.save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not in on_train_end, where callbacks that average weights put the average in their place.
+        # Not in on_train_end, where callbacks that average weights replace the weights by the average.
         if trainer.global_step == trainer.max_steps:
-            ends = pl_module.position.at_epoch_start  # otherwise max_steps has broken it off, see above
+            ends = pl_module.position.at_epoch_start  # otherwise max_steps has interrupted it, see above
         else:
             ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if ends:
             self.save_last(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt`, and keeps the one before it as `previous.ckpt`."""
+        """Writes `last.ckpt`, and keeps the previous one as `previous.ckpt`."""
 
         def place() -> None:
             if self.folder.last.exists():
@@ -174,19 +174,19 @@ class RunCheckpoint(Checkpoint):
                 self.folder.best(index - 1).replace(self.folder.best(index))
             path.replace(self.folder.best(place))
 
-        # First the new file, under a name that nothing looks for; then the worse ones move down.
+        # First write the new file under a temporary name; then move the worse ones down.
         path = self.folder.new_best
         if not self._save(trainer, path, insert):
             self.scores = before
 
     def _save(self, trainer: Trainer, path: Path, place: Callable[[], None]) -> bool:
-        """Writes a file and puts it in its place, which rank 0 does; all return whether it did."""
+        """Writes a file and moves it into place, on rank 0; returns on all ranks whether this worked."""
         if trainer.fast_dev_run:
             return False
         self._saved_at = time.monotonic()
         failure = ""
         try:
-            # Not trainer.save_checkpoint, in which the other processes would wait for one that cannot write.
+            # Not trainer.save_checkpoint, where the other processes would wait for one that cannot write.
             trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(False), path)
             if trainer.is_global_zero:
                 place()
@@ -208,6 +208,6 @@ class RunCheckpoint(Checkpoint):
         return {"scores": self.scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # In a folder of its own a resumed run has no best yet.
+        # A run resumed into a new folder has no best checkpoint there yet.
         present = [score for index, score in enumerate(state_dict["scores"]) if self.folder.best(index).exists()]
         self.scores = present

@@ -1,4 +1,4 @@
-"""How far back gradients reach in a running training, as numbers and pictures."""
+"""GradientHorizon: measures and plots how far back gradients reach during training."""
 
 import csv
 import math
@@ -22,28 +22,28 @@ from lit_tbptt.training.loggers import TokensTensorBoardLogger, run_folder
 
 
 class GradientHorizon(Callback):
-    """Draws the norm of d(loss at a window's last token) / d(state j tokens before it), on the data of the training.
+    """Plots the norm of d(loss at a window's last token) / d(state j tokens before it), on the training data.
 
-    It shows what a choice of k2 cuts. One extra backward pass runs token by token over the windows just trained on,
-    with today's weights, from the state that was carried into them, without autocast. Training goes on as if it had not
-    been: random numbers, carried state, gradients and buffers stay as they are. For that one pass the activations of
-    `tokens_back` tokens are kept, also with `recompute_every`.
+    It shows what a choice of k2 cuts off. One extra backward pass runs token by token over the latest windows, with the
+    current weights, from the state that was carried into them, without autocast. It does not change the training:
+    random numbers, carried state, gradients and buffers stay the same. This pass keeps the activations of `tokens_back`
+    tokens, even with `recompute_every`.
 
     Every curve is logged as `horizon/ratio_per_token`, `horizon/tokens_to_1_percent` and `horizon/share_beyond_k2` (see
-    `lit_tbptt.tbptt.gradient_norms`), and written to `gradient_horizon/` in the run's folder, or in `default_root_dir`
-    without a logger, as a table and a picture; TensorBoard has the picture too. Drawing needs matplotlib, the extra
+    `lit_tbptt.tbptt.gradient_norms`), and written to `gradient_horizon/` in the run's folder (without a logger, in
+    `default_root_dir`) as a table and a picture. TensorBoard gets the picture too. Plotting needs matplotlib, the extra
     `plot`.
 
     Args:
-        every_n_steps: A curve is drawn at every N-th optimizer step, or later, once `tokens_back` tokens have passed
-            since the last curve and some lane's last token is scored.
+        every_n_steps: A curve is measured every N optimizer steps, or later, once `tokens_back` tokens have passed
+            since the last curve and the last token of some lane is scored.
         tokens_back: How far back a curve goes, at least k2. Left out: twice k2.
     """
 
     def __init__(self, every_n_steps: int = 1000, tokens_back: int | None = None) -> None:
         self.every_n_steps = every_n_steps
         self.tokens_back = tokens_back
-        # The state that was carried into the windows since, and those windows.
+        # The recorded windows, and the state that was carried into the first of them.
         self._record: Carry | None = None
         self._record_window = 0
         self._due = every_n_steps
@@ -58,7 +58,7 @@ class GradientHorizon(Callback):
         """Checks the settings.
 
         Raises:
-            InputError: A number is out of its range, or matplotlib is missing.
+            InputError: A number is out of range, or matplotlib is missing.
         """
         k2 = pl_module.truncation.k2
         if self.every_n_steps < 1:
@@ -81,9 +81,9 @@ class GradientHorizon(Callback):
                 )
 
     def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
-        """Keeps the windows that the next curve goes back over, and draws it where it is due."""
+        """Records the windows for the next curve, and measures it when it is due."""
         step, number, truncation = trainer.global_step, pl_module.position.window, pl_module.truncation
-        back = max(self.tokens_back or 2 * truncation.k2, truncation.k2)  # which may have been made longer
+        back = max(self.tokens_back or 2 * truncation.k2, truncation.k2)  # k2 may have been increased
         if self._record is not None and self._record_window == number - 1:
             self._record = Carry(self._record.state, (*self._record.context, window))
         else:
@@ -93,7 +93,7 @@ class GradientHorizon(Callback):
             if self._draw(trainer, pl_module, self._record, back):
                 self._due = (step // self.every_n_steps + 1) * self.every_n_steps
             self._record = None
-        # One window more than it takes, for an epoch's last one may be short.
+        # One window more than needed, since the last one of an epoch may be short.
         num_windows = -(-(back + 1) // truncation.k1) + 1
         if self._record is None and self._due - step <= num_windows:
             self._record = pl_module.carry
@@ -106,19 +106,19 @@ class GradientHorizon(Callback):
         self._resume = state_dict
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, record: Carry, back: int) -> bool:
-        pl_module.log_book.check(trainer)  # of a loss that is no number there is nothing to draw
+        pl_module.log_book.check(trainer)  # raises if the loss is not finite
         pl_module.log_book.pause_clock()
         before, buffers = random_state(), [buffer.clone() for buffer in pl_module.buffers()]
         with torch.autocast(pl_module.device.type, enabled=False):
             norms = gradient_norms(pl_module, record, back)
-        # The mean over lanes, of all processes: each has those of its scored ones.
+        # The mean over the scored lanes of all processes; each process has the mean over its own.
         num_scored = record.context[-1].mask_or_ones()[:, -1].sum().to(norms)[None]
         sums = trainer.strategy.reduce(torch.cat([norms * num_scored, num_scored]), reduce_op="sum").cpu()
         norms = sums[:-1] / sums[-1].clamp(min=1)
         set_random_state(before)
         for buffer, value in zip(pl_module.buffers(), buffers, strict=True):
             buffer.copy_(value)
-        drawn = 0 < float(norms[0]) < math.inf  # not where no lane's last token is scored
+        drawn = 0 < float(norms[0]) < math.inf  # false if no lane's last token is scored
         if drawn:
             found = measure(norms, pl_module.truncation.k2)
             names = ("ratio_per_token", "tokens_to_1_percent", "share_beyond_k2")
@@ -156,7 +156,7 @@ def _figure(norms: list[float], found: Horizon, k2: int, step: int) -> Any:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     last, finite = len(norms) - 1, [norm for norm in norms if 0 < norm < math.inf]
-    # A reset cuts the curve: it ends there.
+    # The curve ends at a reset.
     axes.semilogy([norm if norm > 0 else math.nan for norm in norms], label="measured, mean over lanes")
     if found.ratio_per_token is not None:
         axes.semilogy(found.fitted, "--", linewidth=1, label=f"fitted: x {found.ratio_per_token:.3f} per token")

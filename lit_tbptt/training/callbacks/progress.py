@@ -1,4 +1,4 @@
-"""A progress bar over optimizer steps, which is what a step budget is counted in."""
+"""A progress bar that counts optimizer steps."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
-# The values worth a place in one line, and what they are called there.
+# The metrics shown in the bar, and their short names.
 _SHOWN = {
     "train/loss": "loss",
     "train/nats_per_token": "loss",
@@ -19,7 +19,7 @@ _SHOWN = {
 
 
 class StepProgressBar(ProgressBar):
-    """Shows the optimizer steps done of those to do, the time left, loss, bits per byte and tokens per second."""
+    """Shows the optimizer steps done and left, the time left, loss, bits per byte and tokens per second."""
 
     def __init__(self) -> None:
         super().__init__()

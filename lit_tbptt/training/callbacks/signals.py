@@ -1,4 +1,4 @@
-"""Signals only set a flag; what they ask for is done at the next step boundary."""
+"""Handles signals: the handler only sets a flag, and the run saves or stops at the next step boundary."""
 
 import math
 import signal
@@ -22,10 +22,10 @@ _REQUESTS = {"SIGTERM": "SIGTERM", "SIGINT": "SIGINT", "SIGUSR1": "save"}
 
 
 class SignalHandling(Callback):
-    """Saves and stops on SIGTERM and SIGINT, saves and goes on on SIGUSR1.
+    """Saves and stops on SIGTERM and SIGINT; saves and continues on SIGUSR1.
 
-    A signal to one process is one to all: they save together, once, and end. The exit status of a stopped run is 128
-    and the signal's number, 143 or 130, as schedulers expect. A second SIGINT stops at once, without saving.
+    If one process receives a signal, all processes save together, once, and stop. The exit status of a stopped run is
+    128 plus the signal's number, 143 or 130, as schedulers expect. A second SIGINT stops immediately, without saving.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class SignalHandling(Callback):
     def _begin(self, pl_module: LightningModule) -> None:
         self._agreement = pl_module.agreement
         if self._before or threading.current_thread() is not threading.main_thread():
-            return  # only the main thread may
+            return  # only the main thread may set handlers
         self._interrupted = False
         for name in _REQUESTS:
             if hasattr(signal, name):  # Windows has no SIGUSR1
@@ -53,11 +53,11 @@ class SignalHandling(Callback):
                 self._before[number] = signal.signal(number, self._handle)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Last, so that what is saved before a stop holds what the others have done.
+        # Moved to the end, so that a save before a stop includes what the other callbacks did.
         trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
 
-    # Not earlier: Lightning puts its own handlers in place just before. They would talk to the other processes from
-    # inside the handler, and hang.
+    # Not earlier: Lightning installs its own handlers just before. They would communicate with other processes inside
+    # the handler, and hang.
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(pl_module)
@@ -66,11 +66,11 @@ class SignalHandling(Callback):
         self._begin(pl_module)
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops where it was asked for; RunCheckpoint saves where only that was."""
+        """Stops if requested; if only a save was requested, RunCheckpoint does it."""
         self._act(trainer, pl_module.agreement.agreed - {"save"})
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        # A validation stands between two steps and may be long; the continued run makes it again.
+        # A validation is between two steps and may be long; a resumed run repeats it.
         self._batches_left -= 1
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._batches_left >= 0:
             pl_module.agreement.sync()
@@ -93,7 +93,7 @@ class SignalHandling(Callback):
         _end_at_once(trainer)
         if trainer.state.fn != "fit":
             return
-        # A user's own loaders need not have as many batches in every process, and may not know how many; Lanes have.
+        # User loaders may differ in their number of batches between processes, or not know it; Lanes do not.
         loaders = trainer.val_dataloaders
         lanes = all(isinstance(one, Lanes) for one in (loaders if isinstance(loaders, list) else [loaders]))
         known = sum(trainer.num_val_batches)
@@ -104,7 +104,7 @@ class SignalHandling(Callback):
         _end_at_once(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # It may have come after the last window; RunCheckpoint has saved since.
+        # A signal may have come after the last window; RunCheckpoint has saved since then.
         _exchange(pl_module)
         pl_module.agreement.sync()
         self._restore(trainer)
@@ -119,16 +119,16 @@ class SignalHandling(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore(trainer)
         if isinstance(exception, SystemExit | DivergenceError | InputError):
-            # They end all processes. Lightning, who sees those that it started end with an error, would kill this one
-            # before it has said why.
+            # These end all processes. Otherwise Lightning, when a process that it started fails, would kill this one
+            # before it has printed the reason.
             getattr(trainer.strategy.launcher, "procs", []).clear()
 
     def _restore(self, trainer: Trainer) -> None:
         for number, handler in self._before.items():
-            if signal.getsignal(number) == self._handle:  # at a fit's end Lightning has put back what was there before
+            if signal.getsignal(number) == self._handle:  # Lightning restores the old handler at the end of a fit
                 signal.signal(number, handler)
         if self._before and trainer.world_size > 1:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and not Lightning's handler, see above
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not Lightning's handler, see above
         self._before.clear()
 
 

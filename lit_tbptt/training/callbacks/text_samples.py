@@ -1,4 +1,4 @@
-"""What a language model writes while it is trained."""
+"""TextSamples: generates samples during training."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from lit_tbptt.training.loggers import TokensTensorBoardLogger
 class TextSamples(Callback):
     """Writes continuations of prompts to the terminal and to TensorBoard.
 
-    Process 0 writes them. Each time they are drawn with the same random numbers, and training is left as it is: a run
-    with samples is to the same bits what it is without.
+    Process 0 generates them, every time with the same random numbers. Training is not affected: a run with samples
+    equals a run without them bit for bit.
 
     Args:
-        every_n_steps: Optimizer steps between two times.
-        prompts: What to continue. An empty one stands for a document's start.
-        num_tokens: Tokens to add to each.
-        temperature: Divides the logits before sampling; 0 takes the likeliest token.
-        top_k: Sample among the k likeliest tokens only. Left out: among all.
+        every_n_steps: Optimizer steps between two sets of samples.
+        prompts: The prompts to continue. An empty one is the start of a document.
+        num_tokens: Number of tokens to generate per prompt.
+        temperature: Divides the logits before sampling; 0 takes the most likely token.
+        top_k: Sample only from the k most likely tokens. Left out: from all.
         seed: The same seed gives the same text.
 
     Raises:
@@ -54,7 +54,7 @@ class TextSamples(Callback):
             )
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes samples where it is time to."""
+        """Writes samples when they are due."""
         step = trainer.global_step
         if step % self.every_n_steps or not trainer.is_global_zero:
             return
