@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -165,6 +166,13 @@ class Update(ABC):
             return loss
         targets = cost.total_targets
         return loss / (targets.clamp(min=1).to(loss.dtype) if isinstance(targets, Tensor) else max(1, targets))
+
+
+def pass_over(window: Window, carry: Carry | None, run: Run) -> Updated:
+    """Runs a window without targets only for its carry: many optimizers change weights even if gradients are zero."""
+    with torch.no_grad():
+        cost = run((window,), carry)
+    return Updated(cost.carry.detach(), cost.total_loss, cost.total_targets, False)
 
 
 class StepPerWindow(Update):

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -10,6 +10,7 @@ from torch.optim import AdamW
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch, Run, StepPerWindow, Task, Truncation, Update, Window
+from lit_tbptt.tbptt.update import pass_over
 from lit_tbptt.training.ddp import check_strategy
 from lit_tbptt.training.evaluation import Evaluation
 from lit_tbptt.training.hooks import between_hooks, check_callbacks, step_hooks, window_hooks
@@ -151,24 +152,28 @@ class LitTBPTT(Task, EvaluatingModule):
         optimizer, stepped = ModuleOptimizer(self), True
         on_window_end, on_step_end = window_hooks(trainer), step_hooks(trainer, batch, batch_idx)
         between = between_hooks(trainer, batch, batch_idx)
+        scored = batch.scored or (True,) * len(batch.windows)
         for number, window in enumerate(batch.windows[done:], done + 1):
             if trainer.global_step == trainer.max_steps:
                 break
             for hook in between if number > 1 else ():
                 hook()
             window = self._with_resets(window)
-            last = self.position.last_batch and number == len(batch.windows)
-            updated = self.update(window, self.carry, self._run, optimizer, last)
-            stepped = updated.stepped
+            if scored[number - 1]:
+                last = self.position.last_batch and not any(scored[number:])
+                updated = self.update(window, self.carry, self._run, optimizer, last)
+                stepped = updated.stepped
+            else:
+                updated = pass_over(window, self.carry, self._run)
             self.carry = updated.carry
             self.log_book.add(self.position.step + 1, updated.loss, updated.num_targets)
             self.position.window += 1
             self.position.batch_window += 1
-            if stepped:
+            if updated.stepped:
                 self._after_step()
             for hook in on_window_end:
                 hook(trainer, self, window)
-            for hook in on_step_end if stepped else ():
+            for hook in on_step_end if updated.stepped else ():
                 hook(trainer, self)
         if not stepped:
             raise InputError(
@@ -201,8 +206,18 @@ class LitTBPTT(Task, EvaluatingModule):
     def on_train_epoch_start(self) -> None:
         self._epoch_ended = False
         loader = self.trainer.train_dataloader
+        self._check_burn_in(loader)
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(self.current_epoch)
+
+    def _check_burn_in(self, loader: Any) -> None:
+        """Raises InputError where time steps after a reset go unscored, and this module resets lanes by itself."""
+        for name, off in (("carry_state", True), ("state_drop_probability", 0.0)):
+            if getattr(loader, "burn_in", 0) and getattr(self, name) != off:
+                raise InputError(
+                    f"burn_in={loader.burn_in} with model.{name}={getattr(self, name)}: the lanes count from their own "
+                    "resets, and would score what follows the model's; leave one of them out"
+                )
 
     def on_train_epoch_end(self) -> None:
         self._until_continued.close()
