@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import runpy
+import signal
 import socket
 import sys
 import time
@@ -50,6 +51,8 @@ def _preloaded():
 
 def _in_child(function, args, options, log, folder, variables):
     assert "lightning.pytorch" in sys.modules, "nothing was imported before the fork"
+    # A shell without job control starts `pytest &` with SIGINT ignored, and that is inherited: Ctrl-C would do nothing.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
