@@ -52,10 +52,10 @@ class TextLanesDataModule(LightningDataModule):
     Of several processes each gets its share of the lanes, in order and as evenly as it goes.
 
     Args:
-        path: A name on the Hugging Face Hub; a folder, whose files named train, valid and test are the splits; a file:
-            text, parquet, JSON lines, CSV; a folder that `save_to_disk` wrote; from Python also a `Path`, a dataset of
-            any kind, a list of texts, a data frame or series of pandas or polars, or a dict of these by split. Left
-            out: the source code of Python's standard library.
+        path: A file (text, parquet, JSON lines, CSV), a folder of such files, or a name on the Hugging Face Hub. Left
+            out: the source code of Python's standard library. A folder's files named train, valid and test are the
+            splits; it may also be one that `save_to_disk` wrote. From Python it may be a `Path`, a dataset of any kind,
+            a list of texts, a data frame or series of pandas or polars, or a dict of these by split.
         name: The dataset's configuration, where it has several.
         text_column: The column that holds the text.
         val_fraction: Share of the training split that becomes the validation split where the dataset has none: the
@@ -64,8 +64,9 @@ class TextLanesDataModule(LightningDataModule):
         split_salt: Decides which files of the default corpus are held out.
         load_options: Further arguments of `datasets.load_dataset`, such as `encoding_errors: replace`,
             `sample_by: line` or `data_files`.
-        tokenizer: `byte`, `char`, `word`; a `tokenizer.json` file, a folder with one, or its name on the Hugging Face
-            Hub; from Python also a `Tokenizer`, a `tokenizers.Tokenizer`, or a fast tokenizer of `transformers`.
+        tokenizer: `byte`, `char`, `word`, or a Hugging Face tokenizer: its name, its folder or its `tokenizer.json`.
+            From Python also a `Tokenizer`, a `tokenizers.Tokenizer`, or a fast tokenizer of `transformers`. After
+            `setup` it is a `Tokenizer`.
         vocabulary_limit: Largest vocabulary of the word tokenizer. Left out: every word of the training split.
         num_lanes: Parallel sequences in training.
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
@@ -90,7 +91,6 @@ class TextLanesDataModule(LightningDataModule):
     Attributes:
         splits: What the splits are read from, known after `setup`.
         documents: The datasets they come from.
-        tokenizer: Makes ids of texts.
 
     Raises:
         InputError: A number is below 1, or settings do not go together.
