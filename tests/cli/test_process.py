@@ -1,13 +1,19 @@
 import ctypes
+import logging
 import platform
 import resource
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import FIRST_RUN
+from lightning.fabric.utilities.seed import seed_everything
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from processes import start, status_of
 
-from lit_tbptt.cli.process import keep_freed_memory
+from lit_tbptt.cli import main
+from lit_tbptt.cli.process import keep_freed_memory, quiet_lightning
 
 BLOCKS, MEGABYTES = 5, 20
 
@@ -43,3 +49,27 @@ def test_freed_memory_is_used_again_unless_the_user_has_set_the_allocator(tmp_pa
     assert kept * resource.getpagesize() < 30 * 2**20
     again, _ = measured["the user's"]
     assert again > 25_000
+
+
+def test_lightning_says_only_what_tells_something(caplog):
+    quiet_lightning()
+    caplog.set_level(logging.INFO)
+    Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=1)
+    seed_everything(3)
+    assert not caplog.messages
+    kept = ["GPU available: True (cuda), used: True", "Using bfloat16 Automatic Mixed Precision (AMP)"]
+    for message in kept:
+        rank_zero_info(message)
+    assert caplog.messages == kept
+    with pytest.warns(UserWarning, match="GPU available: False"):
+        rank_zero_warn("GPU available: False, and that is a warning")
+
+
+def test_a_fit_begins_with_what_is_ours(words_folder, tmp_path):
+    log = tmp_path / "log"
+    options = ["fit", f"--data.path={words_folder}", *FIRST_RUN, "--trainer.max_steps=2"]
+    assert status_of(start(main, options, log=log, folder=tmp_path)) == 0, log.read_text()
+    printed = log.read_text()
+    for noise in ("available", "Tip", "Seed", "Restoring", "Loaded model", "`Trainer"):
+        assert noise not in printed, printed
+    assert printed.count("nats_per_token") == 1
