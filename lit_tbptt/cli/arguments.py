@@ -22,7 +22,7 @@ _REFUSED = {
 _DESCRIPTIONS = {
     "config": "A YAML file of settings; the command line goes before it.",
     "seed_everything": "Seed of all random numbers; true: a random one.",
-    "ckpt_path": "The checkpoint to continue a run from, or to evaluate: last, best, a path, or a run's folder.",
+    "ckpt_path": "The checkpoint to continue or to evaluate: last, best, a path, or a run's folder.",
 }
 
 
@@ -48,7 +48,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--init_from",
         type=str | None,
-        help="For fit: start a new run from the weights alone of a checkpoint: last, best, a path, or a run's folder.",
+        help="Start a new run from a checkpoint's weights alone: last, best, or a path.",
     )
     parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
     known = {action.dest for action in parser._actions}

@@ -3,15 +3,17 @@
 Everything shown is read from the parser, so that it also fits the options of a user's own task and data.
 """
 
+import json
 import re
 import shutil
 import textwrap
 from argparse import SUPPRESS, Action, _HelpAction
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import copy
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -32,7 +34,7 @@ _ORDER = ("run", "data", "model", "optimizer")  # then the others, and the train
 # An evaluation takes the rest from the checkpoint.
 _OF_AN_EVALUATION = ("run", "data", "trainer")
 _OF_A_FIT = ("init_from", "trainer.max_", "trainer.val_check", "trainer.check_val", "trainer.fast_dev", "trainer.log_")
-_COLUMN, _LONGEST_TEXT, _MOST_CHOICES = 38, 170, 20
+_COLUMN, _MOST_CHOICES = 36, 20
 _PLACEHOLDERS = {int: "INT", float: "FLOAT", bool: "true|false", Path: "PATH", str: "TEXT", dict: "DICT", list: "LIST"}
 
 
@@ -77,7 +79,7 @@ def _usage(parser: ArgumentParser) -> str:
 
 def _section(action: Action) -> str:
     group, dot, _ = action.dest.partition(".")
-    if dot:
+    if dot or group in ("data", "model"):
         return group
     return "optimizer" if group in ("optimizer", "lr_scheduler") else "run"
 
@@ -125,40 +127,38 @@ def _described(action: Action, parser: ArgumentParser) -> Iterator[str]:
     hint = getattr(action, "_typehint", None)
     option = next(each for each in action.option_strings if each.startswith("--"))
     default = action.default.as_dict() if isinstance(action.default, Namespace) else action.default
-    text, is_class = _summary(action), f"{option}.help" in parser._option_string_actions
+    is_class, choices = f"{option}.help" in parser._option_string_actions, []
     if _section(action) != "trainer":
         choices = sorted(class_names(parser, action.dest)) if is_class else _literals(hint)
-        named = all(re.search(rf"\b{re.escape(choice)}\b", text) for choice in choices)
-        if len(choices) <= _MOST_CHOICES and not named:
-            text = f"{text} One of {', '.join(choices)}."
-    yield from _line(option, "CLASS" if is_class and default is None else _value(action, default), text)
+    value = "CLASS" if is_class and default is None else _value(action, default)
+    yield from _line(option, value, *_sentences(action), choices=choices)
     if isinstance(default, Mapping) and "class_path" in default:
-        for argument in _arguments(default["class_path"], default.get("init_args") or {}, type(parser)):
-            name = argument.option_strings[0].removeprefix("--")
-            value = (default.get("init_args") or {}).get(argument.dest, argument.default)
-            yield from _line(f"{option}.{name}", _value(argument, value), _summary(argument))
+        given = default.get("init_args") or {}
+        for argument in _arguments(default["class_path"], given, type(parser)):
+            name = f"{option}.{argument.dest}"
+            yield from _line(name, _value(argument, given.get(argument.dest, argument.default)), *_sentences(argument))
 
 
 def _arguments(class_path: str, given: Mapping[str, Any], parser_class: type[ArgumentParser]) -> list[Action]:
-    """Returns the arguments of an option's default class, without those that its own library keeps for keywords."""
+    """Returns the arguments of an option's default class; of torch's, those that are given, and the learning rate."""
     module, _, name = class_path.rpartition(".")
     cls = getattr(import_module(module), name)
     parameters = signature(cls).parameters.values()
-    supplied = {each.name for each in parameters if each.default is Parameter.empty} - set(given)
-    keywords = {each.name for each in parameters if each.kind is Parameter.KEYWORD_ONLY} - set(given)
+    supplied = {each.name for each in parameters if each.default is Parameter.empty} & set(signature(cls).parameters)
     parser = parser_class()
-    parser.add_class_arguments(cls, skip=(supplied | keywords) & set(signature(cls).parameters), fail_untyped=False)
-    return [action for action in parser._actions if _is_option(action)]
+    parser.add_class_arguments(cls, skip=supplied - set(given), fail_untyped=False)
+    usual = {"lr", *given} if module.startswith("torch.") else {each.name for each in parameters}
+    return [action for action in parser._actions if _is_option(action) and action.dest in usual]
 
 
-def _summary(action: Action) -> str:
+def _sentences(action: Action) -> tuple[str, str]:
     """Returns the first sentence about an option, and what happens if it is left out."""
     text = " ".join((action.help or "").split())
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text)  # of Sphinx
     text = re.sub(r" *\(default: [^)]*\)", "", text).replace("`", "")
     first, *others = re.split(r"(?<=[.!?])\s+(?=[A-Z\"])", text)
     left_out = (other for other in others if other.startswith("Left out:") and action.default is None)
-    return textwrap.shorten(" ".join([first, *left_out]), _LONGEST_TEXT, placeholder=" ...")
+    return first, next(left_out, "")
 
 
 def _value(action: Action, default: Any) -> str:
@@ -172,9 +172,7 @@ def _value(action: Action, default: Any) -> str:
         return _placeholder(action)
     if isinstance(default, bool):
         return str(default).lower()
-    if isinstance(default, Mapping | list | tuple):
-        return f"'{[*default] if isinstance(default, tuple) else default}'"
-    return str(default)
+    return quote(json.dumps(default, default=str) if isinstance(default, Mapping | list | tuple) else str(default))
 
 
 def _placeholder(action: Action) -> str:
@@ -193,15 +191,20 @@ def _literals(hint: Any) -> list[str]:
     return [value for part in get_args(hint) if get_origin(part) is Literal for value in _literals(part)]
 
 
-def _line(option: str, value: str, text: str) -> Iterator[str]:
-    width = max(40, shutil.get_terminal_size().columns - _COLUMN)
-    first, *others = textwrap.wrap(text, width) or [""]
+def _line(option: str, value: str, first: str, more: str = "", choices: Collection[str] = ()) -> Iterator[str]:
+    """Yields what a terminal of 120 columns shows in a line, and a smaller one in two, but all choices."""
+    columns = shutil.get_terminal_size(fallback=(120, 24)).columns
+    width, num_lines = max(40, columns - _COLUMN), 1 if columns >= 120 else 2
     left = f"  {option} {value}"
     if len(left) >= _COLUMN:
         yield left.rstrip()
         left = ""
-    yield f"{left:{_COLUMN}}{first}".rstrip()
-    yield from (" " * _COLUMN + line for line in others)
+    text = f"{first} {more}" if len(textwrap.wrap(f"{first} {more}", width)) <= num_lines else first
+    lines = textwrap.wrap(text, width, max_lines=num_lines, placeholder=" ...") or [""]
+    if len(choices) <= _MOST_CHOICES and not all(re.search(rf"\b{re.escape(each)}\b", text) for each in choices):
+        lines = textwrap.wrap(f"{first} One of {', '.join(choices)}.", width)
+    yield f"{left:{_COLUMN}}{lines[0]}".rstrip()
+    yield from (" " * _COLUMN + line for line in lines[1:])
 
 
 def _more(parser: ArgumentParser, sections: Mapping[str, Iterable[Action]]) -> Iterator[str]:

@@ -14,16 +14,16 @@ from lit_tbptt.cli.help import TRAINER
 
 # Options of `fit` and how the short help shows them: with the default value, or the kind of value.
 SHOWN = {
-    "--data.path TEXT": "A file (text, parquet, JSON lines, CSV), a folder of such files, or a name on the",
-    "--data.tokenizer byte": "byte, char, word, or a Hugging Face tokenizer",
+    "--data.path TEXT": "A file (text, parquet, JSON, CSV), a folder, or a name on the Hugging Face Hub.",
+    "--data.tokenizer byte": "byte, char, word, or a Hugging Face tokenizer's name, folder or tokenizer.json.",
     "--data.num_lanes 16": "Parallel sequences in training.",
-    "--data.streaming false": "Whether the corpus is read as it is needed",
+    "--data.streaming false": "Whether the corpus is read as it is needed and never stored.",
     "--model.core LSTM": "The recurrent part: RNN, LSTM, GRU, or any RecurrentCore.",
     "--model.core.hidden_size 256": "Units per layer",
     "--model.core.num_layers 1": "Layers, each fed by the one below.",
     "--model.head CLASS": "Another output layer than a linear one: Adaptive",
     "--model.k2 INT": "The horizon",
-    "--model.dropout_over_time free": "Whether these two draw a mask for every token (free), or one for all",
+    "--model.dropout_over_time free": "Whether these draw a mask for every token (free), or one for a window (shared).",
     "--model.lr_interval step|epoch": "Whether the schedule counts optimizer steps or epochs.",
     "--optimizer AdamW": "Optimizer: a class of torch.optim, or a path. One of ASGD,",
     "--optimizer.lr 0.004": "learning rate",
@@ -32,7 +32,7 @@ SHOWN = {
     "--lr_scheduler WarmupCosineLR": "Schedule: WarmupCosineLR,",
     "--lr_scheduler.num_steps INT": "Steps until the last rate.",
     "--checkpoint.every_n_minutes 10.0": "Minutes between two.",
-    "--ckpt_path PATH": "The checkpoint to continue a run from",
+    "--ckpt_path PATH": "The checkpoint to continue or to evaluate: last, best",
     "--trainer.max_steps 4800": "Stop training after this number of steps.",
     "--trainer.callbacks CLASS": "Add a callback or list of callbacks.",
 }
@@ -85,7 +85,8 @@ def test_an_option_is_a_line_with_its_default_and_its_choices(of_fit):
     assert {f"--trainer.{name}" for name in TRAINER} <= options(text)
     assert not options(text).intersection(NOT_SHOWN)
     assert "Adadelta, Adafactor, Adagrad, Adam, AdamW" in " ".join(text.split())
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 120
+    assert not re.findall(r"^  --(?!trainer).* \.\.\.$", text, re.MULTILINE)  # ours fit into a line each
     assert text.index("--data.path") < text.index("--trainer.max_steps") < text.index("--trainer.help")
 
 
