@@ -3,8 +3,8 @@
     python benchmarks/startup.py --rounds 7
     git worktree add ../before REVISION && python benchmarks/startup.py --trees '[../before,.]'
 
-Every measurement is a process of its own in one of the trees, in turn; medians with quartiles. CPU time differs less from
-the wall's than what else the machine does: these commands wait for nothing but their files.
+Every measurement is a process of its own in one of the trees, in turn; medians with quartiles. These commands wait for
+nothing but their files, and CPU time depends less than the wall's on what else the machine does.
 """
 
 import os

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_origin
@@ -36,6 +35,8 @@ def main(args: list[str] | None = None) -> None:
             print(overview())
         sys.exit(0)
     elif given[0] == "--version":
+        from importlib.metadata import version
+
         print(f"lit_tbptt {version('lit_tbptt')}")
     else:
         from lit_tbptt.cli.process import importing

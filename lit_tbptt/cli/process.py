@@ -6,7 +6,9 @@ import logging
 import os
 import platform
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,17 +74,24 @@ def importing() -> Iterator[None]:
     """Imports a command without looking for garbage, if it is the first that the process runs.
 
     What Lightning imports are a million objects that live as long as the process. Looking through them again and again
-    takes a quarter of the time, so the collector is off meanwhile, and leaves them out afterwards.
+    takes a quarter of the time, so the collector is off meanwhile, and leaves them out afterwards. Ctrl-C ends the
+    process at once: a KeyboardInterrupt that is raised while torch is imported is lost in one case of seven.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    interrupts = handled and threading.current_thread() is threading.main_thread()  # only there it can be set
     gc.disable()
+    if interrupts:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
         gc.freeze()
     finally:
         gc.enable()
+        if interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def keep_freed_memory() -> None:

@@ -2,6 +2,9 @@ import ctypes
 import logging
 import platform
 import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from processes import start, status_of
 from lit_tbptt.cli import main
 from lit_tbptt.cli.process import keep_freed_memory, quiet_lightning
 
+ROOT = Path(__file__).parent.parent.parent
 BLOCKS, MEGABYTES = 5, 20
 
 
@@ -73,3 +77,25 @@ def test_a_fit_begins_with_what_is_ours(words_folder, tmp_path):
     for noise in ("available", "Tip", "Seed", "Restoring", "Loaded model", "`Trainer"):
         assert noise not in printed, printed
     assert printed.count("nats_per_token") == 1
+
+
+def test_ctrl_c_ends_a_command_while_it_is_imported(tmp_path):
+    # A module that is imported and, as some of torch's are, loses what is raised meanwhile.
+    (tmp_path / "loses.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    script = f"""
+import signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
+from lit_tbptt.cli.process import importing
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with importing():
+    import {{}}
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    lost, kept = (
+        subprocess.run([sys.executable, "-c", script.format(name)], capture_output=True, text=True)
+        for name in ("loses", "json")
+    )
+    assert (lost.returncode, lost.stdout, lost.stderr) == (-signal.SIGINT, "", "")
+    assert (kept.returncode, kept.stdout, kept.stderr) == (0, "True\n", "")
