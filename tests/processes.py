@@ -43,7 +43,7 @@ def _preloaded():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["conftest"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(TESTS))
+        patch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{TESTS.parent}")  # of this tree, whichever one is installed
         patch.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
     return context
