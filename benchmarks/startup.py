@@ -1,17 +1,17 @@
-"""Seconds that a command takes before it does anything: imports, help, a generation of nothing.
+"""CPU seconds that a command takes before it does anything: imports, help, a generation of nothing.
 
     python benchmarks/startup.py --rounds 7
     git worktree add ../before REVISION && python benchmarks/startup.py --trees '[../before,.]'
 
-Every measurement is a process of its own in one of the trees, in turn; medians with quartiles. Run it on an idle
-machine.
+Every measurement is a process of its own in one of the trees, in turn; medians with quartiles. These commands wait for
+nothing but their files, and CPU time depends less than the wall's on what else the machine does.
 """
 
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -24,6 +24,7 @@ COMMANDS = {
     "from lit_tbptt import LitLanguageModel": ["-c", "from lit_tbptt import LitLanguageModel"],
     "train.py --help": ["train.py", "--help"],
     "train.py fit --help": ["train.py", "fit", "--help"],
+    "train.py plot --help": ["train.py", "plot", "--help"],
     "train.py generate --help": ["train.py", "generate", "--help"],
     "train.py generate (no tokens)": ["train.py", "generate", "--ckpt_path={checkpoint}", "--num_tokens=0"],
 }
@@ -40,10 +41,11 @@ def train(tree: Path, folder: Path) -> Path:
 
 
 def seconds(command: list[str], tree: Path) -> float:
-    """Returns how long a command takes in a tree."""
-    start = time.perf_counter()
+    """Returns the CPU seconds of a command in a tree, of user and system together."""
+    before = os.times()
     subprocess.run([sys.executable, *command], cwd=tree, check=False, capture_output=True)
-    return time.perf_counter() - start
+    after = os.times()
+    return after.children_user - before.children_user + after.children_system - before.children_system
 
 
 def main(trees: list[Path] = [ROOT], rounds: int = 7) -> None:  # noqa: B006 - jsonargparse shows it in --help
@@ -65,7 +67,7 @@ def main(trees: list[Path] = [ROOT], rounds: int = 7) -> None:  # noqa: B006 - j
             for (name, tree), values in times.items():
                 command = [word.format(checkpoint=checkpoints[tree]) for word in COMMANDS[name]]
                 values.append(seconds(command, tree))
-    print(f"| seconds | {' | '.join(tree.name for tree in trees)} |\n|---|{'---|' * len(trees)}")
+    print(f"| CPU seconds | {' | '.join(tree.name for tree in trees)} |\n|---|{'---|' * len(trees)}")
     for name in COMMANDS:
         cells = []
         for tree in trees:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import runpy
+import signal
 import socket
 import sys
 import time
@@ -42,7 +43,7 @@ def _preloaded():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["conftest"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(TESTS))
+        patch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{TESTS.parent}")  # of this tree, whichever one is installed
         patch.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
     return context
@@ -50,6 +51,8 @@ def _preloaded():
 
 def _in_child(function, args, options, log, folder, variables):
     assert "lightning.pytorch" in sys.modules, "nothing was imported before the fork"
+    # A shell without job control starts `pytest &` with SIGINT ignored, and that is inherited: Ctrl-C would do nothing.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -15,7 +15,7 @@ from lit_tbptt.cli.commands import program
 from lit_tbptt.cli.messages import one_message
 from lit_tbptt.cli.parsing import SettingsCLI, say
 from lit_tbptt.cli.plot import draw_finished_run
-from lit_tbptt.cli.process import set_up_process
+from lit_tbptt.cli.process import quiet_lightning, set_up_process, set_up_torch
 from lit_tbptt.cli.reports import result_table
 from lit_tbptt.cli.runs import SaveSettings, Start, runs_of_command_line
 from lit_tbptt.cli.settings import changed_options, foreign_classes
@@ -55,6 +55,8 @@ class LitCLI(SettingsCLI):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         trainer_defaults["callbacks"] = [*callbacks, SignalHandling()]
         set_up_process()
+        set_up_torch()
+        quiet_lightning()
         with one_message():
             try:
                 super().__init__(

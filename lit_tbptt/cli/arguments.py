@@ -18,14 +18,27 @@ _REFUSED = {
     "accumulate_grad_batches": "use more lanes (data.num_lanes) or longer windows (model.k1)",
 }
 
+# Instead of Lightning's descriptions, of options that are used otherwise here.
+_DESCRIPTIONS = {
+    "config": "A YAML file of settings; the command line goes before it.",
+    "seed_everything": "Seed of all random numbers; true: a random one.",
+    "ckpt_path": "The checkpoint to continue or to evaluate: last, best, a path, or a run's folder.",
+}
+
+
+def describe(parser: LightningArgumentParser) -> None:
+    """Describes the options that are Lightning's and used otherwise here."""
+    for action in parser._actions:
+        action.help = _DESCRIPTIONS.get(action.dest, action.help)
+
 
 def add_arguments(parser: LightningArgumentParser) -> None:
     """Adds the options of a run, and links related ones."""
     parser.add_argument(
         "--run_name",
         type=str | None,
-        help="Name of the run's folder, <runs_dir>/<config name>/<run_name>, and of the run that --ckpt_path last and "
-        "best mean. Left out: a new version_<n>, and the run that was written to last.",
+        help="Name of the run. Left out: a new version_<n>; for --ckpt_path last and best, the run that was written "
+        "to last. Its folder is <runs_dir>/<config name>/<run_name>.",
     )
     parser.add_argument(
         "--runs_dir",
@@ -35,7 +48,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--init_from",
         type=str | None,
-        help="For fit: start a new run from the weights of a checkpoint (a path, last, best), and nothing else of it.",
+        help="Start a new run from a checkpoint's weights alone: last, best, or a path.",
     )
     parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
     known = {action.dest for action in parser._actions}

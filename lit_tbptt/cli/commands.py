@@ -1,14 +1,13 @@
 """Selects and runs a command. Commands are imported when called, because importing Lightning takes seconds."""
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_origin
+
+from lit_tbptt.cli.messages import one_message
 
 # What needs no trainer, by the module under lit_tbptt.cli whose function of the same name is the command.
 COMMANDS = {
@@ -32,41 +31,36 @@ def main(args: list[str] | None = None) -> None:
     elif not given:
         sys.exit(f"error: no command\n\n{overview()}")
     elif given[0] in ("-h", "--help"):
-        print(overview())
+        with one_message():
+            print(overview())
         sys.exit(0)
     elif given[0] == "--version":
+        from importlib.metadata import version
+
         print(f"lit_tbptt {version('lit_tbptt')}")
     else:
-        from lit_tbptt.cli.text import TextCLI
+        from lit_tbptt.cli.process import importing
 
+        with importing():
+            from lit_tbptt.cli.text import TextCLI
         TextCLI(given)
 
 
 def _run(name: str, args: list[str]) -> None:
     """Runs a function as a command; its parameters before `/` are positional, the others are options."""
     try:
-        from lit_tbptt.cli.messages import one_message
-        from lit_tbptt.cli.process import set_up_process
+        from lit_tbptt.cli.process import importing, set_up_process, set_up_torch
 
         set_up_process()
         with one_message():
-            command = getattr(import_module(f"lit_tbptt.cli.{name}"), name)
+            with importing():
+                command = getattr(import_module(f"lit_tbptt.cli.{name}"), name)
+            if "torch" in sys.modules:  # plot does without
+                set_up_torch()
             positional, options = _parsed(command, f"{program()} {name}", args)
-            with _until_nobody_reads():
-                command(*positional, **options)
+            command(*positional, **options)
     except KeyboardInterrupt:  # while torch was imported
         sys.exit(130)
-
-
-@contextmanager
-def _until_nobody_reads() -> Iterator[None]:
-    """Ends the process quietly, as others end, when the reader of its output has: `generate ... | head`."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        sys.exit(141)
 
 
 def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[list[Any], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """How the command line ends where something is wrong."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,18 @@ from lit_tbptt.errors import DivergenceError, InputError, SourceError
 
 @contextmanager
 def one_message() -> Iterator[None]:
-    """Makes one message and a non-zero exit status of what a user can correct."""
+    """Makes one message and a non-zero exit status of what a user can correct.
+
+    The process ends quietly, as others end, when the reader of its output has ended: `generate ... | head`.
+    """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(141)
     except InputError as error:
         sys.exit(f"error: {error}")
     except (DivergenceError, SourceError) as error:

@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
-from torch.optim import Optimizer
 
 from lit_tbptt.cli.class_errors import reasons_in
 from lit_tbptt.cli.command_line import option, option_values
@@ -70,7 +69,7 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
     expected = list(dict.fromkeys(_expected(message)))
     numbers = {"a whole number", "a number", "true or false"}.intersection(expected)
     if (found := re.search(r"dot import path string: (\S+)", message)) and not numbers:
-        names = _classes(parser, key.split(".init_args")[0])
+        names = class_names(parser, key.split(".init_args")[0])
         known = f"; there are {', '.join(names)}" if 0 < len(names) < 20 else ""
         return (
             f"{_place(key, args)}{key}={found[1]!r}: no such class{_meant(found[1], names) or known}; name one of your "
@@ -115,7 +114,7 @@ def _arguments(class_path: str) -> list[str]:
     return [parameter for parameter in signature(cls).parameters if parameter not in ("self", "params", "optimizer")]
 
 
-def _classes(parser: ArgumentParser, key: str) -> list[str]:
+def class_names(parser: ArgumentParser, key: str) -> list[str]:
     """Returns the names of the classes that an option takes, as far as they are imported."""
     action = next((action for action in parser._actions if action.dest == key), None)
     todo: list[Any] = [getattr(action, "_typehint", None)]
@@ -124,7 +123,8 @@ def _classes(parser: ArgumentParser, key: str) -> list[str]:
         hint = todo.pop(0)
         if isinstance(hint, type) and hint.__module__ not in ("builtins", "typing"):
             todo += hint.__subclasses__()
-            abstract = getattr(hint, "__abstractmethods__", None) or hint is Optimizer
+            base = hint.__module__.startswith("torch.optim") and hint.__name__ in ("Optimizer", "LRScheduler")
+            abstract = base or getattr(hint, "__abstractmethods__", None)
             if not abstract and not hint.__name__.startswith("_"):
                 names[hint.__name__] = None
         todo += [arg for arg in get_args(hint) if not isinstance(arg, list)][-2:]

@@ -1,5 +1,6 @@
 """Parses the command line. Later sources win: defaults < checkpoint < config file < command line."""
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,10 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_tbptt.cli.arguments import add_arguments
+from lit_tbptt.cli.arguments import add_arguments, describe
 from lit_tbptt.cli.class_errors import named_on_the_command_line
 from lit_tbptt.cli.command_line import option, option_values, set_option, words
+from lit_tbptt.cli.help import HelpfulParser
 from lit_tbptt.cli.parser_errors import explain
 from lit_tbptt.cli.runs import runs_of_command_line
 from lit_tbptt.cli.settings import changes, checkpoint_settings, class_options, own_defaults
@@ -22,6 +24,12 @@ from lit_tbptt.files.run_folder import find_checkpoint
 from lit_tbptt.files.schema import Checkpoint, run_state
 
 say = rank_zero_only(print)
+
+_SUBCOMMANDS = {
+    "fit": "Train; continue a run with --ckpt_path last.",
+    "validate": "Evaluate a checkpoint on the validation split.",
+    "test": "Evaluate a checkpoint on the test split.",
+}
 
 
 class SettingsCLI(LightningCLI):
@@ -37,8 +45,27 @@ class SettingsCLI(LightningCLI):
         self._checkpoint_path = Path()
         self._saved_settings: dict[str, Any] = {}
         self._now: dict[str, Any] = {}  # the settings of this run, plain
-        self._given: list[str] = []
+        given = options.get("args")
+        self._given: list[str] = list(sys.argv[1:] if given is None else given)
+        options.setdefault("parser_class", HelpfulParser)
+        described = {name: {"description": text} for name, text in _SUBCOMMANDS.items()}
+        about = {"description": "Train and evaluate a task by truncated backpropagation through time."}
+        options["parser_kwargs"] = about | described | dict(options.get("parser_kwargs") or {})
         super().__init__(*args, **options)
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **options: Any) -> None:
+        super()._add_subcommands(parser, **options)
+        for listed in parser._subcommands_action._choices_actions:
+            listed.help = _SUBCOMMANDS.get(listed.dest, listed.help)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **options: Any) -> LightningArgumentParser:
+        if subcommand not in self._given[:1] and {"-h", "--help", *self.subcommands()}.intersection(self._given[:1]):
+            return self.init_parser(**options)  # enough for the list of subcommands, and soon made
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **options)
+        describe(parser)
+        if isinstance(parser, HelpfulParser):
+            parser.shorten_help()
+        return parser
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(**{"allow_abbrev": False, "exit_on_error": False} | kwargs)
@@ -53,7 +80,7 @@ class SettingsCLI(LightningCLI):
         parser.set_defaults({**SettingsCLI.defaults, **self.defaults})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        given = list(sys.argv[1:] if args is None else args)
+        given = self._given
         subparser = self._subcommand_parsers.get(given[0]) if given else None
         self._given = given if subparser is None else self._set_defaults(subparser, given)
         try:
@@ -90,7 +117,7 @@ class SettingsCLI(LightningCLI):
     def _set_defaults(self, subparser: LightningArgumentParser, given: list[str]) -> list[str]:
         subparser.set_defaults(self.chosen_defaults(given))
         asked, weights = option(given, "ckpt_path"), option(given, "init_from")
-        if "--help" in given or "-h" in given or any(".help" in arg for arg in given):
+        if "-h" in given or any("help" in re.split(r"[-.=]", arg) for arg in given):
             return given
         files = [file for file in option_values(given, "config", "c") if Path(file).is_file()]
         named = words([*given, *(Path(file).read_text() for file in files)])

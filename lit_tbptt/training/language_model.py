@@ -38,8 +38,8 @@ class LitLanguageModel(LitTBPTT):
         core: The recurrent part: RNN, LSTM, GRU, or any RecurrentCore.
         embedding_dropout: Probability of dropping a feature of the embedded input, in training.
         output_dropout: Probability of dropping a feature of the core's output, in training.
-        dropout_over_time: Whether these two draw a mask for every token (free), or one for all tokens of a window and
-            its context (shared).
+        dropout_over_time: Whether these draw a mask for every token (free), or one for a window (shared). The window's
+            context shares it, too.
         tie_weights: Whether the output layer uses the embedding's matrix.
         head: Another output layer than a linear one: Adaptive, for large vocabularies. Left out: linear.
         **training: The arguments of LitTBPTT, by name.

@@ -42,8 +42,8 @@ class LitTBPTT(Task, EvaluatingModule):
     Args:
         k1: Time steps (in text, tokens) per lane and window.
         k2: The horizon: how many time steps back from a window's end a gradient may travel. Left out: the same as k1.
-        recompute_every: Keep only every N-th state for the backward pass and compute the time steps between again
-            there: a long horizon in little memory. Left out: everything is kept.
+        recompute_every: Keep only every N-th state for the backward pass and compute the others again. A long horizon
+            in little memory. Left out: everything is kept.
         loss_reduction: Whether the gradient is that of the mean or of the sum over a step's scored targets.
         carry_state: Whether a window starts from the final state of the previous one. If not, every window starts from
             the initial state; also in evaluation, where windows are then cut to k1 time steps.

@@ -51,45 +51,45 @@ class TextLanesDataModule(LightningDataModule):
     With several processes, each one gets a contiguous share of the lanes, as evenly divided as possible.
 
     Args:
-        path: A name on the Hugging Face Hub; a folder, whose files named train, valid and test are the splits; a file:
-            text, parquet, JSON lines, CSV; a folder that `save_to_disk` wrote; from Python also a `Path`, a dataset of
-            any kind, a list of texts, a data frame or series of pandas or polars, or a dict of these by split. Left
-            out: the source code of Python's standard library.
+        path: A file (text, parquet, JSON, CSV), a folder, or a name on the Hugging Face Hub. Left out: the source code
+            of Python's standard library. Of a folder, the files named train, valid and test are the splits; it may also
+            be one that `save_to_disk` wrote. JSON is an object a line. From Python it may be a `Path`, a dataset of any
+            kind, a list of texts, a data frame or series of pandas or polars, or a dict of these by split.
         name: The dataset's configuration, where it has several.
         text_column: The column that holds the text.
-        val_fraction: Share of the training split that becomes the validation split where the dataset has none: the
-            last of its documents, or of its characters where it is one document. Left out: .05, and none of a stream,
-            of which nothing can be held out.
+        val_fraction: Share of the training split that is held out where there is no validation split. It is the last of
+            its documents, or of its characters where it is one document. Left out: .05, and none of a stream, of which
+            nothing can be held out.
         split_salt: Decides which files of the default corpus are held out.
-        load_options: Further arguments of `datasets.load_dataset`, such as `encoding_errors: replace`,
-            `sample_by: line` or `data_files`.
-        tokenizer: `byte`, `char`, `word`; a `tokenizer.json` file, a folder with one, or its name on the Hugging Face
-            Hub; from Python also a `Tokenizer`, a `tokenizers.Tokenizer`, or a fast tokenizer of `transformers`.
+        load_options: Further arguments of `datasets.load_dataset`, such as `sample_by: line`. Others are
+            `encoding_errors: replace` and `data_files`.
+        tokenizer: `byte`, `char`, `word`, or a Hugging Face tokenizer's name, folder or `tokenizer.json`. From Python
+            also a `Tokenizer`, a `tokenizers.Tokenizer`, or a fast tokenizer of `transformers`. After `setup` it is a
+            `Tokenizer`.
         vocabulary_limit: Largest vocabulary of the word tokenizer. Left out: every word of the training split.
         num_lanes: Parallel sequences in training.
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
         windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
             Lightning counts in batches; a resumed run keeps it.
-        eval_num_lanes: Parallel sequences in validation, test and prediction, which reads the test split.
-        streaming: Whether the corpus is read as it is needed and never stored, for one that does not fit on the disk
+        eval_num_lanes: Parallel sequences in validation, test and prediction. Prediction reads the test split.
+        streaming: Whether the corpus is read as it is needed and never stored. For one that does not fit on the disk
             or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
-        num_readers: Groups that training lanes are divided into when streaming, each with its own part of the shards
-            (files, or row groups of parquet files); must divide num_lanes. Each process reads for the groups its lanes
+        num_readers: When streaming, groups of training lanes that read a part of the shards each. Shards are files, or
+            row groups of parquet files. The number must divide num_lanes. Each process reads for the groups its lanes
             are in: choose a multiple of the number of processes.
-        document_reset: Whether each document begins at a window's start, from the initial state, with the window
-            before it padded. If not, the state runs on from one document to the next.
-        shuffle: Whether the training documents come in another order in every epoch; when streaming, the shards.
-        rotate_lanes: Whether every epoch after the first begins at another token of the training split and goes round,
-            so that lanes are cut elsewhere. Not when streaming.
-        repeat: Whether training starts the stream again at its end within the same epoch, which then never ends, so
-            that no lane runs dry. Only when streaming.
+        document_reset: Whether each document begins at a window's start, from the initial state. The window before it
+            is then padded. If not, the state runs on from one document to the next.
+        shuffle: Whether every epoch has another order of documents, or of shards when streaming.
+        rotate_lanes: Whether lanes are cut elsewhere in every epoch after the first. It begins at another token of the
+            training split and goes round. Not when streaming.
+        repeat: Whether training starts the stream again at its end within the same epoch. The epoch then never ends,
+            and no lane runs dry. Only when streaming.
         seed: Decides what shuffle and rotate_lanes do.
         cache_dir: Where datasets and token files are kept. Left out: the Hugging Face cache.
 
     Attributes:
         splits: What the splits are read from, known after `setup`.
         documents: The datasets they come from.
-        tokenizer: Makes ids of texts.
 
     Raises:
         InputError: A number is below 1, or settings do not go together.

@@ -171,7 +171,7 @@ def test_help_reads_like_documentation(arguments, capfd):
     printed = capfd.readouterr().out
     expected = {
         "LSTM": "Probability of dropping a feature between layers",
-        "fit": "Tokens per lane between two",
+        "fit": "Parallel sequences in training",
         "generate": "The same seed gives the same text",
         "--help": "generate",
     }
