@@ -146,7 +146,7 @@ class LitCLI(SettingsCLI):
         own = type(self.model).configure_optimizers is not LitTBPTT.configure_optimizers
         if own and any(arg.startswith(("--optimizer", "--lr_scheduler")) for arg in self._given):
             name = f"{type(self.model).__name__}.configure_optimizers"
-            say(f"{name} makes the optimizer: --optimizer and --lr_scheduler count only where it calls super()")
+            say(f"{name} makes the optimizer: --optimizer and --lr_scheduler have no effect unless it calls super()")
         weights = self._get(self.config, "init_from")
         if self._checkpoint is not None:
             if weights is not None:
