@@ -48,12 +48,14 @@ class Evaluation:
     def __init__(self, reset_every: int | None = None) -> None:
         self.reset_every = reset_every
         self._state: State | None = None
+        self._rows: Tensor | None = None
 
     def begin(self, module: Evaluated) -> None:
         """Forgets the state and the sums of the evaluation before."""
         self.forget_state(module)
         self._sums = torch.zeros(2, dtype=torch.float64, device=module.device)
         if module.evaluation_metrics is not None:
+            _check_states(module.evaluation_metrics, module.trainer.world_size)
             module.evaluation_metrics.reset()
 
     def forget_state(self, module: Evaluated) -> None:
@@ -88,9 +90,10 @@ class Evaluation:
 
     def _windows(self, module: Evaluated, batch: Batch) -> Iterator[tuple[Window, State]]:
         """Yields the windows of a batch with the state before each; the one after it is to be kept in `_state`."""
-        for whole in batch.windows:
+        for number, whole in enumerate(batch.windows):
             if whole.num_lanes == 0:
                 return  # there are fewer lanes than ranks
+            done = 0
             for window in whole.check().pieces(self.reset_every or whole.num_time_steps):
                 initial = initial_state_for(module, window, module.initial_state(window.num_lanes))
                 state = self._state
@@ -99,7 +102,28 @@ class Evaluation:
                     state = initial
                 elif window.reset is not None:
                     state = reset_lanes(window.reset, initial, state)
+                if batch.rows is not None:
+                    self._rows = _rows_in_time(batch.rows[number], range(done, done + window.num_time_steps))
+                done += window.num_time_steps
                 yield window, state
+        self._rows = None
+
+    def update_metrics(self, metrics: Metric | MetricCollection, outputs: Any, window: Window) -> None:
+        """Calls `metrics.update(outputs, targets)` with the scored time steps of a window.
+
+        A metric whose `update` has an argument `rows` gets `[target, 2]` too: the numbers of the sequence and of the
+        time step in it.
+
+        Args:
+            metrics: A metric, or a collection.
+            outputs: A pytree of `[lane, time, ...]`.
+            window: The window that is being scored.
+        """
+        mask = window.mask_or_ones()
+        scored, targets = (tree_map(lambda leaf: leaf[mask], part) for part in (outputs, window.targets))
+        for metric in metrics.values(copy_state=False) if isinstance(metrics, MetricCollection) else [metrics]:
+            rows = {} if self._rows is None else {"rows": self._rows.to(mask.device)[mask]}
+            metric.update(scored, targets, **metric._filter_kwargs(**rows))
 
     def score(self, module: Evaluated, window: Window, state: State) -> WindowLoss:
         """Scores one window."""
@@ -115,9 +139,25 @@ class Evaluation:
         return loss / max(1.0, num_targets), {name: float(value) for name, value in values.items()}
 
 
+def _rows_in_time(rows: Tensor, times: range) -> Tensor:
+    """Returns `[lane, time, 2]` of what `Batch.rows` says of a window: the sequence, and the time step in it."""
+    time_steps = rows[:, 1:2] + torch.arange(times.start, times.stop)
+    return torch.stack([rows[:, :1].expand_as(time_steps), time_steps], -1)
+
+
+def _check_states(metrics: Metric | MetricCollection, num_ranks: int) -> None:
+    each = metrics.values(copy_state=False) if isinstance(metrics, MetricCollection) else [metrics]
+    listing = [type(metric).__name__ for metric in each if any(isinstance(s, list) for s in metric._defaults.values())]
+    if listing and num_ranks > 1:
+        raise InputError(
+            f"evaluation_metrics: {', '.join(listing)} keeps a list of all values, of which every process would have "
+            "another number; use metrics whose states are sums, such as a binned version, or one process"
+        )
+
+
 def _check_prediction(prediction: Any, window: Window) -> None:
     for leaf in tree_leaves(prediction):
-        if not isinstance(leaf, Tensor) or leaf.shape[:2] != window.inputs.shape[:2]:
+        if not isinstance(leaf, Tensor) or leaf.shape[:2] != (window.num_lanes, window.num_time_steps):
             what = f"a tensor of {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
             raise InputError(
                 f"what is predicted for a window of {window.num_lanes} lanes and {window.num_time_steps} time steps "

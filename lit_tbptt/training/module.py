@@ -62,8 +62,9 @@ class LitTBPTT(Task, EvaluatingModule):
         truncation: Truncates gradients; its `k2` may be changed between steps.
         update: When the weights change.
         evaluation: How validation, test and predictions are made.
-        evaluation_metrics: A torchmetrics metric that `evaluation_window` updates; it is reset before an evaluation and
-            logged after it. None: only the loss is.
+        evaluation_metrics: A torchmetrics metric, or a collection, of a task with `predict_window`: it is updated with
+            the outputs and targets that are scored (`Evaluation.update_metrics`), reset before an evaluation and logged
+            after it. None: only the loss is.
         carry: The carry after the last window.
         position: The position of the run.
         rank: The rank of this process.

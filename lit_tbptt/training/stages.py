@@ -27,14 +27,25 @@ class EvaluatingModule(ResumableModule):
     evaluation_metrics: Metric | MetricCollection | None
     window_loss: Callable[[Window, State], WindowLoss]
     predict_window: Callable[[Window, State], tuple[Any, State]]
+    outputs_loss: Callable[[Any, Window], tuple[Any, ...]]
 
     def describe_loss(self, mean_loss: float, source: Any) -> dict[str, float]:
         """Names the values that are logged for a mean loss per target over `source`, a loader."""
         return {self.loss_name: mean_loss}
 
     def evaluation_window(self, window: Window, state: State) -> WindowLoss:
-        """Returns what a window of an evaluation costs; a subclass with `evaluation_metrics` updates them here."""
-        return self.window_loss(window, state)
+        """Returns what a window of an evaluation costs, and updates `evaluation_metrics`.
+
+        Raises:
+            InputError: There are metrics, and the task defines no `predict_window`.
+        """
+        if self.evaluation_metrics is None:
+            return self.window_loss(window, state)
+        self._need_outputs("evaluation_metrics are updated with outputs")
+        outputs, state = self.predict_window(window, state)
+        self.evaluation.update_metrics(self.evaluation_metrics, outputs, window)
+        loss, num_targets, *_ = self.outputs_loss(outputs, window)
+        return WindowLoss(loss, num_targets, state)
 
     # Validation and test
 
@@ -99,12 +110,15 @@ class EvaluatingModule(ResumableModule):
         Raises:
             InputError: The task defines no `predict_window`.
         """
+        self._need_outputs("predictions are not made from window_loss")
+        return self.predict_window(window, state)
+
+    def _need_outputs(self, why: str) -> None:
         if getattr(self.predict_window, "__func__", None) is Task.predict_window:
             raise InputError(
                 f"{type(self).__name__} must define predict_window(window, state), which returns the outputs and the "
-                "state: predictions are not made from window_loss"
+                f"state: {why}"
             )
-        return self.predict_window(window, state)
 
     def on_predict_start(self) -> None:
         check_lanes(self.trainer.predict_dataloaders, self.trainer)
