@@ -194,7 +194,7 @@ class LitCLI(SettingsCLI):
         if self.trainer.fast_dev_run or (not path and (self._nothing_left() or self.trainer.global_step == 0)):
             return
         if not path:
-            raise InputError(f"no checkpoint could be written to {saved.folder.checkpoints}: see the warnings above")
+            sys.exit(f"stopped: no checkpoint could be written to {saved.folder.checkpoints}: see the warnings above")
         # An evaluation of the best checkpoint is no point of the curves.
         loggers, self.trainer.loggers = self.trainer.loggers, []
         results = {}

@@ -30,7 +30,8 @@ def main(args: list[str] | None = None) -> None:
     if given and given[0] in COMMANDS:
         _run(given[0], given[1:])
     elif not given:
-        sys.exit(f"error: no command\n\n{overview()}")
+        print(f"error: no command\n\n{overview()}", file=sys.stderr)
+        sys.exit(2)
     elif given[0] in ("-h", "--help"):
         print(overview())
         sys.exit(0)
@@ -73,6 +74,8 @@ def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[l
     import docstring_parser
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from lit_tbptt import cores
+    from lit_tbptt.cli.command_line import option, set_option
     from lit_tbptt.cli.parser_errors import explain
     from lit_tbptt.errors import InputError
 
@@ -84,6 +87,8 @@ def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[l
         many = get_origin(each.annotation) is list
         parser.add_argument(each.name, help=helps[each.name], nargs="+" if many else None)
     parser.add_function_arguments(command, skip={each.name for each in positional}, as_positional=False, as_group=False)
+    if (core := option(args, "core")) in cores.__all__:  # as --model.core takes it
+        args = set_option(args, "core", f"lit_tbptt.{core}")
     try:
         parsed = parser.instantiate_classes(parser.parse_args(args)).as_dict()
     except ArgumentError as error:

@@ -1,11 +1,23 @@
-"""How the command line ends where something is wrong."""
+"""How the command line ends where something is wrong.
+
+Its exit status is 2 where something cannot be used that the user gave: a command, an option, a value, a file. The message
+then begins with `error:`. It is 1 where a run failed: the data cannot be read on, the loss diverged, the disk is full.
+128 + n is that of a run stopped by signal n.
+"""
 
 import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from lit_tbptt.errors import DivergenceError, InputError, SourceError
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the process: what the user gave cannot be used."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 @contextmanager
@@ -14,7 +26,7 @@ def one_message() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        sys.exit(f"error: {error}")
+        refuse(str(error))
     except (DivergenceError, SourceError) as error:
         sys.exit(f"stopped: {error}")
     except KeyboardInterrupt:
@@ -28,10 +40,10 @@ def one_message() -> Iterator[None]:
     except Exception as error:
         title, *lines = str(error).splitlines() or [""]
         if _raised_by_lightning(error):
-            sys.exit(f"error: {' '.join(str(error).split())}")
+            refuse(" ".join(str(error).split()))
         if title.startswith("Error(s) in loading state_dict"):
             reasons = "; ".join(map(str.strip, lines))
-            sys.exit(f"error: the weights of the checkpoint are not those of this model: {reasons}")
+            refuse(f"the weights of the checkpoint are not those of this model: {reasons}")
         raise
 
 

@@ -67,6 +67,8 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
     value = re.search(r"(?:Got|Given) value: (?!Namespace|NestedArg)(.*?)(?:\. Got value|$)", message, re.MULTILINE)
     value = value or re.search(r"val='([^']*)'", message)
     given = f"{key}={value[1].splitlines()[0]!r}" if value and value[1] else key
+    if found := re.search(r"Expected an import path corresponding to a type\[([\w.]+)\]", message):
+        return f"{_place(key, args)}{given}: must be a class of the type {found[1].rpartition('.')[2]}"
     expected = list(dict.fromkeys(_expected(message)))
     numbers = {"a whole number", "a number", "true or false"}.intersection(expected)
     if (found := re.search(r"dot import path string: (\S+)", message)) and not numbers:
