@@ -1,8 +1,7 @@
 """How the command line ends where something is wrong.
 
-Its exit status is 2 where something cannot be used that the user gave: a command, an option, a value, a file. The message
-then begins with `error:`. It is 1 where a run failed: the data cannot be read on, the loss diverged, the disk is full.
-128 + n is that of a run stopped by signal n.
+The exit status is 2 where something that the user gave cannot be used: a command, an option, a value, a file. It is 1
+where a run fails: the data cannot be read on, the loss diverges, the disk is full. It is 128 + n after signal n.
 """
 
 import errno

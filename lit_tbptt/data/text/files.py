@@ -50,7 +50,7 @@ def local_files(path: Path, encoding: str | None) -> tuple[str, dict[str, Any]] 
     """
     if path.is_file():
         files = [path]
-    elif path.is_dir() and not _has_card(path):
+    elif path.is_dir() and not has_card(path):
         files = _visible_files(path)
     else:
         return None
@@ -164,7 +164,7 @@ def _visible_files(folder: Path) -> list[Path]:
     return sorted(file for file in found if file.is_file())
 
 
-def _has_card(folder: Path) -> bool:
+def has_card(folder: Path) -> bool:
     """Returns whether the folder says itself which files are which split."""
     card = folder / "README.md"
     if (folder / ".huggingface.yaml").exists():
