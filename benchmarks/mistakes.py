@@ -111,6 +111,7 @@ def prepare_files(folder: Path, texts: dict[str, str]) -> None:
     """Writes the files that every case finds."""
     for name in ("train.py", "README.md"):
         shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "configs", folder / "configs")
     lines = [f"{i} times {i} is {i * i} and half of {2 * i} is {i}" for i in range(120)]
     folder.joinpath("words").mkdir()
     for split, part in (("train", lines[:90]), ("valid", lines[40:60]), ("test", lines[60:80])):
