@@ -128,8 +128,9 @@ class LitCLI(SettingsCLI):
         runs, name = runs_of_command_line(self._given), self._get(self.config, "run_name")
         if not writes:  # only rank 0 does, in the folder that it reserves
             return run_loggers(RunFolder(runs / (name or f"version_{next_version(runs)}")))
+        missing = [each for each in (runs, *runs.parents) if not each.exists()]
         folder = RunFolder.reserve(runs, name)
-        self._start = Start(folder)
+        self._start = Start(folder, missing)
         return run_loggers(folder)
 
     # Subcommands

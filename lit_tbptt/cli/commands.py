@@ -38,8 +38,10 @@ def main(args: list[str] | None = None) -> None:
     elif given[0] == "--version":
         print(f"lit_tbptt {version('lit_tbptt')}")
     else:
-        from lit_tbptt.cli.text import TextCLI
-
+        try:
+            from lit_tbptt.cli.text import TextCLI
+        except KeyboardInterrupt:
+            sys.exit(130)
         TextCLI(given)
 
 
@@ -74,7 +76,6 @@ def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[l
     import docstring_parser
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from lit_tbptt import cores
     from lit_tbptt.cli.command_line import option, set_option
     from lit_tbptt.cli.parser_errors import explain
     from lit_tbptt.errors import InputError
@@ -87,8 +88,10 @@ def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[l
         many = get_origin(each.annotation) is list
         parser.add_argument(each.name, help=helps[each.name], nargs="+" if many else None)
     parser.add_function_arguments(command, skip={each.name for each in positional}, as_positional=False, as_group=False)
-    if (core := option(args, "core")) in cores.__all__:  # as --model.core takes it
-        args = set_option(args, "core", f"lit_tbptt.{core}")
+    if core := option(args, "core"):  # as --model.core takes it
+        from lit_tbptt import cores
+
+        args = set_option(args, "core", f"lit_tbptt.{core}" if core in cores.__all__ else core)
     try:
         parsed = parser.instantiate_classes(parser.parse_args(args)).as_dict()
     except ArgumentError as error:

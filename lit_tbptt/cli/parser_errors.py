@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_args
 
 import yaml
@@ -30,7 +31,7 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
     if found := re.search(r"unrecognized arguments: (\S+)", message):
         name = found[1].split("=")[0]
         if not name.startswith("-"):
-            return f"{name!r}: an option begins with --, and its value follows it"
+            return f"{name!r}: an option begins with --, and its value follows it{_meant_value(name, parser)}"
         return f"{name}: there is no such option{_meant_option(name, parser)}"
     if found := re.search(r"does not accept option '([^']+)'", message):
         return f"{_place(found[1], args)}{found[1]}: there is no such option{_meant_option(found[1], parser)}"
@@ -109,6 +110,14 @@ def _meant_option(name: str, parser: ArgumentParser) -> str:
     options = [each for action in parser._actions for each in action.option_strings if not each.endswith(".help")]
     similar = similar_option(name, options)
     return f"; did you mean {similar}?" if similar else ""
+
+
+def _meant_value(value: str, parser: ArgumentParser) -> str:
+    """Returns the hint for a value without its option."""
+    likely = "--config" if Path(value).suffix in (".yaml", ".yml", ".json") else "--data.path"
+    options = {each for action in parser._actions for each in action.option_strings}
+    found = next((option for option in (likely, "--prompt") if option in options), None)
+    return f"; did you mean {found} {quote(value)}?" if found else ""
 
 
 def _arguments(class_path: str) -> list[str]:

@@ -216,6 +216,9 @@ def _find(asked: str, runs: Path, run_name: str | None, argument: str) -> tuple[
                 "score take its folder, and everything else a checkpoint of the run"
             )
         if path.is_dir():
+            if there := [run for run in map(RunFolder, sorted(path.iterdir())) if run.has_checkpoints]:
+                names = ", ".join(run.name for run in there)
+                raise InputError(f"{argument}={asked!r}: a folder of runs, {names}; give one of them, {there[-1].path}")
             return RunFolder(path.parent if path.name == "checkpoints" else path).newest_checkpoint()
         if not path.exists():
             raise InputError(f"{argument}={asked!r}: no such file{_meant(path)}")

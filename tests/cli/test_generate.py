@@ -119,6 +119,10 @@ REFUSED = {
     "num_tokens": (["--num_tokens=-1"], "num_tokens=-1: must be 0 or more"),
     "no number": (["--top_k=many"], "top_k"),
     "no option": (["--topk=3"], "--topk: there is no such option; did you mean --top_k?"),
+    "no option's name": (
+        ["def"],
+        "'def': an option begins with --, and its value follows it; did you mean --prompt def?",
+    ),
     "an abbreviation": (["--temp=3"], "--temp: there is no such option"),
     "no such device": (["--device=abacus"], "device='abacus': cannot be used here"),
     "another core": (["--core=lit_tbptt.LSTM"], "core=LSTM: the checkpoint's core is a lit_tbptt.GRU; give that class"),

@@ -30,7 +30,7 @@ def test_a_start_that_is_refused_leaves_no_folder(wrong, words_folder, in_tmp_pa
     said = refused("fit", f"--data.path={words_folder}", *FIRST_RUN, "--trainer.max_steps=2", *wrong)
     assert said.startswith("error: ")
     assert "\n" not in said
-    assert not list(Path("runs").rglob("version_*/**"))
+    assert not Path("runs").exists()
 
 
 def test_what_lightning_says_in_a_run_is_one_message(first_run):

@@ -228,6 +228,8 @@ def standard_library(salt: str) -> dict[str, list[str]]:
 def _load(path: str | None, name: str | None, salt: str, options: dict[str, Any]) -> Source:
     if path is None:
         return read_dataset("text", None, options, "Python's standard library", {"data_files": standard_library(salt)})
+    if not path:
+        raise InputError("data.path='': names nothing; leave it out for the default corpus")
     if path.startswith("<"):
         raise InputError(f"data.path={path!r}: the data were handed over from Python; say where they are now")
     if "\n" in path or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.split("/")):
