@@ -57,6 +57,8 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         return _one_line(message)
     owner = re.search(r"class_path[= ]'([^']+)'", message)
     if found := re.search(r"[Oo]ption '([^']+)' is not accepted", message):
+        if found[1] in ("class_path", "init_args"):
+            return f"{_place(key, args)}{key}: beside class_path there can be init_args only; put its arguments there"
         names = _arguments(owner[1]) if owner else []
         known = f"; it has {', '.join(names)}" if names else ""
         elsewhere = [each.removeprefix(f"{key}.") for each in named_elsewhere(found[1], [f"{key}.{n}" for n in names])]
@@ -72,8 +74,9 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         return f"{_place(key, args)}{given}: must be a class of the type {found[1].rpartition('.')[2]}"
     expected = list(dict.fromkeys(_expected(message)))
     numbers = {"a whole number", "a number", "true or false"}.intersection(expected)
-    if (found := re.search(r"dot import path string: (\S+)", message)) and not numbers:
-        names = _classes(parser, key.split(".init_args")[0])
+    names = _classes(parser, key.split(".init_args")[0])
+    takes_a_class = not numbers or (names and ".init_args" not in key)
+    if (found := re.search(r"dot import path string: (\S+)", message)) and takes_a_class:
         known = f"; there are {', '.join(names)}" if 0 < len(names) < 20 else ""
         return (
             f"{_place(key, args)}{key}={found[1]!r}: no such class{_meant(found[1], names) or known}; name one of your "
@@ -138,7 +141,7 @@ def _classes(parser: ArgumentParser, key: str) -> list[str]:
             abstract = getattr(hint, "__abstractmethods__", None) or hint is Optimizer
             if not abstract and not hint.__name__.startswith("_"):
                 names[hint.__name__] = None
-        todo += [arg for arg in get_args(hint) if not isinstance(arg, list)][-2:]
+        todo += [arg for arg in get_args(hint) if not isinstance(arg, list)]
     return list(names)
 
 

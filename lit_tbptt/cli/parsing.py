@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_tbptt.cli.arguments import add_arguments
 from lit_tbptt.cli.class_errors import named_on_the_command_line
-from lit_tbptt.cli.command_line import option, option_values, set_option, words
+from lit_tbptt.cli.command_line import check_lists, option, option_values, set_option, words
 from lit_tbptt.cli.config_files import check_config_files
 from lit_tbptt.cli.parser_errors import explain
 from lit_tbptt.cli.runs import runs_of_command_line
@@ -56,6 +56,7 @@ class SettingsCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         given = list(sys.argv[1:] if args is None else args)
         check_config_files(option_values(given, "config", "c"))
+        check_lists(given)
         subparser = self._subcommand_parsers.get(given[0]) if given else None
         self._given = given if subparser is None else self._set_defaults(subparser, given)
         try:

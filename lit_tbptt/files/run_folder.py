@@ -54,7 +54,7 @@ class RunFolder:
             InputError: There is such a run already, the name is a path, or the folder cannot be made.
         """
         if name is not None:
-            if Path(name).name != name:
+            if name in ("", "..") or Path(name).name != name:
                 raise InputError(f"run_name={name!r}: must be the name of a folder, not a path; see runs_dir")
             folder = cls(runs / name)
             if folder.has_checkpoints:

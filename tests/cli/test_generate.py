@@ -123,6 +123,7 @@ REFUSED = {
         ["def"],
         "'def': an option begins with --, and its value follows it; did you mean --prompt def?",
     ),
+    "an option of fit": (["--model.core=GRU"], "--model.core: there is no such option; did you mean --core?"),
     "an abbreviation": (["--temp=3"], "--temp: there is no such option"),
     "no such device": (["--device=abacus"], "device='abacus': cannot be used here"),
     "another core": (["--core=lit_tbptt.LSTM"], "core=LSTM: the checkpoint's core is a lit_tbptt.GRU; give that class"),

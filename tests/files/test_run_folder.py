@@ -67,6 +67,13 @@ def test_last_is_the_newest_step_of_the_run_that_was_written_to_last(tmp_path):
         find_checkpoint("last", tmp_path, "none")
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a"])
+def test_a_name_that_is_a_path_is_refused(name, tmp_path):
+    with pytest.raises(InputError, match=r"^run_name=.*must be the name of a folder"):
+        RunFolder.reserve(tmp_path / "runs", name)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_folder_of_runs_is_no_run(tmp_path):
     for name in ("first", "second"):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
