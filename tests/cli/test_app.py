@@ -209,7 +209,7 @@ def test_a_checkpoint_that_is_not_there_or_broken_is_named(run, tmp_path):
 
 
 def test_a_run_that_diverges_names_the_last_good_checkpoint(run):
-    message = refused(
+    message = refusal_of(
         run,
         "fit",
         "--optimizer=SGD",
