@@ -16,7 +16,7 @@ def check_config_files(files: Iterable[str]) -> None:
         files: The files.
 
     Raises:
-        InputError: A file is not UTF-8, or has a setting twice, of which YAML takes the last one.
+        InputError: A file is not UTF-8, has a setting twice, of which YAML takes the last one, or one without a name.
     """
     for file in filter(lambda file: Path(file).is_file(), files):
         try:
@@ -36,9 +36,11 @@ def _check_once(node: Any, file: str, prefix: str) -> None:
             _check_once(each, file, prefix)
     if not isinstance(node, yaml.MappingNode):
         return
-    first: dict[Any, int] = {}
+    first: dict[str, int] = {}
     for key, value in node.value:
         line, name = key.start_mark.line + 1, f"{prefix}{key.value}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise InputError(f"{file}, line {line}: before a colon must stand the name of a setting")
         if key.value in first:
             raise InputError(
                 f"{file}, line {line}: {name} stands in line {first[key.value]} already, and only the last one would "

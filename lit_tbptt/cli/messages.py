@@ -1,7 +1,8 @@
 """How the command line ends where something is wrong.
 
-The exit status is 2 where something that the user gave cannot be used: a command, an option, a value, a file. It is 1
-where a run fails: the data cannot be read on, the loss diverges, the disk is full. It is 128 + n after signal n.
+The exit status is 2, after `error:`, where something that the user gave cannot be used: a command, an option, a file.
+It is 1, after `stopped:`, where a run fails: the data cannot be read on, the loss diverges, the disk is full. After
+signal n it is 128 + n.
 """
 
 import errno
@@ -35,7 +36,7 @@ def one_message() -> Iterator[None]:
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         where = "" if error.filename is None else f"{error.filename}: "
-        sys.exit(f"error: {where}{'the disk is full' if full else error.strerror}")
+        sys.exit(f"stopped: {where}{'the disk is full' if full else error.strerror}")
     except Exception as error:
         title, *lines = str(error).splitlines() or [""]
         if _raised_by_lightning(error):

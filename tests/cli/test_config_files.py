@@ -18,6 +18,7 @@ REFUSED = {
         b"trainer:\n  callbacks:\n  - class_path: TextSamples\n    class_path: GradientHorizon\n",
         "my.yaml, line 4: trainer.callbacks.class_path stands in line 3 already",
     ),
+    "a list for a name": (b"model:\n  [a, b]: 3\n", "my.yaml, line 2: before a colon must stand the name"),
     "Latin 1": (b"data:\n  path: caf\xe9\n", "my.yaml: byte 17 is not UTF-8 text"),
 }
 

@@ -101,7 +101,7 @@ def load_documents(
         fraction = _VAL_FRACTION if val_fraction is None else val_fraction
         if fraction and not streaming:
             splits["train"], splits["validation"] = _hold_out(splits["train"], fraction, _shown(source))
-    elif val_fraction is not None:
+    elif val_fraction is not None and "validation" in splits:
         logger.warning("data.val_fraction=%s is not used: the corpus has a validation split of its own", val_fraction)
     return splits
 
