@@ -277,9 +277,12 @@ def main() -> None:
         counts: dict[str, Counter[str]] = {case.source: Counter() for case in cases}
         with ThreadPoolExecutor(asked.at_once) as pool:
             answers = pool.map(lambda case: execute(case, files, work, asked.outputs), cases)
-            for case, answer in zip(cases, answers, strict=True):
-                counts[case.source][verdict(case, answer)] += 1
-                print(row(case, answer), flush=True)
+            try:
+                for case, answer in zip(cases, answers, strict=True):
+                    counts[case.source][verdict(case, answer)] += 1
+                    print(row(case, answer), flush=True)
+            finally:
+                pool.shutdown(cancel_futures=True)  # after Ctrl-C no further case begins
     print("\n" + head("thought of by", "cases", *VERDICTS))
     for source, found in counts.items():
         print(f"| {source} | {found.total()} | " + " | ".join(str(found[each]) for each in VERDICTS) + " |")
