@@ -96,3 +96,10 @@ def test_runs_lie_where_they_are_wanted(options, folder, first_run):
 
 def test_a_runs_name_is_no_path(first_run):
     assert "run_name='../x': must be the name of a folder" in refused(*first_run, "--run_name=../x")
+
+
+def test_a_run_without_a_step_says_so(first_run, capfd):
+    main([*first_run, "--trainer.limit_train_batches=0"])
+    assert "nothing was trained: see trainer.max_steps, max_epochs, max_time and limit_train_batches" in (
+        capfd.readouterr().out
+    )
