@@ -200,8 +200,9 @@ def execute(case: Case, files: Path, work: Path, outputs: Path | None) -> Answer
         if status == "no end":
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    checked = not case.check or not subprocess.run([*shell, case.check], cwd=folder, env=variables).returncode
-    answer = Answer(status, log.read_text(errors="replace"), sorted(contents(folder) - before), checked)
+    check = subprocess.run([*shell, case.check or "true"], cwd=folder, env=variables, capture_output=True)
+    left = sorted(contents(folder) - before)
+    answer = Answer(status, log.read_text(errors="replace"), left, not check.returncode)
     if outputs is not None:
         shutil.copy(log, outputs / f"{folder.name}.txt")
     shutil.rmtree(folder)
