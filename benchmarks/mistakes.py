@@ -202,7 +202,8 @@ def execute(case: Case, files: Path, work: Path, outputs: Path | None) -> Answer
             process.wait()
     check = subprocess.run([*shell, case.check or "true"], cwd=folder, env=variables, capture_output=True)
     left = sorted(contents(folder) - before)
-    answer = Answer(status, log.read_text(errors="replace"), left, not check.returncode)
+    output = log.read_text(errors="replace").replace(f"{folder}/", "").replace(f"{ROOT}/", "")
+    answer = Answer(status, output, left, not check.returncode)
     if outputs is not None:
         shutil.copy(log, outputs / f"{folder.name}.txt")
     shutil.rmtree(folder)
