@@ -1,6 +1,8 @@
 """Small runs from the command line, and what a run leaves: its curve and its last checkpoint."""
 
 import csv
+from contextlib import redirect_stderr
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 
@@ -36,9 +38,17 @@ RUN = Path("runs/default/version_0")
 
 
 def refused(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return str(stopped.value)
+    return refusal_of(main, list(arguments))
+
+
+def refusal_of(command, *arguments, **options):
+    """Returns the message of a command that is refused, or of a run that fails."""
+    with redirect_stderr(StringIO()) as said, pytest.raises(SystemExit) as stopped:
+        command(*arguments, **options)
+    if isinstance(stopped.value.code, str):  # Python prints it, and exits with 1
+        return stopped.value.code
+    assert stopped.value.code == 2
+    return said.getvalue()[said.getvalue().rindex("error: ") :].removesuffix("\n")
 
 
 def curve(run=RUN):

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lit_tbptt.cli.arguments import check_trainer_options
+from lit_tbptt.cli.arguments import check_trainer_options, trainer_option_named
 from lit_tbptt.cli.commands import program
 from lit_tbptt.cli.messages import one_message
 from lit_tbptt.cli.parsing import SettingsCLI, say
@@ -97,7 +97,8 @@ class LitCLI(SettingsCLI):
         if trainer.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):
             self.trainer_defaults["callbacks"].append(StepProgressBar())
         kwargs["plugins"] = [*(trainer.plugins or []), SafeCheckpointIO()]
-        made = super().instantiate_trainer(**kwargs)
+        with trainer_option_named(trainer):
+            made = super().instantiate_trainer(**kwargs)
         if getattr(made.strategy, "_start_method", "popen") != "popen":
             raise InputError(
                 f"trainer.strategy={trainer.strategy}: it forks or spawns processes that bring no model back; from the "
@@ -130,8 +131,9 @@ class LitCLI(SettingsCLI):
         runs, name = runs_of_command_line(self._given), self._get(self.config, "run_name")
         if not writes:  # only rank 0 writes, in the folder that it reserves
             return run_loggers(RunFolder(runs / (name or f"version_{next_version(runs)}")))
+        missing = [each for each in (runs, *runs.parents) if not each.exists()]
         folder = RunFolder.reserve(runs, name)
-        self._start = Start(folder)
+        self._start = Start(folder, missing)
         return run_loggers(folder)
 
     # Subcommands
@@ -193,10 +195,13 @@ class LitCLI(SettingsCLI):
         """Evaluates the best checkpoint, and prints a table, the paths, and the next commands."""
         saved = next(callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint))
         path = saved.best_model_path or saved.last_model_path
-        if self.trainer.fast_dev_run or (not path and (self._nothing_left() or self.trainer.global_step == 0)):
+        if self.trainer.fast_dev_run or (not path and self._nothing_left()):
+            return
+        if not path and self.trainer.global_step == 0:
+            say("nothing was trained: see trainer.max_steps, max_epochs, max_time and limit_train_batches")
             return
         if not path:
-            raise InputError(f"no checkpoint could be written to {saved.folder.checkpoints}: see the warnings above")
+            sys.exit(f"stopped: no checkpoint could be written to {saved.folder.checkpoints}: see the warnings above")
         # An evaluation of the best checkpoint is no point of the curves.
         loggers, self.trainer.loggers = self.trainer.loggers, []
         results = {}

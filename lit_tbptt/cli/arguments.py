@@ -1,7 +1,8 @@
 """Options of the command line in addition to those of the task, its data and Lightning's trainer."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LRSchedulerCallable, OptimizerCallable
@@ -71,10 +72,28 @@ def add_arguments(parser: LightningArgumentParser) -> None:
 
 
 def check_trainer_options(trainer: Mapping[str, Any]) -> None:
-    """Raises InputError where an option of the trainer is set that manual optimization cannot take, or is no time."""
+    """Raises InputError for options of the trainer that manual optimization cannot take, or that contradict others."""
     for name, instead in _REFUSED.items():
         if trainer[name] not in (None, 1 if name == "accumulate_grad_batches" else None):
             raise InputError(f"trainer.{name}={trainer[name]}: manual optimization cannot take it; {instead}")
+    for unit in ("steps", "epochs"):
+        least, most = trainer[f"min_{unit}"], trainer[f"max_{unit}"]
+        if least is not None and most is not None and 0 <= most < least:
+            raise InputError(f"trainer.min_{unit}={least} with trainer.max_{unit}={most}: must not be above it")
     time = trainer["max_time"]
     if isinstance(time, str) and not re.fullmatch(r"\d+(:\d\d){3}", time.strip()):
         raise InputError(f"trainer.max_time={time!r}: must be days:hours:minutes:seconds, such as 00:01:30:00")
+
+
+@contextmanager
+def trainer_option_named(trainer: Mapping[str, Any]) -> Iterator[None]:
+    """Names the option that Lightning's trainer finds to be of the wrong type.
+
+    Raises:
+        InputError: There is one.
+    """
+    try:
+        yield
+    except TypeError as error:
+        named = next((name for name in re.findall(r"`(\w+)`", str(error)) if name in trainer), None)
+        raise InputError(f"trainer{'' if named is None else f'.{named}={trainer[named]}'}: {error}") from error

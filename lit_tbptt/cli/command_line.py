@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from lit_tbptt.errors import InputError
+
 
 def option_values(args: Sequence[str], *names: str) -> list[str]:
     """Returns the values of `--name`, and of `-n` for a name of one letter, in order."""
@@ -42,6 +44,20 @@ def given_value(args: Sequence[str], name: str) -> Any:
         if settings is not None:
             return settings
     return value
+
+
+def check_lists(args: Sequence[str]) -> None:
+    """Makes sure that no callback and no logger is lost.
+
+    Raises:
+        InputError: An option that takes several is given twice, where a parser would take the last.
+    """
+    for name in ("trainer.callbacks", "trainer.logger"):
+        given = option_values(args, name)
+        if len(given) > 1:
+            raise InputError(
+                f"{name}: given twice, and only the last would count; write --{name}+={given[1]} for the second"
+            )
 
 
 def set_option(args: Sequence[str], name: str, value: str) -> list[str]:

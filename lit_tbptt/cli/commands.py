@@ -29,7 +29,8 @@ def main(args: list[str] | None = None) -> None:
     if given and given[0] in COMMANDS:
         _run(given[0], given[1:])
     elif not given:
-        sys.exit(f"error: no command\n\n{overview()}")
+        print(f"error: no command\n\n{overview()}", file=sys.stderr)
+        sys.exit(2)
     elif given[0] in ("-h", "--help"):
         with one_message():
             print(overview())
@@ -67,6 +68,7 @@ def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[l
     import docstring_parser
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from lit_tbptt.cli.command_line import option, set_option
     from lit_tbptt.cli.parser_errors import explain
     from lit_tbptt.errors import InputError
 
@@ -78,6 +80,10 @@ def _parsed(command: Callable[..., None], prog: str, args: list[str]) -> tuple[l
         many = get_origin(each.annotation) is list
         parser.add_argument(each.name, help=helps[each.name], nargs="+" if many else None)
     parser.add_function_arguments(command, skip={each.name for each in positional}, as_positional=False, as_group=False)
+    if core := option(args, "core"):  # as --model.core takes it
+        from lit_tbptt import cores
+
+        args = set_option(args, "core", f"lit_tbptt.{core}" if core in cores.__all__ else core)
     try:
         parsed = parser.instantiate_classes(parser.parse_args(args)).as_dict()
     except ArgumentError as error:

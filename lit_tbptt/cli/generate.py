@@ -39,7 +39,7 @@ def generate(
     """Continue prompts from a checkpoint.
 
     Args:
-        ckpt_path: The checkpoint: a path, last, or best. Nothing else is needed.
+        ckpt_path: The checkpoint, a path, last, or best; or a folder that export wrote. Nothing else is needed.
         prompt: What to continue: one text, a list of them, ["a", "b"], or - for the standard input.
         prompt_file: A file of prompts: one per line, or JSON lines with the key prompt if its name ends in .jsonl.
         num_tokens: Number of tokens to generate.
@@ -56,7 +56,7 @@ def generate(
         device: Where to compute, such as cpu or cuda. auto: a GPU if there is one.
     """
     prompts = _prompts(prompt, prompt_file)
-    model, _ = open_model(ckpt_path, core, config, run_name, runs_dir, device)
+    model = open_model(ckpt_path, core, config, run_name, runs_dir, device)
     _note_unknown(model.tokenizer, prompts)
     options: dict[str, Any] = {
         "num_tokens": num_tokens,

@@ -1,12 +1,14 @@
-"""The language model that a command works with: which checkpoint, and on which device."""
+"""The language model that a command works with: which checkpoint or folder, and on which device."""
+
+from pathlib import Path
 
 import torch
 
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.run_folder import find_checkpoint, runs_of
-from lit_tbptt.files.schema import Checkpoint
 from lit_tbptt.text_model import TextModel
+from lit_tbptt.text_model.pretrained import is_model_folder
 
 
 def open_model(
@@ -15,18 +17,23 @@ def open_model(
     config: str | None,
     run_name: str | None,
     runs_dir: str,
-    device: str = "cpu",
-) -> tuple[TextModel, Checkpoint]:
-    """Finds a checkpoint and makes its model, on a device; see the options of `generate`.
+    device: str,
+) -> TextModel:
+    """Finds a checkpoint, or the folder of an exported model, and makes the model, on a device.
+
+    The arguments are options of `generate`.
 
     Raises:
         InputError: There is no such checkpoint or device.
     """
     place = _device(device)
-    _, checkpoint = find_checkpoint(ckpt_path, runs_of(config, runs_dir), run_name)
-    model = TextModel.from_checkpoint(checkpoint, core)
+    if is_model_folder(Path(ckpt_path)):
+        model = TextModel.from_pretrained(ckpt_path, core)
+    else:
+        _, checkpoint = find_checkpoint(ckpt_path, runs_of(config, runs_dir), run_name)
+        model = TextModel.from_checkpoint(checkpoint, core)
     model.network.to(place)
-    return model, checkpoint
+    return model
 
 
 def _device(name: str) -> torch.device:

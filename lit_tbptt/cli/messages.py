@@ -1,12 +1,24 @@
-"""How the command line ends where something is wrong."""
+"""How the command line ends where something is wrong.
+
+The exit status is 2, after `error:`, where something that the user gave cannot be used: a command, an option, a file.
+It is 1, after `stopped:`, where a run fails: the data cannot be read on, the loss diverges, the disk is full. After
+signal n it is 128 + n.
+"""
 
 import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from lit_tbptt.errors import DivergenceError, InputError, SourceError
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the process: what the user gave cannot be used."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 @contextmanager
@@ -24,7 +36,7 @@ def one_message() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         sys.exit(141)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        refuse(str(error))
     except (DivergenceError, SourceError) as error:
         sys.exit(f"stopped: {error}")
     except KeyboardInterrupt:
@@ -34,14 +46,14 @@ def one_message() -> Iterator[None]:
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         where = "" if error.filename is None else f"{error.filename}: "
-        sys.exit(f"error: {where}{'the disk is full' if full else error.strerror}")
+        sys.exit(f"stopped: {where}{'the disk is full' if full else error.strerror}")
     except Exception as error:
         title, *lines = str(error).splitlines() or [""]
         if _raised_by_lightning(error):
-            sys.exit(f"error: {' '.join(str(error).split())}")
+            refuse(" ".join(str(error).split()))
         if title.startswith("Error(s) in loading state_dict"):
             reasons = "; ".join(map(str.strip, lines))
-            sys.exit(f"error: the weights of the checkpoint are not those of this model: {reasons}")
+            refuse(f"the weights of the checkpoint are not those of this model: {reasons}")
         raise
 
 

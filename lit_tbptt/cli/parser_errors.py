@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_args
 
 import yaml
@@ -29,7 +30,7 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
     if found := re.search(r"unrecognized arguments: (\S+)", message):
         name = found[1].split("=")[0]
         if not name.startswith("-"):
-            return f"{name!r}: an option begins with --, and its value follows it"
+            return f"{name!r}: an option begins with --, and its value follows it{_meant_value(name, parser)}"
         return f"{name}: there is no such option{_meant_option(name, parser)}"
     if found := re.search(r"does not accept option '([^']+)'", message):
         return f"{_place(found[1], args)}{found[1]}: there is no such option{_meant_option(found[1], parser)}"
@@ -55,6 +56,8 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         return _one_line(message)
     owner = re.search(r"class_path[= ]'([^']+)'", message)
     if found := re.search(r"[Oo]ption '([^']+)' is not accepted", message):
+        if found[1] in ("class_path", "init_args"):
+            return f"{_place(key, args)}{key}: beside class_path there can be init_args only; put its arguments there"
         names = _arguments(owner[1]) if owner else []
         known = f"; it has {', '.join(names)}" if names else ""
         elsewhere = [each.removeprefix(f"{key}.") for each in named_elsewhere(found[1], [f"{key}.{n}" for n in names])]
@@ -66,10 +69,13 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
     value = re.search(r"(?:Got|Given) value: (?!Namespace|NestedArg)(.*?)(?:\. Got value|$)", message, re.MULTILINE)
     value = value or re.search(r"val='([^']*)'", message)
     given = f"{key}={value[1].splitlines()[0]!r}" if value and value[1] else key
+    if found := re.search(r"Expected an import path corresponding to a type\[([\w.]+)\]", message):
+        return f"{_place(key, args)}{given}: must be a class of the type {found[1].rpartition('.')[2]}"
     expected = list(dict.fromkeys(_expected(message)))
     numbers = {"a whole number", "a number", "true or false"}.intersection(expected)
-    if (found := re.search(r"dot import path string: (\S+)", message)) and not numbers:
-        names = class_names(parser, key.split(".init_args")[0])
+    names = class_names(parser, key.split(".init_args")[0])
+    takes_a_class = not numbers or (names and ".init_args" not in key)
+    if (found := re.search(r"dot import path string: (\S+)", message)) and takes_a_class:
         known = f"; there are {', '.join(names)}" if 0 < len(names) < 20 else ""
         return (
             f"{_place(key, args)}{key}={found[1]!r}: no such class{_meant(found[1], names) or known}; name one of your "
@@ -108,6 +114,14 @@ def _meant_option(name: str, parser: ArgumentParser) -> str:
     return f"; did you mean {similar}?" if similar else ""
 
 
+def _meant_value(value: str, parser: ArgumentParser) -> str:
+    """Returns the hint for a value without its option."""
+    likely = "--config" if Path(value).suffix in (".yaml", ".yml", ".json") else "--data.path"
+    options = {each for action in parser._actions for each in action.option_strings}
+    found = next((option for option in (likely, "--prompt") if option in options), None)
+    return f"; did you mean {found} {quote(value)}?" if found else ""
+
+
 def _arguments(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     cls = getattr(__import__(module, fromlist=[name]), name)
@@ -127,7 +141,7 @@ def class_names(parser: ArgumentParser, key: str) -> list[str]:
             abstract = base or getattr(hint, "__abstractmethods__", None)
             if not abstract and not hint.__name__.startswith("_"):
                 names[hint.__name__] = None
-        todo += [arg for arg in get_args(hint) if not isinstance(arg, list)][-2:]
+        todo += [arg for arg in get_args(hint) if not isinstance(arg, list)]
     return list(names)
 
 

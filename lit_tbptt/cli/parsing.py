@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_tbptt.cli.arguments import add_arguments, describe
 from lit_tbptt.cli.class_errors import named_on_the_command_line
-from lit_tbptt.cli.command_line import option, option_values, set_option, words
+from lit_tbptt.cli.command_line import check_lists, option, option_values, set_option, words
+from lit_tbptt.cli.config_files import check_config_files
 from lit_tbptt.cli.help import HelpfulParser
 from lit_tbptt.cli.parser_errors import explain
 from lit_tbptt.cli.runs import runs_of_command_line
@@ -81,6 +82,8 @@ class SettingsCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         given = self._given
+        check_config_files(option_values(given, "config", "c"))
+        check_lists(given)
         subparser = self._subcommand_parsers.get(given[0]) if given else None
         self._given = given if subparser is None else self._set_defaults(subparser, given)
         try:

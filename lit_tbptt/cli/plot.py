@@ -13,6 +13,7 @@ from lit_tbptt.files.atomic import local
 
 PICTURE = "curves.png"
 _FORMATS = (".png", ".pdf", ".svg")
+_OTHER_FORMATS = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".eps", ".ps")
 _LONGEST_CELL = 40
 
 
@@ -52,6 +53,8 @@ def _picture(runs: Sequence[LoggedRun], out: str | None) -> Path:
     if out is None:
         return (runs[0].folder if len(runs) == 1 else Path()) / PICTURE
     path = local(out)
+    if path.suffix.lower() in _OTHER_FORMATS and not path.is_dir():
+        raise InputError(f"out={out!r}: must be a folder, or a file that ends in {', '.join(_FORMATS)}")
     return path if path.suffix in _FORMATS and not path.is_dir() else path / PICTURE
 
 

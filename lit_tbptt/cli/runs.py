@@ -1,6 +1,7 @@
 """The run folders of a command line, and their cleanup after a refused start."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,10 +25,12 @@ class Start(Callback):
 
     Args:
         folder: The run's folder.
+        made: The folders above it that were made with it.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, made: Iterable[Path] = ()) -> None:
         self.accepted = False
+        self._made = sorted(made, reverse=True)
         self._folder = folder.path
         self._before = {self._folder, *self._folder.parents, *self._folder.rglob("*")}
         if not any(self._folder.glob("*")):  # it was created for this start
@@ -47,6 +50,9 @@ class Start(Callback):
                 path.rmdir()
             else:
                 path.unlink(missing_ok=True)
+        for folder in self._made:
+            with suppress(OSError):  # another run may be there by now
+                folder.rmdir()
 
 
 class SaveSettings(SaveConfigCallback):

@@ -29,7 +29,7 @@ def score(
 
     Args:
         files: Text files, in UTF-8.
-        ckpt_path: The checkpoint: a path, last, or best. Nothing else is needed.
+        ckpt_path: The checkpoint, a path, last, or best; or a folder that export wrote. Nothing else is needed.
         tokens: Whether to write a row for each token instead of each file. Needs out.
         out: Also write the rows to this file, as JSON lines.
         core: The class of the checkpoint's core, if it is your own; it is never imported from the checkpoint alone.
@@ -43,7 +43,7 @@ def score(
     for file in files:
         if not Path(file).is_file():
             raise InputError(f"score: {file} is no file" if Path(file).exists() else f"score: {file}: no such file")
-    model, _ = open_model(ckpt_path, core, config, run_name, runs_dir, device)
+    model = open_model(ckpt_path, core, config, run_name, runs_dir, device)
     width = max(len(name) for name in (*files, "total"))
     print(" " * width + "".join(f"{column:>15}" for column in ("tokens", "bytes", "nats", "nats/token", "bits/byte")))
     together = Score()

@@ -58,7 +58,7 @@ def similar_option(name: str, options: Sequence[str]) -> str | None:
     spelt = get_close_matches(given, known, n=1, cutoff=0.85)
     close = get_close_matches(given, known, n=1, cutoff=0.6)
     word = given.rpartition(".")[2]
-    ends = [option for option in known if option.endswith(f".{word}")]
+    ends = [option for option in known if option == word or option.endswith(f".{word}")]
     found = next(iter([*spelt, *named_elsewhere(word, known), *ends, *close]), None)
     return None if found is None else f"{dashes}{found}"
 

@@ -9,7 +9,10 @@ gradient_horizon/              curves of the GradientHorizon callback
 checkpoints/                   last.ckpt, previous.ckpt, best.ckpt, best-2.ckpt, ...
 """
 
+import errno
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -48,10 +51,10 @@ class RunFolder:
             name: The name of the run. None: the first free version_<n>.
 
         Raises:
-            InputError: There is such a run already, or the name is a path.
+            InputError: There is such a run already, the name is a path, or the folder cannot be made.
         """
         if name is not None:
-            if Path(name).name != name:
+            if name in ("", "..") or Path(name).name != name:
                 raise InputError(f"run_name={name!r}: must be the name of a folder, not a path; see runs_dir")
             folder = cls(runs / name)
             if folder.has_checkpoints:
@@ -59,13 +62,15 @@ class RunFolder:
                     f"run_name={name!r}: {folder.path} has checkpoints; continue it with --ckpt_path last, or choose "
                     "another name"
                 )
-            folder.path.mkdir(parents=True, exist_ok=True)
+            with _runs_dir_named(runs):
+                folder.path.mkdir(parents=True, exist_ok=True)
             return folder
         number = next_version(runs)
         while True:
             folder = cls(runs / f"version_{number}")
             try:
-                folder.path.mkdir(parents=True)
+                with _runs_dir_named(runs):
+                    folder.path.mkdir(parents=True)
                 return folder
             except FileExistsError:  # another process created it first
                 number += 1
@@ -152,6 +157,21 @@ class RunFolder:
         return max(map(_modified, self.checkpoints.glob("*.ckpt")), default=0)
 
 
+@contextmanager
+def _runs_dir_named(runs: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"runs_dir={str(runs.parent)!r}: the folder of a run cannot be made there ({error.filename}: "
+            f"{error.strerror}); give a folder that can be written to"
+        ) from error
+
+
 def _modified(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
@@ -190,7 +210,15 @@ def find_checkpoint(
 def _find(asked: str, runs: Path, run_name: str | None, argument: str) -> tuple[Path, Checkpoint]:
     if asked not in ("last", "best"):
         path = local(asked)
+        if any(path.glob("*.safetensors")) or path.suffix == ".safetensors":
+            raise InputError(
+                f"{argument}={asked!r}: a model that was exported, without the state of its training; generate and "
+                "score take its folder, and everything else a checkpoint of the run"
+            )
         if path.is_dir():
+            if there := [run for run in map(RunFolder, sorted(path.iterdir())) if run.has_checkpoints]:
+                names = ", ".join(run.name for run in there)
+                raise InputError(f"{argument}={asked!r}: a folder of runs, {names}; give one of them, {there[-1].path}")
             return RunFolder(path.parent if path.name == "checkpoints" else path).newest_checkpoint()
         if not path.exists():
             raise InputError(f"{argument}={asked!r}: no such file{_meant(path)}")

@@ -19,6 +19,8 @@ from lit_tbptt.tbptt import Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
 
+_LARGEST_SEED = 2**63 - 1
+
 
 class RecurrentLM(Task, nn.Module):
     """Predicts the next token from the previous tokens, which the state of the core summarizes.
@@ -245,6 +247,8 @@ class RecurrentLM(Task, nn.Module):
             raise InputError("prompts: at least one, each of at least one token, is needed")
         if num_tokens < 0:
             raise InputError(f"num_tokens={num_tokens}: must be 0 or more")
+        if not 0 <= seed <= _LARGEST_SEED:
+            raise InputError(f"seed={seed}: must be from 0 to {_LARGEST_SEED}")
         device = self.embedding.weight.device
         size = len(prompts), max(map(len, prompts)) + num_tokens
         texts = torch.zeros(size, dtype=torch.long, device=device)

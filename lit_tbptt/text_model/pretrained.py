@@ -59,6 +59,11 @@ def write_folder(
         raise InputError(f"{folder}: cannot be written to ({error})") from error
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Tells whether a folder is one that `write_folder` wrote."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
 def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the settings of the network, and the description of the tokenizer.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import SMALL_RUN
+from command_line import SMALL_RUN, refusal_of
 
 from lit_tbptt import LitLanguageModel
 from lit_tbptt.cli import TextCLI, main
@@ -26,12 +26,6 @@ def run(words_folder, capfd):
         return capfd.readouterr().out
 
     return run
-
-
-def refused(run, *arguments, **options):
-    with pytest.raises(SystemExit) as stopped:
-        run(*arguments, **options)
-    return str(stopped.value)
 
 
 def test_fit_trains_evaluates_and_leaves_a_run_folder(run, tmp_path):
@@ -195,27 +189,27 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_message_before_any_training(case, run, capfd):
     options, message = BAD[case]
-    assert re.search(message, refused(run, "fit", *options))
+    assert re.search(message, refusal_of(run, "fit", *options))
     assert "train:" not in capfd.readouterr().err
 
 
 def test_text_that_is_empty_or_not_utf8_is_refused_before_training(run, tmp_path):
     (tmp_path / "empty.txt").write_text("")
-    assert "is empty" in refused(run, "fit", path=tmp_path / "empty.txt")
+    assert "is empty" in refusal_of(run, "fit", path=tmp_path / "empty.txt")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1") * 100)
-    assert "latin.txt: byte 3 is not UTF-8" in refused(run, "fit", path=tmp_path / "latin.txt")
+    assert "latin.txt: byte 3 is not UTF-8" in refusal_of(run, "fit", path=tmp_path / "latin.txt")
     run("fit", "--data.load_options.encoding_errors=replace", "--trainer.max_steps=1", path=tmp_path / "latin.txt")
 
 
 def test_a_checkpoint_that_is_not_there_or_broken_is_named(run, tmp_path):
-    assert "no such file" in refused(run, "test", "--ckpt_path=missing.ckpt")
+    assert "no such file" in refusal_of(run, "test", "--ckpt_path=missing.ckpt")
     (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 nothing")
-    assert "broken.ckpt" in refused(run, "test", "--ckpt_path=broken.ckpt")
-    assert "needs a checkpoint" in refused(run, "test")
+    assert "broken.ckpt" in refusal_of(run, "test", "--ckpt_path=broken.ckpt")
+    assert "needs a checkpoint" in refusal_of(run, "test")
 
 
 def test_a_run_that_diverges_names_the_last_good_checkpoint(run):
-    message = refused(
+    message = refusal_of(
         run,
         "fit",
         "--optimizer=SGD",

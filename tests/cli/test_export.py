@@ -41,3 +41,25 @@ def test_what_is_wrong_is_one_message(first_run):
     Path("file").write_text("")
     assert "file: cannot be written to" in refused("export", "file", "--ckpt_path=last")
     assert "folder" in refused("export", f"--ckpt_path={RUN}/checkpoints/last.ckpt")
+
+
+def test_an_exported_model_writes_and_scores_as_its_checkpoint_does(first_run, capfd):
+    main([*first_run, "--trainer.max_steps=2"])
+    main(["export", "--ckpt_path=last", "my model"])
+    for command in (["generate", "--prompt=w1 w2", "--num_tokens=9"], ["score", "words/test.txt"]):
+        printed = []
+        for given in ("last", "my model"):
+            capfd.readouterr()
+            main([*command, f"--ckpt_path={given}"])
+            printed.append(capfd.readouterr().out)
+        assert printed[0] == printed[1] != ""
+
+
+def test_an_exported_model_is_no_checkpoint_of_a_run(tmp_path, in_tmp_path):
+    Path("model").mkdir()
+    Path("model/model.safetensors").touch()
+    for given in ("model", "model/model.safetensors"):
+        for command in ("fit", "test", "validate", "export folder", "fit --init_from"):
+            name = "init_from" if "init_from" in command else "ckpt_path"
+            said = refused(*command.replace(" --init_from", "").split(), f"--{name}={given}")
+            assert said.startswith(f"error: {name}={given!r}: a model that was exported, without the state of its")

@@ -7,7 +7,7 @@ import oscillator
 import pytest
 import torch
 import yaml
-from command_line import curve, trained
+from command_line import curve, refusal_of, trained
 from oscillator import Oscillator, WavesData
 from processes import run_script, start, status_of
 
@@ -37,9 +37,7 @@ RUN = RunFolder("runs/default/version_0")
 
 
 def refused(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        LitCLI(Oscillator, WavesData, list(arguments))
-    return str(stopped.value)
+    return refusal_of(LitCLI, Oscillator, WavesData, list(arguments))
 
 
 @pytest.fixture

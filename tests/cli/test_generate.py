@@ -119,9 +119,18 @@ REFUSED = {
     "num_tokens": (["--num_tokens=-1"], "num_tokens=-1: must be 0 or more"),
     "no number": (["--top_k=many"], "top_k"),
     "no option": (["--topk=3"], "--topk: there is no such option; did you mean --top_k?"),
+    "no option's name": (
+        ["def"],
+        "'def': an option begins with --, and its value follows it; did you mean --prompt def?",
+    ),
+    "an option of fit": (["--model.core=GRU"], "--model.core: there is no such option; did you mean --core?"),
     "an abbreviation": (["--temp=3"], "--temp: there is no such option"),
     "no such device": (["--device=abacus"], "device='abacus': cannot be used here"),
     "another core": (["--core=lit_tbptt.LSTM"], "core=LSTM: the checkpoint's core is a lit_tbptt.GRU; give that class"),
+    "another core by its short name": (["--core=RNN"], "core=RNN: the checkpoint's core is a lit_tbptt.GRU"),
+    "a misspelt core": (["--core", "gru"], "core='gru': no such class; did you mean GRU?"),
+    "no core": (["--core=torch.nn.GRU"], "core='torch.nn.GRU': must be a class of the type RecurrentCore"),
+    "seed": (["--seed=-1"], "seed=-1: must be from 0 to"),
 }
 
 
@@ -139,6 +148,10 @@ def test_what_is_wrong_is_one_message(case, capfd):
     assert "\n" not in found
     assert capfd.readouterr().out == ""
     assert Path("ok.txt").read_text() == "o\n"
+
+
+def test_a_core_of_this_package_may_be_named_as_in_training(written):
+    assert written("--prompt=two", "--core", "GRU") == written("--prompt=two", "--core=lit_tbptt.GRU")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

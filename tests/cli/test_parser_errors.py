@@ -12,7 +12,12 @@ REFUSED = {
         ["--data.num_lane=3"],
         "--data.num_lane: there is no such option; did you mean --data.num_lanes?",
     ),
-    "no option": (["my.yaml"], "'my.yaml': an option begins with --"),
+    "two callbacks": (
+        ["--trainer.callbacks=TextSamples", "--trainer.callbacks", "GradientHorizon"],
+        "trainer.callbacks: given twice, and only the last would count; write --trainer.callbacks+=GradientHorizon for",
+    ),
+    "no option": (["my.yaml"], "'my.yaml': an option begins with --, and its value follows it; did you mean --config "),
+    "a path": (["my texts"], "'my': an option begins with --, and its value follows it; did you mean --data.path my?"),
     "a missing value": (["--model.k1"], "--model.k1: its value is missing"),
     "a type": (["--model.k1=long"], "model.k1='long': must be a whole number"),
     "a truth value": (["--data.shuffle=maybe"], "data.shuffle='maybe': must be true or false"),
@@ -50,6 +55,10 @@ def test_the_option_the_value_and_the_rule(case, in_tmp_path):
         ("model:\n  kk1: 3\n", "my.yaml, line 2: model.kk1: there is no such option; did you mean model.k1?"),
         ("model:\n  k1: 3\n k2: [\n", "my.yaml, line 3: not YAML"),
         ("- a\n", "my.yaml"),
+        (
+            "model:\n  k1: 3\noptimizer:\n  class_path: SGD\n  lr: 0.1\n",
+            "my.yaml, line 3: optimizer: beside class_path there can be init_args only; put its arguments there",
+        ),
     ],
 )
 def test_the_file_and_the_line(text, message, in_tmp_path):

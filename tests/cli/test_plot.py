@@ -109,6 +109,9 @@ def test_the_picture_goes_where_it_is_asked_to(capfd):
     assert Path("x.svg").read_bytes().startswith(b"<?xml")
     Path("file").write_text("")
     assert "out='file': file/curves.png cannot be written" in refused("plot", run, "--out=file")
+    assert "out='a.JPG': must be a folder, or a file that ends in .png, .pdf, .svg" in refused(
+        "plot", run, "--out=a.JPG"
+    )
 
 
 def test_a_task_of_ones_own_and_many_runs_in_rows(capfd):

@@ -30,7 +30,7 @@ def test_a_start_that_is_refused_leaves_no_folder(wrong, words_folder, in_tmp_pa
     said = refused("fit", f"--data.path={words_folder}", *FIRST_RUN, "--trainer.max_steps=2", *wrong)
     assert said.startswith("error: ")
     assert "\n" not in said
-    assert not list(Path("runs").rglob("version_*/**"))
+    assert not Path("runs").exists()
 
 
 def test_what_lightning_says_in_a_run_is_one_message(first_run):
@@ -96,3 +96,10 @@ def test_runs_lie_where_they_are_wanted(options, folder, first_run):
 
 def test_a_runs_name_is_no_path(first_run):
     assert "run_name='../x': must be the name of a folder" in refused(*first_run, "--run_name=../x")
+
+
+def test_a_run_without_a_step_says_so(first_run, capfd):
+    main([*first_run, "--trainer.limit_train_batches=0"])
+    assert "nothing was trained: see trainer.max_steps, max_epochs, max_time and limit_train_batches" in (
+        capfd.readouterr().out
+    )

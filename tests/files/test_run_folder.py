@@ -67,6 +67,29 @@ def test_last_is_the_newest_step_of_the_run_that_was_written_to_last(tmp_path):
         find_checkpoint("last", tmp_path, "none")
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a"])
+def test_a_name_that_is_a_path_is_refused(name, tmp_path):
+    with pytest.raises(InputError, match=r"^run_name=.*must be the name of a folder"):
+        RunFolder.reserve(tmp_path / "runs", name)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_runs_is_no_run(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "last.ckpt").touch()
+    message = f"^init_from='{tmp_path}': a folder of runs, first, second; give one of them, {tmp_path / 'second'}$"
+    with pytest.raises(InputError, match=message):
+        find_checkpoint(str(tmp_path), tmp_path, None, "init_from")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for name in (None, "mine"):
+        with pytest.raises(InputError, match=rf"^runs_dir='{tmp_path}/file': .*Not a directory\); give a folder"):
+            RunFolder.reserve(tmp_path / "file" / "default", name)
+
+
 def test_a_checkpoint_that_is_not_there_or_another_ones_is_named_as_it_was_given(tmp_path, in_tmp_path):
     write_checkpoint({"state_dict": {}}, tmp_path / "other.ckpt")
     for argument in ("ckpt_path", "init_from"):

@@ -107,6 +107,8 @@ def test_top_k_and_temperature_narrow_the_choice(model):
         ([], {}, "prompts"),
         ([[]], {}, "prompts"),
         ([[1]], {"num_tokens": -1}, "num_tokens=-1"),
+        ([[1]], {"seed": -1}, "seed=-1: must be from 0 to 9223372036854775807"),
+        ([[1]], {"seed": 2**63}, "seed=9223372036854775808: must be from 0"),
         ([[1]], {"temperature": -0.5}, "temperature=-0.5"),
         ([[1]], {"top_k": 0}, "top_k=0"),
         ([[1]], {"top_p": 0.0}, "top_p=0.0"),

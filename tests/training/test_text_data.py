@@ -175,7 +175,7 @@ def test_numbers_below_one_are_refused(argument):
 
 
 def test_an_empty_corpus_and_too_few_tokens_are_refused(tmp_path):
-    with pytest.raises(InputError, match="train split of the corpus is empty: 2 documents"):
+    with pytest.raises(InputError, match="train split of the corpus has no text, only 2 empty documents"):
         TextLanesDataModule(corpus("", ""), val_fraction=0, cache_dir=str(tmp_path)).setup("fit")
     few = DatasetDict(train=corpus("abcdef"), validation=corpus("ab"))
     with pytest.raises(InputError, match=r"data\.num_lanes=8: the train split has 7 tokens"):

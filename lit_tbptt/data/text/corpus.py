@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_tbptt.data.progress_bar import progress_bar
 from lit_tbptt.data.text.documents import texts
+from lit_tbptt.data.text.reading import cache_named
 from lit_tbptt.data.text.stream import DocumentStream, TextReader, document_stream
 from lit_tbptt.data.text.token_file import TokenFile, fingerprint, token_file
 from lit_tbptt.data.text.tokenizers import BUILT_IN, Tokenizer, from_description, make_tokenizer
@@ -38,11 +39,12 @@ def open_corpus(
         InputError: A split cannot be read, or a vocabulary is needed and there is no train split.
     """
     streams = {split: document_stream(some, split) for split, some in documents.items() if streaming}
-    if not isinstance(tokenizer, Tokenizer):
-        tokenizer = _make_tokenizer(tokenizer, vocabulary_limit, documents, streams, cache)
-    return tokenizer, {
-        split: streams.get(split) or token_file(some, tokenizer, cache, split) for split, some in documents.items()
-    }
+    with cache_named(cache.parent):
+        if not isinstance(tokenizer, Tokenizer):
+            tokenizer = _make_tokenizer(tokenizer, vocabulary_limit, documents, streams, cache)
+        return tokenizer, {
+            split: streams.get(split) or token_file(some, tokenizer, cache, split) for split, some in documents.items()
+        }
 
 
 def _make_tokenizer(

@@ -1,6 +1,7 @@
 """Loads a corpus as splits of documents, from files, the Hugging Face Hub or Python objects."""
 
 import hashlib
+import logging
 import os
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +12,13 @@ from typing import Any, TypeAlias
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-from lit_tbptt.data.text.files import TEXT_DEFAULTS, local_files, undecodable
-from lit_tbptt.data.text.network import refuse_lossy_retries, storage_options
+from lit_tbptt.data.text.files import has_card, local_files
+from lit_tbptt.data.text.reading import read_dataset
 from lit_tbptt.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Source: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -69,6 +73,8 @@ def load_documents(
         raise InputError(f"data.val_fraction={val_fraction}: must be at least 0 and below 1")
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
+    if name is not None:
+        _check_name(name, source)
     if source is None or isinstance(source, str):
         found = _load(source, name, split_salt, dict(load_options or {}) | ({"streaming": True} if streaming else {}))
     else:
@@ -94,8 +100,29 @@ def load_documents(
             )
         fraction = _VAL_FRACTION if val_fraction is None else val_fraction
         if fraction and not streaming:
-            splits["train"], splits["validation"] = _hold_out(splits["train"], fraction)
+            splits["train"], splits["validation"] = _hold_out(splits["train"], fraction, _shown(source))
+    elif val_fraction is not None and "validation" in splits:
+        logger.warning("data.val_fraction=%s is not used: the corpus has a validation split of its own", val_fraction)
     return splits
+
+
+def _check_name(name: str, source: Any) -> None:
+    """Raises InputError where a configuration is named, and the corpus is of a kind that has none."""
+    if isinstance(source, str) and source not in _PACKAGED_DATASETS_MODULES:
+        local = Path(source).expanduser()
+        if not local.exists() or has_card(local):
+            return
+    raise InputError(
+        f"data.name={name!r} with {_shown(source)}: it names a configuration of a dataset on the Hugging Face Hub; "
+        "leave it out, or set it to null"
+    )
+
+
+def _shown(source: Any) -> str:
+    """Returns what messages call the corpus."""
+    if source is None:
+        return "the default corpus"
+    return f"data.path={source!r}" if isinstance(source, str) else "data in memory"
 
 
 def from_python(given: Any, text_column: str) -> Any:
@@ -200,7 +227,9 @@ def standard_library(salt: str) -> dict[str, list[str]]:
 
 def _load(path: str | None, name: str | None, salt: str, options: dict[str, Any]) -> Source:
     if path is None:
-        return _read("text", None, options, "Python's standard library", {"data_files": standard_library(salt)})
+        return read_dataset("text", None, options, "Python's standard library", {"data_files": standard_library(salt)})
+    if not path:
+        raise InputError("data.path='': names nothing; leave it out for the default corpus")
     if path.startswith("<"):
         raise InputError(f"data.path={path!r}: the data were handed over from Python; say where they are now")
     if "\n" in path or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.split("/")):
@@ -209,50 +238,18 @@ def _load(path: str | None, name: str | None, salt: str, options: dict[str, Any]
     if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
         return datasets.load_from_disk(local)
     if {"data_files", "data_dir"} & set(options):
-        return _read(path, name, options, path)
+        if local.is_file():
+            raise InputError(
+                f"data.path={path!r} is a file, and data.load_options names others: set data.path to the format of "
+                "these, text, json, csv or parquet, or leave data_files and data_dir out"
+            )
+        return read_dataset(path, name, options, path)
     chosen = local_files(local, options.get("encoding"))
     if chosen is not None:
-        return _read(chosen[0], name, options, path, chosen[1])
+        return read_dataset(chosen[0], name, options, path, chosen[1])
     if local.is_file():
-        return _read(str(local.resolve().parent), name, options, path, {"data_files": escape(local.name)})
-    return _read(str(local) if local.is_dir() else path, name, options, path)
-
-
-def _builder(path: str, name: str | None, options: Mapping[str, Any]) -> datasets.DatasetBuilder:
-    return datasets.load_dataset_builder(path, name, **{key: options[key] for key in options if key != "streaming"})
-
-
-def _read(
-    path: str, name: str | None, given: dict[str, Any], shown: str, files: Mapping[str, Any] | None = None
-) -> DatasetDict | IterableDatasetDict:
-    builder, options = None, {**(files or {}), **given}
-    try:
-        builder = _builder(path, name, options)
-        if hasattr(builder.config, "sample_by"):
-            # A text file is one document, line breaks and all, unless the user asks for lines.
-            options = TEXT_DEFAULTS | options
-        if options.get("streaming"):
-            if hasattr(builder.config, "sample_by"):
-                refuse_lossy_retries()
-            options = options | {"storage_options": storage_options() | (options.get("storage_options") or {})}
-        return datasets.load_dataset(path, name, **options)
-    except datasets.exceptions.DataFilesNotFoundError as error:
-        raise InputError(
-            f"data.path={shown!r}: there are no data files that are known ({error}); text that is not UTF-8 needs "
-            "data.load_options.encoding"
-        ) from error
-    except (FileNotFoundError, ConnectionError) as error:
-        raise InputError(
-            f"data.path={shown!r}: no such file or folder here, and no such dataset on the Hugging Face Hub, or the "
-            f"Hub cannot be reached ({error})"
-        ) from error
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, UnicodeDecodeError) and builder is not None:
-            encoding = options.get("encoding", "utf-8")
-            raise InputError(undecodable(builder.config.data_files, encoding, error.__cause__)) from error
-        raise InputError(f"data.path={shown!r}: cannot be read ({error.__cause__ or error})") from error
-    except (TypeError, ValueError) as error:
-        raise InputError(f"data.path={shown!r}, data.name={name!r}, data.load_options={given}: {error}") from error
+        return read_dataset(str(local.resolve().parent), name, options, path, {"data_files": escape(local.name)})
+    return read_dataset(str(local) if local.is_dir() else path, name, options, path)
 
 
 def _streamed(documents: Dataset | IterableDataset, split: str) -> IterableDataset:
@@ -272,10 +269,18 @@ def _text_only(documents: Dataset | IterableDataset, column: str) -> Dataset | I
     return documents.select_columns([column])
 
 
-def _hold_out(documents: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+def _hold_out(documents: Dataset, fraction: float, shown: str) -> tuple[Dataset, Dataset]:
     if len(documents) == 1:
         (column,), (text,) = documents.column_names, text_rows(documents[:1], 0, "the corpus")
         cut = len(text) - round(len(text) * fraction)
+        if not text.strip():
+            what = f"has no text, only {len(text)} blank characters" if text else "is empty"
+            raise InputError(f"{shown}: it {what}; text to train on is needed")
+        if not 0 < cut < len(text):
+            raise InputError(
+                f"{shown}: it has {len(text)} characters, too few to hold out data.val_fraction={fraction} of them for "
+                "validation; give more text, or set data.val_fraction to 0"
+            )
         return Dataset.from_dict({column: [text[:cut]]}), Dataset.from_dict({column: [text[cut:]]})
     cut = len(documents) - max(1, round(len(documents) * fraction)) if len(documents) else 0
     return documents.select(range(cut)), documents.select(range(cut, len(documents)))

@@ -26,6 +26,7 @@ _SPLIT_WORDS = {
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}
 # Read as text: `datasets` uses the extensions of the second builder for agent benchmarks.
 _TEXT_BUILDERS = {"text", "harbor"}
+_ZIP = b"PK\x03\x04"  # the first bytes of an archive, and of what office programs write
 _HEAD = 8192  # bytes that are looked at, to know text
 _Format: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]  # a builder and its options
 _TEXT: _Format = ("text", ())
@@ -46,11 +47,11 @@ def local_files(path: Path, encoding: str | None) -> tuple[str, dict[str, Any]] 
         the files, or they are archives.
 
     Raises:
-        InputError: A text file is in an encoding that has to be named.
+        InputError: A text file is in an encoding that has to be named, or no file of a folder holds text.
     """
     if path.is_file():
         files = [path]
-    elif path.is_dir() and not _has_card(path):
+    elif path.is_dir() and not has_card(path):
         files = _visible_files(path)
     else:
         return None
@@ -60,7 +61,17 @@ def local_files(path: Path, encoding: str | None) -> tuple[str, dict[str, Any]] 
         if kind is not None:
             formats.setdefault(kind, []).append(file)
     if not formats and path.is_file() and path.suffix != ".zip":
+        if _head(path).startswith(_ZIP):
+            raise InputError(
+                f"data.path={str(path)!r}: a document or an archive in the format of zip, not text; save it as plain "
+                "text, or let its name end in .zip if it is an archive of texts"
+            )
         formats[_TEXT] = files  # what is wrong with it is found when it is read
+    if not formats and files and path.is_dir() and not any(file.suffix == ".zip" for file in files):
+        raise InputError(
+            f"data.path={str(path)!r}: none of its {len(files)} files holds text ({_kinds(files)}); text that is not "
+            "UTF-8 needs data.load_options.encoding"
+        )
     if not formats:
         return None
     # Ties go to the first by name, so that the result does not depend on the order of files.
@@ -164,7 +175,7 @@ def _visible_files(folder: Path) -> list[Path]:
     return sorted(file for file in found if file.is_file())
 
 
-def _has_card(folder: Path) -> bool:
+def has_card(folder: Path) -> bool:
     """Returns whether the folder says itself which files are which split."""
     card = folder / "README.md"
     if (folder / ".huggingface.yaml").exists():
@@ -243,8 +254,6 @@ def _log_left_out(folder: Path, builder: str, files: Sequence[Path], read: Seque
     left_out = sorted(set(files) - set(read))
     if not left_out:
         return
-    kinds = Counter(file.suffix or "without extension" for file in left_out)
-    counted = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
     named = ", ".join(file.relative_to(folder).as_posix() for file in left_out[:3])
     logger.warning(
         "data.path=%r: %s of its files are read, as %s, and %s left out: %s (%s%s); to choose, set data.path to text, "
@@ -253,7 +262,12 @@ def _log_left_out(folder: Path, builder: str, files: Sequence[Path], read: Seque
         len(read),
         builder,
         len(left_out),
-        counted,
+        _kinds(left_out),
         named,
         ", ..." if len(left_out) > 3 else "",
     )
+
+
+def _kinds(files: Sequence[Path]) -> str:
+    kinds = Counter(file.suffix or "without extension" for file in files)
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))

@@ -94,7 +94,10 @@ def _build(documents: Dataset, tokenizer: Tokenizer, folder: Path, split: str) -
     with _half_built(folder) as half_built:
         about = _write(documents, tokenizer, half_built, split)
         if not about["num_bytes"]:
-            raise InputError(f"the {split} split of the corpus is empty: {len(documents)} documents without any text")
+            empty = f"{len(documents)} empty documents" if len(documents) != 1 else "an empty document"
+            raise InputError(
+                f"the {split} split of the corpus has no text, only {empty}: put text into it, or leave it out"
+            )
         (half_built / _LOCK).unlink()
         try:
             os.rename(half_built, folder)

@@ -260,6 +260,8 @@ def make_tokenizer(name: str, train_texts: Iterable[str], vocabulary_limit: int 
 
 
 def _load(name: str) -> hf.Tokenizer:
+    if not name:
+        raise InputError(f"data.tokenizer='': names nothing; give {', '.join(BUILT_IN)}, a file, a folder or a name")
     path = Path(name)
     meant = get_close_matches(name, BUILT_IN)
     if meant and not path.exists():

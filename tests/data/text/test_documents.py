@@ -114,6 +114,50 @@ def test_a_dataset_without_validation_gives_its_last_documents():
     assert set(load_documents(given, val_fraction=0)) == {"train"}
 
 
+def test_a_share_that_is_not_held_out_is_said(words_folder, caplog):
+    load_documents(str(words_folder))
+    assert not caplog.messages
+    load_documents(str(words_folder), val_fraction=0.3)
+    assert caplog.messages == ["data.val_fraction=0.3 is not used: the corpus has a validation split of its own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "ab",
+            "it has 2 characters, too few to hold out data.val_fraction=0.05 of them for validation; give more",
+        ),
+        ("", "it is empty; text to train on is needed"),
+        (" \n\n", "it has no text, only 3 blank characters; text to train on is needed"),
+    ],
+)
+def test_a_file_with_hardly_any_text_is_refused_with_what_is_there(text, message, tmp_path):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(InputError, match=rf"^data\.path='.*a\.txt': {message}"):
+        load_documents(str(tmp_path / "a.txt"))
+
+
+def test_a_configuration_is_refused_where_the_corpus_has_none(words_folder):
+    message = r"^data\.name='tiny' with {}: it names a configuration .* leave it out, or set it to null"
+    for source, shown in (
+        (str(words_folder), r"data\.path='.*'"),
+        (str(words_folder / "train.txt"), r"data\.path='.*train\.txt'"),
+        ("text", r"data\.path='text'"),
+        (None, "the default corpus"),
+        (["a", "b"], "data in memory"),
+    ):
+        with pytest.raises(InputError, match=message.format(shown)):
+            load_documents(source, name="tiny")
+
+
+def test_a_folder_whose_card_has_configurations_takes_a_name(tmp_path):
+    card = "---\nconfigs:\n- config_name: tiny\n  data_files: a.txt\n- config_name: other\n  data_files: b.txt\n---\n"
+    for name, text in (("README.md", card), ("a.txt", "first " * 9), ("b.txt", "second " * 9)):
+        (tmp_path / name).write_text(text)
+    assert found(load_documents(str(tmp_path), "tiny", val_fraction=0)) == {"train": ["first " * 9]}
+
+
 def test_the_standard_library_is_divided_by_the_salt_alone():
     first, again, other = standard_library("lit_tbptt"), standard_library("lit_tbptt"), standard_library("pepper")
     assert first == again

@@ -2,11 +2,12 @@
 
 import gzip
 import os
+import zipfile
 
 import pytest
 
 from lit_tbptt.data.text.documents import InputError, load_documents, texts
-from lit_tbptt.data.text.files import split_by_name
+from lit_tbptt.data.text.files import local_files, split_by_name
 
 CHINESE = "一二三四五六七。八九十百千万。\n"
 
@@ -142,8 +143,10 @@ def test_text_that_is_not_in_the_encoding_named(tmp_path):
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
-    (tmp_path / "core").write_bytes(b"\x7fELF\0\0\1")
-    with pytest.raises(InputError, match=r"there are no data files that are known .*load_options\.encoding"):
+    for name in ("core", "a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"\x7fELF\0\0\1")
+    message = r"none of its 3 files holds text \(2 \.png, 1 without extension\); .*load_options\.encoding"
+    with pytest.raises(InputError, match=message):
         load_documents(tmp_path)
 
 
@@ -156,3 +159,17 @@ def test_a_file_that_was_changed_is_read_again_whatever_its_date_says(tmp_path, 
         file.write_text(text)
         os.utime(file, (1_700_000_000, 1_700_000_000))
         assert found(file if alone else folder, val_fraction=0) == {"train": [text]}
+
+
+def test_a_document_of_an_office_program_is_no_text(tmp_path):
+    with zipfile.ZipFile(tmp_path / "essay.docx", "w") as archive:
+        archive.writestr("word/document.xml", "<w:t>one two</w:t>" * 99)
+    with pytest.raises(InputError, match=r"essay\.docx': a document or an archive in the format of zip, not text"):
+        local_files(tmp_path / "essay.docx", None)
+    (tmp_path / "essay.docx").rename(tmp_path / "essay.zip")
+    assert local_files(tmp_path / "essay.zip", None) is None
+
+
+def test_a_path_that_is_empty_is_not_the_working_directory():
+    with pytest.raises(InputError, match=r"^data\.path='': names nothing"):
+        load_documents("")

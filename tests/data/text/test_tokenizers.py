@@ -30,6 +30,11 @@ def bpe_file(tmp_path):
     return tmp_path / "tokenizer.json"
 
 
+def test_a_tokenizer_without_a_name_is_not_the_working_directorys():
+    with pytest.raises(InputError, match=r"^data\.tokenizer='': names nothing"):
+        make_tokenizer("", [])
+
+
 def test_bytes():
     tokenizer = make_tokenizer("byte", [])
     assert ids(tokenizer, "aé\n", "") == [[97, 195, 169, 10, 256], []]
