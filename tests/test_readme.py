@@ -1,4 +1,4 @@
-"""Everything the README shows is run."""
+"""Everything that the README shows is run, and the program of docs/sequences.md."""
 
 import re
 import shlex
@@ -12,11 +12,15 @@ from lit_tbptt.cli.commands import COMMANDS as COMMANDS_ALONE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PYTHON = [
+    snippet
+    for text in (README, (ROOT / "docs" / "sequences.md").read_text())
+    for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+]
 COMMANDS = re.findall(r"^python train\.py (.*)$", README, re.MULTILINE)
 
 
-@pytest.mark.parametrize("snippet", PYTHON, ids=["language model", "any task", "pieces", "core"])
+@pytest.mark.parametrize("snippet", PYTHON, ids=["language model", "any task", "pieces", "core", "sequences"])
 def test_the_snippets_run(snippet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(snippet, {"__name__": "snippet"})

@@ -185,3 +185,11 @@ def test_statistics_of_parts_are_those_of_the_whole():
     mean, deviation = Normalization.from_moments(parts).statistics["inputs"]
     assert_close(mean, values.mean(0), rtol=1e-12, atol=0)
     assert_close(deviation, values.std(0, correction=0), rtol=1e-9, atol=0)
+
+
+def test_shifted_targets_are_normalized_as_inputs():
+    made = SequenceLanesDataModule([torch.tensor([1.0, 5.0, 9.0, 40.0])], shift=1, num_lanes=1, normalize=True)
+    made.setup("fit")
+    window = next(iter(made.train_dataloader())).windows[0]
+    assert_close(window.inputs[0, 1:], window.targets[0, :-1])
+    assert_close(window.inputs.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)

@@ -117,9 +117,11 @@ def measure(source: SequenceSource, numbers: Iterable[int]) -> dict[str, tuple[T
         item, length = source.open(number), int(source.lengths[number])
         for start in range(0, length, _PIECE):
             stretch = source.read(item, number, start, min(start + _PIECE, length), None)
-            for name, part in (("inputs", stretch.inputs), ("targets", stretch.targets)):
+            for name, part in (("inputs", stretch.inputs), ("targets", None if source.shift else stretch.targets)):
                 for path, leaf in tree_flatten_with_path(part)[0] if part is not None else ():
                     if leaf.is_floating_point():
                         place, moments = f"{name}{keystr(path)}", Moments.of(leaf)
                         totals[place] = totals[place].with_others(moments) if place in totals else moments
+    if source.shift:
+        totals |= {f"targets{place.removeprefix('inputs')}": moments for place, moments in totals.items()}
     return {place: tuple(moments) for place, moments in totals.items()}
