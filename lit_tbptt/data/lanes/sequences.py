@@ -12,10 +12,10 @@ from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.data.lanes.dealing import Dealer, Dealt, Pieces
 from lit_tbptt.data.read_ahead import ReadAhead
 from lit_tbptt.data.sequences.rows import Held, Rows
-from lit_tbptt.data.sequences.source import SequenceSource, Stretch
+from lit_tbptt.data.sequences.source import SequenceSource
 from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
-from lit_tbptt.tbptt.window import Batch
+from lit_tbptt.tbptt.window import Batch, Window
 
 _AHEAD = 2
 """Batches that are read beside training."""
@@ -41,7 +41,7 @@ class SequenceLanes(Lanes):
         random_lanes: How many of the lanes, the last ones, do not take sequences in turn: each of their windows starts
             at a random place of the dataset, with a reset.
         seed: Decides the order, the places of random lanes, and the generators of `transform`.
-        normalization: Changes what was read of a sequence, such as `Normalization`.
+        normalization: Changes the windows, such as `Normalization`.
         rank: The rank of this process, which gets its share of the lanes.
         **reading: What is read of the dataset: `inputs`, `targets`, `static`, `mask`, `shift`, `lengths`, `dtype` and
             `transform` of `SequenceSource`.
@@ -67,7 +67,7 @@ class SequenceLanes(Lanes):
         repeat: bool = False,
         random_lanes: int = 0,
         seed: int = 1,
-        normalization: Callable[[Stretch], Stretch] | None = None,
+        normalization: Callable[[Window], Window] | None = None,
         rank: Rank | None = None,
         **reading: Any,
     ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lit_tbptt.errors import InputError
 
@@ -74,6 +74,8 @@ def slice_item(item: Any, times: slice, static: Sequence[Key], keys: Sequence[Ke
     """
 
     def cut(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and not isinstance(keys, int):
+            return leaf[times]
         if isinstance(keys, int) and num_time_steps(leaf) != keys:
             return whole(leaf)
         return as_tensor(leaf[times])
@@ -82,7 +84,25 @@ def slice_item(item: Any, times: slice, static: Sequence[Key], keys: Sequence[Ke
         return leaf if leaf is None or isinstance(leaf, str | bytes) else as_tensor(leaf)
 
     wanted = all_keys(item) if isinstance(keys, int) else keys
-    return {key: tree_map(whole if key in static else cut, item[key], is_leaf=is_list) for key in wanted}
+    return {key: map_leaves(whole if key in static else cut, item[key]) for key in wanted}
+
+
+def map_leaves(function: Callable[[Any], Any], part: Any) -> Any:
+    """Returns dictionaries and tuples with `function` of every leaf, in less time than a general pytree takes."""
+    if isinstance(part, Tensor | np.ndarray):
+        return function(part)
+    if type(part) is dict:
+        return {name: map_leaves(function, inner) for name, inner in part.items()}
+    return tree_map(function, part, is_leaf=is_list)
+
+
+def flatten(part: Any) -> list[Any]:
+    """Returns the leaves, in order."""
+    if isinstance(part, Tensor):
+        return [part]
+    if type(part) is dict:
+        return [leaf for inner in part.values() for leaf in flatten(inner)]
+    return tree_leaves(part)
 
 
 def is_list(part: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Means and standard deviations of a training split, by leaf and feature, and stretches normalized by them."""
+"""Means and standard deviations of a training split, by leaf and feature, and windows normalized by them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path
 
-from lit_tbptt.data.sequences.source import SequenceSource, Stretch
+from lit_tbptt.data.sequences.source import SequenceSource
+from lit_tbptt.tbptt.window import Window
 
 _PIECE = 65_536
 """Time steps that are read at once."""
@@ -73,10 +74,10 @@ class Normalization:
             }
         )
 
-    def __call__(self, stretch: Stretch) -> Stretch:
-        """Returns the stretch with its floating-point leaves normalized, in their dtype."""
-        return stretch._replace(
-            inputs=self._normalized("inputs", stretch.inputs), targets=self._normalized("targets", stretch.targets)
+    def __call__(self, window: Window) -> Window:
+        """Returns the window with its floating-point leaves normalized, in their dtype."""
+        return window._replace(
+            inputs=self._normalized("inputs", window.inputs), targets=self._normalized("targets", window.targets)
         )
 
     def restore(self, values: Any, place: str = "targets") -> Any:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map, tree_structure, tree_unflatten
+from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_structure, tree_unflatten
 
+from lit_tbptt.data.sequences.leaves import cast, flatten
 from lit_tbptt.data.sequences.source import SequenceSource, Stretch, path_name
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.window import Window
@@ -40,7 +41,7 @@ class Rows:
     """
 
     def __init__(
-        self, source: SequenceSource, seed: int, epoch: int, normalization: Callable[[Stretch], Stretch] | None
+        self, source: SequenceSource, seed: int, epoch: int, normalization: Callable[[Window], Window] | None
     ) -> None:
         self.source = source
         self.seed, self.epoch = seed, epoch
@@ -68,16 +69,17 @@ class Rows:
                 row[: lane.num_time_steps] &= stretch.mask[: lane.num_time_steps]
         targets = None
         if stretches[0].targets is not None:
-            targets = _stack([each.targets for each in stretches], longest)
+            targets = _stack([each.targets for each in stretches], longest, self.source.dtype)
             self._check_targets(targets, scored, lanes)
         reset = torch.tensor([lane.done == 0 and lane.num_time_steps > 0 for lane in lanes])
-        return Window(
-            _stack([each.inputs for each in stretches], longest),
+        window = Window(
+            _stack([each.inputs for each in stretches], longest, self.source.dtype),
             targets,
             reset if bool(reset.any()) else None,
             None if bool(scored.all()) else scored,
             self._static(lanes),
         )
+        return window if self.normalization is None else self.normalization(window)
 
     def _open(self, number: int) -> None:
         if number not in self._items:
@@ -93,8 +95,7 @@ class Rows:
         if self.source.transform is not None:
             numbers = np.random.SeedSequence([self.seed, self.epoch, lane.sequence]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(numbers[0] >> np.uint64(1)))
-        stretch = self.source.read(self._items[lane.sequence][0], lane.sequence, start, stop, generator)
-        return stretch if self.normalization is None else self.normalization(stretch)
+        return self.source.read(self._items[lane.sequence][0], lane.sequence, start, stop, generator)
 
     def _static(self, lanes: Sequence[Held]) -> Any:
         parts = [self._items[lane.sequence][1] for lane in lanes]
@@ -114,14 +115,14 @@ class Rows:
                     )
 
 
-def _stack(parts: Sequence[Any], longest: int) -> Any:
+def _stack(parts: Sequence[Any], longest: int, dtype: torch.dtype | None) -> Any:
     """Puts rows below each other; shorter ones repeat their last time step, of which a model can make numbers."""
-    columns = zip(*(tree_leaves(part) for part in parts), strict=True)
     stacked = []
-    for leaves in columns:
-        out = leaves[0].new_empty(len(leaves), longest, *leaves[0].shape[1:])
-        for row, leaf in zip(out, leaves, strict=True):
-            row[: len(leaf)] = leaf
-            row[len(leaf) :] = leaf[-1]
-        stacked.append(out)
+    for leaves in zip(*map(flatten, parts), strict=True):
+        full = [leaf if len(leaf) == longest else _padded(leaf, longest) for leaf in leaves]
+        stacked.append(cast(torch.stack(full), dtype))
     return tree_unflatten(stacked, tree_structure(parts[0]))
+
+
+def _padded(leaf: Tensor, longest: int) -> Tensor:
+    return torch.cat([leaf, leaf[-1:].expand(longest - len(leaf), *leaf.shape[1:])])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
 from lit_tbptt.data.sequences.arrow import ArrowSequences
 from lit_tbptt.data.sequences.leaves import (
@@ -14,8 +14,10 @@ from lit_tbptt.data.sequences.leaves import (
     Selector,
     all_keys,
     cast,
+    flatten,
     is_list,
     keys_of,
+    map_leaves,
     num_time_steps,
     select,
     slice_item,
@@ -96,7 +98,8 @@ class SequenceSource:
         self._static_keys = keys_of(static) or []
         wanted = keys_of(self._inputs, self._targets, mask)
         self._keys = None if transform is not None else wanted
-        self._specification: list[tuple[str, torch.dtype, tuple[int, ...]]] | None = None
+        self._kinds: list[tuple[str, torch.Size]] = []
+        self._specification: list[tuple[str, str, torch.Size]] | None = None
         steps = self._count(rank or Rank()) if lengths is None else np.asarray(lengths, np.int64)
         if len(steps) != len(dataset):
             raise InputError(f"lengths: {len(steps)} numbers for {len(dataset)} items: give one for each")
@@ -165,20 +168,18 @@ class SequenceSource:
         except (KeyError, IndexError) as error:
             raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
         for name, value in (("inputs", inputs), ("targets", targets), ("mask", mask)):
-            for path, leaf in tree_flatten_with_path(value)[0] if value is not None else ():
-                if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != wanted:
-                    found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-                    raise InputError(
-                        f"item {number}: {name}{path_name(path)} has {found} for the {wanted} time steps from "
-                        f"{start} on: all leaves with a time axis must have the same length; name the others as static"
-                    )
+            if value is not None and not all(_has_length(leaf, wanted) for leaf in flatten(value)):
+                path, leaf = next(each for each in tree_flatten_with_path(value)[0] if not _has_length(each[1], wanted))
+                found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise InputError(
+                    f"item {number}: {name}{path_name(path)} has {found} for the {wanted} time steps from {start} on: "
+                    "all leaves with a time axis must have the same length; name the others as static"
+                )
         if self.shift:
-            inputs, targets = (
-                tree_map(lambda leaf: leaf[: -self.shift], inputs),
-                tree_map(lambda leaf: leaf[self.shift :], inputs),
-            )
+            targets = map_leaves(lambda leaf: leaf[self.shift :], inputs)
+            inputs = map_leaves(lambda leaf: leaf[: -self.shift], inputs)
             mask = None if mask is None else mask[self.shift :]
-        stretch = Stretch(self._cast(inputs), self._cast(targets), None if mask is None else mask.bool())
+        stretch = Stretch(inputs, targets, None if mask is None else mask.bool())
         self._check(number, stretch)
         return stretch
 
@@ -189,7 +190,7 @@ class SequenceSource:
         try:
             keys = all_keys(item) if callable(self._static) else self._static_keys
             part = slice_item(item, slice(0), keys, keys)
-            return self._cast(select(self._static, part))
+            return map_leaves(lambda leaf: cast(leaf, self.dtype), select(self._static, part))
         except (KeyError, IndexError) as error:
             raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
 
@@ -226,27 +227,35 @@ class SequenceSource:
         keys = keys_of(self._inputs) or [key for key in all_keys(item) if key not in self._static_keys]
         return keys[0]
 
-    def _cast(self, part: Any) -> Any:
-        return None if part is None else tree_map(lambda leaf: cast(leaf, self.dtype), part)
-
     def _check(self, number: int, stretch: Stretch) -> None:
         """Makes sure that leaves of all items have the same names, kinds and shapes."""
+        kinds = [_kind(leaf) for part in stretch[:2] if part is not None for leaf in flatten(part)]
+        if kinds == self._kinds:
+            return
         specification = [
-            (f"{name}{path_name(path)}", leaf.dtype, tuple(leaf.shape[1:]))
+            (f"{name}{path_name(path)}", *_kind(leaf))
             for name, part in (("inputs", stretch.inputs), ("targets", stretch.targets))
             if part is not None
             for path, leaf in tree_flatten_with_path(part)[0]
         ]
         if self._specification is None:
-            self._specification = specification
+            self._kinds, self._specification = kinds, specification
         if specification != self._specification:
             ours, theirs = next(
                 (mine, first) for mine, first in zip(specification, self._specification, strict=False) if mine != first
             )
             raise InputError(
-                f"item {number}: {ours[0]} is {ours[1]} of {ours[2]} a time step, where the items before have "
-                f"{theirs[0]}, {theirs[1]} of {theirs[2]}: all items must have the same leaves"
+                f"item {number}: {ours[0]} is {ours[1]} of {tuple(ours[2])} a time step, where the items before have "
+                f"{theirs[0]}, {theirs[1]} of {tuple(theirs[2])}: all items must have the same leaves"
             )
+
+
+def _has_length(leaf: Any, num_time_steps: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == num_time_steps
+
+
+def _kind(leaf: Tensor) -> tuple[str, torch.Size]:
+    return "floating-point" if leaf.is_floating_point() else str(leaf.dtype), leaf.shape[1:]
 
 
 def path_name(path: Any) -> str:

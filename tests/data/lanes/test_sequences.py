@@ -312,7 +312,7 @@ class Failing(list):
     [
         (broken({"y": torch.zeros(3)}), "item 1: 'y' has 3 time steps where 4 are expected: all"),
         (broken({"y": torch.zeros(6)}), "item 1: 'y' has 6 time steps where 4 are expected: all"),
-        (broken({"y": torch.zeros(4, 2)}), r"item 1: targets is torch.float32 of \(2,\) a time step, .*\(\)"),
+        (broken({"y": torch.zeros(4, 2)}), r"item 1: targets is floating-point of \(2,\) a time step, .*\(\)"),
         (broken({"y": torch.zeros(4, dtype=torch.int64)}), "item 1: targets is torch.int64"),
         (broken({"y": torch.tensor([1.0, torch.nan, 3.0, 4.0])}), "item 1: targets is NaN at time step 1: give a mask"),
         ([{"x": torch.zeros(4), "y": torch.zeros(4)}, {"x": torch.zeros(4)}], "item 1 has no 'y': its keys are"),
