@@ -20,7 +20,7 @@ SHOWN = {
     "--data.streaming false": "Whether the corpus is read as it is needed and never stored.",
     "--model.core LSTM": "The recurrent part: RNN, LSTM, GRU, or any RecurrentCore.",
     "--model.core.hidden_size 256": "Units per layer",
-    "--model.core.num_layers 1": "Layers, each fed by the one below.",
+    "--model.core.num_layers 1": "Number of stacked layers.",
     "--model.head CLASS": "Another output layer than a linear one: Adaptive",
     "--model.k2 INT": "The horizon",
     "--model.dropout_over_time free": "Whether these draw a mask for every token (free), or one for a window (shared).",
