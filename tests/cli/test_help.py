@@ -31,7 +31,7 @@ SHOWN = {
     "--optimizer.fused true": "whether the fused implementation is used",
     "--lr_scheduler WarmupCosineLR": "Schedule: WarmupCosineLR,",
     "--lr_scheduler.num_steps INT": "Steps until the final rate.",
-    "--checkpoint.every_n_minutes 10.0": "Minutes between two.",
+    "--checkpoint.every_n_minutes 10.0": "Minutes between two checkpoints. null: not by time.",
     "--ckpt_path PATH": "The checkpoint to continue or to evaluate: last, best",
     "--trainer.max_steps 4800": "Stop training after this number of steps.",
     "--trainer.callbacks CLASS": "Add a callback or list of callbacks.",
