@@ -1,7 +1,8 @@
 """Sequences of any kind as windows of lanes, for Lightning: from Python, or anything that `load_dataset` reads."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -137,20 +138,26 @@ class SequenceLanesDataModule(LightningDataModule):
         if needed not in self.datasets:
             raise InputError(f"data: there is no {needed} split, only {', '.join(self.datasets)}")
         if stage == "fit":
-            rank_zero_info(report(self._lanes("train", None)))
+            with _of_split("train"):
+                lanes = self._lanes("train", None)
+                next(iter(lanes))  # what is wrong with the items is said before anything is trained
+            rank_zero_info(report(lanes))
 
     def train_dataloader(self) -> SequenceLanes:
-        return self._lanes("train", self._statistics())
+        with _of_split("train"):
+            return self._lanes("train", self._statistics())
 
     def val_dataloader(self) -> SequenceLanes | list[SequenceLanes]:
         if "validation" in self.datasets:
-            return self._lanes("validation", self._statistics())
+            with _of_split("validation"):
+                return self._lanes("validation", self._statistics())
         # Lightning takes an empty list for "nothing to validate on", and wonders at its length.
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
     def test_dataloader(self) -> SequenceLanes:
-        return self._lanes("test", self._statistics())
+        with _of_split("test"):
+            return self._lanes("test", self._statistics())
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the statistics of the training split, which an evaluation of a checkpoint uses again."""
@@ -180,15 +187,12 @@ class SequenceLanesDataModule(LightningDataModule):
             "normalization": normalization,
             "rank": self._rank,
         }
-        try:
-            source = self._source(split)
-            if split == "train":
-                return SequenceLanes(source, self.num_lanes, **options, **self._training)
-            # Every sequence begins with a reset, so the number of lanes changes no metric.
-            num_scored = int((source.lengths > self.burn_in).sum())
-            return SequenceLanes(source, max(1, min(self.eval_num_lanes, num_scored)), **options)
-        except InputError as error:
-            raise InputError(f"data ({split}): {error}") from error
+        source = self._source(split)
+        if split == "train":
+            return SequenceLanes(source, self.num_lanes, **options, **self._training)
+        # Every sequence begins with a reset, so the number of lanes changes no metric.
+        num_scored = int((source.lengths > self.burn_in).sum())
+        return SequenceLanes(source, max(1, min(self.eval_num_lanes, num_scored)), **options)
 
     def _source(self, split: str) -> SequenceSource:
         if split not in self._sources:
@@ -208,6 +212,14 @@ class SequenceLanesDataModule(LightningDataModule):
                 made = self.trainer.strategy.broadcast(made)
             self.normalization = Normalization(made)
         return self.normalization
+
+
+@contextmanager
+def _of_split(split: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"data ({split}): {error}") from error
 
 
 def report(lanes: SequenceLanes) -> str:

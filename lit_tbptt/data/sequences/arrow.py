@@ -49,6 +49,8 @@ class ArrowRow(Mapping):
         self._rows, self._number, self._table = rows, number, table
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self._table.column_names:
+            raise KeyError(name)
         array = _storage(self._table.column(name).chunk(0))
         if _is_list(array.type):
             return ArrowLeaf(array[0].values)
