@@ -1,4 +1,4 @@
-"""How sequences are cut into pieces, and pieces are dealt to lanes: a lane that has run dry takes the next one.
+"""Cuts sequences into pieces and deals the pieces to lanes: a lane that has run dry takes the next one.
 
 sequence   |------------- max_length ------------|------------- max_length ----|
 piece 0    |~~~~~~~|=============================|                              ~ run, not scored: burn_in
@@ -62,10 +62,10 @@ class Pieces(NamedTuple):
 
 
 class Dealt(NamedTuple):
-    """What the lanes hold in a window.
+    """The content of the lanes in a window.
 
     Attributes:
-        pieces: `[lane]` numbers of the pieces; where the lane is dry, of the last that it had.
+        pieces: `[lane]` numbers of the pieces; for a dry lane, of its last piece.
         done: `[lane]` time steps of the piece before this window.
         num_time_steps: `[lane]` time steps of it in this window; 0 where the lane is dry.
     """
@@ -78,14 +78,14 @@ class Dealt(NamedTuple):
 class Dealer:
     """Deals pieces to lanes, window by window.
 
-    What a lane holds depends on the pieces, their order and the number of lanes, never on how many processes there are.
+    The content of a lane depends on the pieces, their order and the number of lanes, never on the number of processes.
 
     Args:
-        pieces: What is dealt.
-        num_lanes: Lanes.
+        pieces: The pieces.
+        num_lanes: The number of lanes.
         k1: Time steps of a window.
-        shuffle_seed: The pieces come in another order in every epoch, which these numbers decide. None: as they are.
-        repeat: Whether to deal the pieces again at their end, so that no lane runs dry.
+        shuffle_seed: Determines the order of the pieces. None: the given order.
+        repeat: Whether to deal the pieces again at the end, so that no lane runs dry.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Dealer:
         self._order = self._order_of_pass()
 
     def deal(self) -> Dealt | None:
-        """Returns what the lanes hold in the next window. None: all are dry."""
+        """Returns the content of the lanes in the next window. None: all are dry."""
         left = np.where(self._pieces < 0, 0, self.lengths[self._pieces] - self._done)
         for lane in np.flatnonzero(left == 0):
             if self._next == len(self._order):

@@ -22,32 +22,32 @@ _AHEAD = 2
 
 
 class SequenceLanes(Lanes):
-    """Lanes over a dataset of sequences, each of which begins at a window's start with a reset.
+    """Lanes over a dataset of sequences, each of which begins at the start of a window with a reset.
 
-    A lane that has run dry takes the next sequence, or the next piece of one (`dealing.py`). What a lane holds depends
-    on the lengths, the seed and the sizes here, never on how many processes there are. Where a lane has less than a
-    window, its last time step is repeated and not scored. The data are read in a thread of its own.
+    A lane that has run out of data takes the next sequence, or the next piece of one (`dealing.py`). The content of a
+    lane depends on the lengths, the seed and the sizes, never on the number of processes. If a lane does not fill a
+    window, its last time step is repeated and masked. A separate thread reads the data.
 
     Args:
         dataset: The sequences; see `SequenceSource`, also for `reading`. Or such a source.
         num_lanes: Parallel lanes, those of all processes together.
-        k1: Time steps per lane and window; a window is shorter where no lane has as many.
+        k1: Time steps per lane and window; a window is shorter if no lane fills it.
         windows_per_batch: Windows per batch; the last batch may have fewer.
-        max_length: Longer sequences are cut into pieces that score this number of time steps. None: they are not cut.
-        burn_in: Time steps after a reset that are run and not scored; a later piece of a sequence is run from that many
-            earlier, so that only a sequence's own first ones go unscored.
-        shuffle: Whether the pieces come in another order in every epoch.
-        repeat: Whether to begin again at the end, so that no lane runs dry and the epoch never ends.
-        random_lanes: How many of the lanes, the last ones, do not take sequences in turn: each of their windows starts
-            at a random place of the dataset, with a reset.
-        seed: Decides the order, the places of random lanes, and the generators of `transform`.
-        normalization: Changes the windows, such as `Normalization`.
+        max_length: Longer sequences are cut into pieces with this number of scored time steps. None: they are not cut.
+        burn_in: Number of time steps after a reset that are run but not scored. Later pieces of a sequence are run from
+            this many steps earlier, so only the first steps of the sequence are not scored.
+        shuffle: Whether every epoch has a different order of pieces.
+        repeat: Whether to start again at the end, so that no lane runs dry and the epoch never ends.
+        random_lanes: Number of lanes, the last ones, that do not take sequences in turn: each of their windows starts at
+            a random place of the dataset, with a reset.
+        seed: Determines the order, the places of random lanes, and the generators of `transform`.
+        normalization: Called with every window, such as `Normalization`.
         rank: The rank of this process, which gets its share of the lanes.
         **reading: What is read of the dataset: `inputs`, `targets`, `static`, `mask`, `shift`, `lengths`, `dtype` and
             `transform` of `SequenceSource`.
 
     Attributes:
-        pieces: What is dealt.
+        pieces: The pieces that are dealt to lanes.
         source: Reads the dataset.
 
     Raises:
@@ -72,7 +72,7 @@ class SequenceLanes(Lanes):
         **reading: Any,
     ) -> None:
         rank = rank or Rank()
-        super().__init__(num_lanes, k1, windows_per_batch, rank.share(max(1, num_lanes)))
+        super().__init__(num_lanes, k1, windows_per_batch, rank.share(num_lanes))
         if max_length is not None and max_length < 1:
             raise InputError(f"max_length={max_length}: must be 1 or more; leave it out to cut no sequence")
         if burn_in < 0:
@@ -180,7 +180,7 @@ class SequenceLanes(Lanes):
             yield Batch(tuple(windows), here, torch.stack(held), None if all(scored) else tuple(scored))
 
     def _held(self, dealt: Dealt, window: int, epoch: int) -> list[Held]:
-        """Returns what every lane holds in a window, those of other processes too."""
+        """Returns what each lane contains in a window, for the lanes of all processes."""
         longest = int(dealt.num_time_steps.max())
         sequences, starts = self.pieces.sequences[dealt.pieces], self.pieces.starts[dealt.pieces] + dealt.done
         columns = [each.tolist() for each in (sequences, starts, dealt.num_time_steps, dealt.done)]
@@ -195,5 +195,5 @@ class SequenceLanes(Lanes):
 
     @cached_property
     def _places(self) -> np.ndarray:
-        """`[sequence]`, how many places of random windows there are up to a sequence's end."""
+        """`[sequence]`, the number of places where a random window can start, up to the end of each sequence."""
         return np.cumsum(np.maximum(1, self.source.lengths - self.k1 + 1))

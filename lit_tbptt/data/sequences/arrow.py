@@ -1,4 +1,4 @@
-"""A Hugging Face dataset of sequences, read through Arrow: a stretch of a row costs what the stretch has."""
+"""Reads Hugging Face datasets of sequences through Arrow: reading a stretch of a row costs as much as the stretch."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from lit_tbptt.errors import InputError
 
 
 class ArrowSequences:
-    """The rows of a `datasets.Dataset`; columns of lists and arrays are leaves with a time axis.
+    """The rows of a `datasets.Dataset`; list and array columns are leaves with a time axis.
 
-    Indexing the dataset itself would make Python objects of a whole row.
+    Indexing the dataset itself would convert a whole row to Python objects.
 
     Args:
         dataset: The dataset.
@@ -66,7 +66,7 @@ class ArrowRow(Mapping):
 
 
 class ArrowLeaf:
-    """A list of a row, nested lists of equal lengths too, as an array that is made when it is sliced."""
+    """A list in a row (or nested lists of equal lengths), converted to an array when it is sliced."""
 
     def __init__(self, values: pa.Array) -> None:
         self._values = values

@@ -1,4 +1,4 @@
-"""What of an item is read: leaves by key or by a function, of a slice of the time steps, as tensors."""
+"""Selects leaves of an item, by key or by a function, and slices their time steps as tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def keys_of(*selectors: Selector | None) -> list[Key] | None:
 
 
 def select(selector: Selector, part: Any) -> Any:
-    """Returns what a selector takes out of an item, or of a slice of one."""
+    """Applies a selector to an item, or to a slice of one."""
     if callable(selector):
         return selector(part)
     if isinstance(selector, str | int):
@@ -38,7 +38,7 @@ def select(selector: Selector, part: Any) -> Any:
 
 
 def as_tensor(values: Any) -> Tensor:
-    """Returns an array, a number or a tensor as a tensor that nobody else has; unsigned numbers become int64."""
+    """Returns an array or a number as a new tensor; a tensor is returned as it is. Unsigned numbers become int64."""
     if isinstance(values, Tensor):
         return values
     array = np.array(values)  # a copy: a memory map may not be written to
@@ -53,7 +53,7 @@ def cast(leaf: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def num_time_steps(leaf: Any) -> int | None:
-    """Returns the first size of a leaf, without a look at what it holds. None: it has no axis."""
+    """Returns the first size of a leaf without reading its values. None: it has no axis."""
     if isinstance(leaf, list):
         return len(leaf)
     shape = getattr(leaf, "shape", ())

@@ -1,4 +1,4 @@
-"""The rows of windows: what each lane holds of its sequence, read, padded and put below each other."""
+"""The rows of windows: reads the current time steps of each lane, pads them and stacks them."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -116,7 +116,7 @@ class Rows:
 
 
 def _stack(parts: Sequence[Any], longest: int, dtype: torch.dtype | None) -> Any:
-    """Puts rows below each other; shorter ones repeat their last time step, of which a model can make numbers."""
+    """Stacks rows; a shorter one repeats its last time step, because a model could turn zeros into NaN."""
     stacked = []
     for leaves in zip(*map(flatten, parts), strict=True):
         full = [leaf if len(leaf) == longest else _padded(leaf, longest) for leaf in leaves]

@@ -1,4 +1,4 @@
-"""Sequences that can be indexed, as the lanes read them: how long each is, and any stretch of one."""
+"""Reads datasets of sequences that can be indexed: the length of each sequence, and any stretch of it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
