@@ -45,7 +45,8 @@ def check_lanes(loaders: Any, trainer: Trainer) -> None:
             raise InputError(
                 f"local_lanes={loader.local_lanes} of num_lanes={loader.num_lanes} in process {rank.number} of "
                 f"{rank.num_ranks}: num_lanes are those of all processes; give each its share, "
-                "local_lanes=Rank(trainer.global_rank, trainer.world_size).share(num_lanes), as the datamodules do (SequenceLanes takes rank= instead)"
+                "local_lanes=Rank(trainer.global_rank, trainer.world_size).share(num_lanes) (for SequenceLanes "
+                "rank=Rank(...)), as the data modules do"
             )
 
 

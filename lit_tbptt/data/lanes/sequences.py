@@ -38,8 +38,8 @@ class SequenceLanes(Lanes):
             this many steps earlier, so only the first steps of the sequence are not scored.
         shuffle: Whether every epoch has a different order of pieces.
         repeat: Whether to start again at the end, so that no lane runs dry and the epoch never ends.
-        random_lanes: Number of lanes, the last ones, that do not take sequences in turn: each of their windows starts at
-            a random place of the dataset, with a reset.
+        random_lanes: Number of lanes, the last ones, that do not take sequences in turn. Each of their windows starts
+            at a random place of the dataset, with a reset.
         seed: Determines the order, the places of random lanes, and the generators of `transform`.
         normalization: Called with every window, such as `Normalization`.
         rank: The rank of this process, which gets its share of the lanes.
