@@ -92,7 +92,7 @@ class Imitator(LitTBPTT):
         return corridors.walk(policy)[1]
 
 
-def main(k1: int = 16, k2: int = 48, num_lanes: int = 16, num_episodes: int = 2000, num_epochs: int = 5) -> dict:
+def main(k1: int = 16, k2: int = 48, num_lanes: int = 16, num_episodes: int = 1000, num_epochs: int = 4) -> dict:
     """Trains with the state carried along the episodes, and with a reset at every window.
 
     Returns:
