@@ -62,7 +62,7 @@ def main(
     seed_everything(1, verbose=False)
     pieces = {split: list(map(piano_roll, some)) for split, some in json.loads(path.read_text()).items()}
     data = SequenceLanesDataModule(
-        pieces["train"], pieces["valid"], pieces["test"], shift=1, num_lanes=num_lanes, k1=k1, eval_num_lanes=num_lanes
+        pieces["train"], pieces["valid"], pieces["test"], shift=1, num_lanes=num_lanes, k1=k1
     )
     trainer = Trainer(max_epochs=num_epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
     model = Composer(k1, k2, hidden_size)

@@ -1,19 +1,20 @@
 """Imitating an expert in episodes of very unequal length: what a memory is worth where little is observed.
 
-Every gate of a corridor has a red and a green door, always the same way round; the goal is the colour to go through.
-Which side is red is seen at the first step alone, and needed at every gate, up to 2000 steps later. Without a memory a
-policy chooses at a gate as well as a coin: ln 2 nats.
+Every gate of a corridor has a red and a green door; the goal is the colour to go through. Which side is red is seen at
+the first step alone, and needed at all gates, up to 2000 steps later. Without a memory each costs ln 2 nats, as a coin.
 
     python examples/episodes.py
 """
 
 import logging
+from functools import partial
 from math import log
 
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer, seed_everything
 from torch import nn
+from torch.optim import Adam, lr_scheduler
 
 from lit_tbptt import GRU, LitTBPTT, SequenceLanesDataModule, Window
 
@@ -40,25 +41,24 @@ class Corridors:
             move, grips = policy(len(steps), seen, expert), torch.rand(len(x), generator=self.random) > 0.1
             steps.append(seen | {"action": expert.long() + 1})
             y = (y + move * grips).clamp(-1, 1)
-            ahead = grips & (move == 0)
-            at_door, walking = ahead & contact, ended == 0
+            walking, ahead = ended == 0, grips & (move == 0)
+            at_door = ahead & contact
             passed += walking & at_door & (y == side)
             ended[walking & (at_door & (y != side) | (passed == self.num_gates))] = len(steps)
             x = torch.where(at_door, 0, x + (ahead & (y == 0)))
         ended[ended == 0] = len(steps)
         columns = {name: torch.stack([step[name] for step in steps], 1) for name in steps[0]}
-        episodes = [
-            {name: column[number, :length] for name, column in columns.items()} | {"goal": self.goal[number, None]}
-            for number, length in enumerate(ended.int().tolist())
-        ]
+        parts = [{k: column[i, :n] for k, column in columns.items()} for i, n in enumerate(ended.int().tolist())]
+        episodes = [part | {"goal": goal} for part, goal in zip(parts, self.goal[:, None], strict=True)]
         return episodes, (passed == self.num_gates).float().mean().item()
 
 
 class Imitator(LitTBPTT):
     """A GRU that starts from a state computed from the goal, and chooses between left, ahead and right."""
 
-    def __init__(self, hidden_size: int = 48, **training) -> None:
-        super().__init__(optimizer=lambda weights: torch.optim.Adam(weights, 1e-2), clip_norm=1.0, **training)
+    def __init__(self, hidden_size=48, **training):
+        schedule = partial(lr_scheduler.ExponentialLR, gamma=0.25)  # by epoch
+        super().__init__(optimizer=partial(Adam, lr=1e-2), lr_scheduler=schedule, clip_norm=1.0, **training)
         self.core = GRU(hidden_size, input_size=5)
         self.start, self.head = nn.Linear(1, hidden_size), nn.Linear(hidden_size, 3)
 

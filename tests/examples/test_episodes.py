@@ -21,7 +21,7 @@ LAST = Path("checkpoints") / "last.ckpt"
 
 
 def test_a_carried_state_is_worth_more_than_anything_without_a_memory(in_tmp_path):
-    options = ("--num_episodes", 300, "--num_epochs", 2, "--num_lanes", 6)
+    options = ("--num_episodes", 200, "--num_epochs", 2, "--num_lanes", 6, "--k2", 40)
     assert status_of(start(run_script, EPISODES, *options, log="log")) == 0, Path("log").read_text()
     figures = ast.literal_eval(Path("log").read_text().splitlines()[-1])
     assert figures.keys() == {"carried", "reset", "memoryless", "padding"}
