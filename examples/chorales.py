@@ -4,6 +4,8 @@ Takes a JSON file with the keys train, valid and test, each a list of pieces, ea
 pitches, such as the JSB chorales (Boulanger-Lewandowski 2012).
 
     python examples/chorales.py jsb-chorales-quarter.json
+
+gives 8.59 nats per chord on the validation pieces and 8.71 on the test pieces of the chorales at quarter notes.
 """
 
 import json
