@@ -4,11 +4,12 @@ Takes a JSON file with the keys train, valid and test, each a list of pieces, ea
 pitches, such as the JSB chorales (Boulanger-Lewandowski 2012).
 
     python examples/chorales.py jsb-chorales-quarter.json
+
+gives 8.59 nats per chord on the validation pieces and 8.71 on the test pieces of the chorales at quarter notes.
 """
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,39 +17,18 @@ from jsonargparse import auto_cli
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 
-from lit_tbptt import LSTM, Batch, LitTBPTT, Window
+from lit_tbptt import LSTM, LitTBPTT, SequenceLanesDataModule, Window
 from lit_tbptt.tbptt import State
 
 LOWEST, KEYS = 21, 88
 
 
-class Pieces:
-    """Pieces dealt to lanes: a lane that has run dry takes the next one, from a window's start, with a reset."""
-
-    def __init__(self, pieces: list[list[list[int]]], num_lanes: int, k1: int) -> None:
-        lanes: list[list[tuple[Tensor, bool]]] = [[] for _ in range(num_lanes)]
-        for piece in pieces:
-            chords = torch.zeros(len(piece) + 1, KEYS)  # a silence comes first
-            for chord, pitches in zip(chords[1:], piece, strict=True):
-                chord[[pitch - LOWEST for pitch in pitches]] = 1
-            shortest = min(lanes, key=len)
-            shortest += [(chords[t : t + k1 + 1], t == 0) for t in range(0, len(piece), k1)]
-        self.windows = []
-        for number in range(max(map(len, lanes))):
-            inputs, targets = torch.zeros(2, num_lanes, k1, KEYS)
-            reset, mask = torch.zeros(num_lanes, dtype=torch.bool), torch.zeros(num_lanes, k1, dtype=torch.bool)
-            for row, lane in enumerate(lanes):
-                if number < len(lane):
-                    chords, reset[row] = lane[number]
-                    steps = len(chords) - 1
-                    inputs[row, :steps], targets[row, :steps], mask[row, :steps] = chords[:-1], chords[1:], True
-            self.windows.append(Window(inputs, targets, reset, mask))
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (Batch((window,), {"window": number}) for number, window in enumerate(self.windows))
+def piano_roll(piece: list[list[int]]) -> Tensor:
+    """Returns `[chord, key]`, 1 where a key sounds; a silence comes first, from which the first chord is predicted."""
+    chords = torch.zeros(len(piece) + 1, KEYS)
+    for chord, pitches in zip(chords[1:], piece, strict=True):
+        chord[[pitch - LOWEST for pitch in pitches]] = 1
+    return chords
 
 
 class Composer(LitTBPTT):
@@ -65,7 +45,8 @@ class Composer(LitTBPTT):
     def window_loss(self, window: Window, state: State) -> tuple[Tensor, Tensor, State]:
         outputs, state = self.core(window.inputs, state)
         losses = nn.functional.binary_cross_entropy_with_logits(self.head(outputs), window.targets, reduction="none")
-        return losses[window.mask].sum(), window.mask.sum(), state
+        mask = window.mask_or_ones()
+        return losses[mask].sum(), mask.sum(), state
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), 3e-3)
@@ -81,13 +62,15 @@ def main(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     seed_everything(1, verbose=False)
-    pieces = json.loads(path.read_text())
-    data = {split: Pieces(pieces[split], num_lanes, k1) for split in ("train", "valid", "test")}
+    pieces = {split: list(map(piano_roll, some)) for split, some in json.loads(path.read_text()).items()}
+    data = SequenceLanesDataModule(
+        pieces["train"], pieces["valid"], pieces["test"], shift=1, num_lanes=num_lanes, k1=k1
+    )
     trainer = Trainer(max_epochs=num_epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
     model = Composer(k1, k2, hidden_size)
-    trainer.fit(model, data["train"], data["valid"])
+    trainer.fit(model, data)
     found = {"valid": trainer.callback_metrics["val/loss"].item()}
-    trainer.test(model, data["test"], verbose=False)
+    trainer.test(model, data, verbose=False)
     return found | {"test": trainer.callback_metrics["test/loss"].item()}
 
 
