@@ -215,7 +215,7 @@ class LitCLI(SettingsCLI):
                     results[split] = values
         self.trainer.loggers = loggers
         if results:
-            say(f"\n{result_table(results)}\n")
+            say(f"\nof {path}, optimizer step {read_checkpoint(path)['global_step']}:\n{result_table(results)}\n")
         if not self.trainer.is_global_zero:
             return
         draw_finished_run(saved.folder.path)

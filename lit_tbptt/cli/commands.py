@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -31,10 +32,16 @@ def main(args: list[str] | None = None) -> None:
     elif not given:
         print(f"error: no command\n\n{overview()}", file=sys.stderr)
         sys.exit(2)
-    elif given[0] in ("-h", "--help"):
+    elif given[0] in ("-h", "--help", "help"):
         with one_message():
             print(overview())
         sys.exit(0)
+    elif not given[0].startswith("-") and given[0] not in TRAINER_COMMANDS:
+        known = {name: name for name in (*TRAINER_COMMANDS, *COMMANDS)} | {"train": "fit"}
+        close = get_close_matches(given[0], known, n=1)
+        meant = f"did you mean {known[close[0]]}?" if close else f"there are {', '.join(dict.fromkeys(known.values()))}"
+        print(f"error: {given[0]}: there is no such command; {meant}", file=sys.stderr)
+        sys.exit(2)
     elif given[0] == "--version":
         from importlib.metadata import version
 

@@ -1,7 +1,7 @@
 """The command `export`: a checkpoint's model as a folder that others can load. It needs no trainer."""
 
+from lit_tbptt.cli.loading import checkpoint_of_command
 from lit_tbptt.cores import RecurrentCore
-from lit_tbptt.files.run_folder import find_checkpoint, runs_of
 from lit_tbptt.files.schema import run_state
 from lit_tbptt.text_model import TextModel
 
@@ -25,7 +25,7 @@ def export(
         run_name: The name of that run. Left out: the one that was written to most recently.
         runs_dir: The folder of all runs.
     """
-    _, checkpoint = find_checkpoint(ckpt_path, runs_of(config, runs_dir), run_name)
+    _, checkpoint = checkpoint_of_command(ckpt_path, config, run_name, runs_dir)
     model = TextModel.from_checkpoint(checkpoint, core)
     metrics = {name: float(value) for name, value in run_state(checkpoint)["metrics"].items()}
     model.save_pretrained(folder, {"optimizer steps": checkpoint["global_step"], **metrics})

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lit_tbptt.cli.loading import open_model
+from lit_tbptt.cli.messages import visible
 from lit_tbptt.cli.text_files import json_lines, read_text
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.data.text.tokenizers import UNKNOWN, CharTokenizer, Tokenizer
@@ -152,4 +153,5 @@ def _prompts_of(file: str) -> list[str]:
 def _show(text: str) -> None:
     """Prints at once, and what the terminal has no characters for as question marks."""
     encoding = sys.stdout.encoding or "utf-8"
+    text = visible(text) if sys.stdout.isatty() else text
     print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)

@@ -65,3 +65,12 @@ def _raised_by_lightning(error: Exception) -> bool:
     module = "" if place is None else place.tb_frame.f_globals.get("__name__", "")
     of_a_kind = isinstance(error, ValueError | RuntimeError | ImportError)
     return type(error).__name__ == "MisconfigurationException" or (of_a_kind and module.startswith("lightning."))
+
+
+def visible(text: str) -> str:
+    """Returns text with its control characters as Unicode's pictures of them; a terminal would obey some of them."""
+    return text.translate(_PICTURES)
+
+
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_PICTURES |= dict.fromkeys(range(128, 160), 0xFFFD)

@@ -1,6 +1,7 @@
 """Turns an error of the parser into one sentence: the option, its value, the rule, and a suggestion."""
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from inspect import signature
@@ -30,7 +31,9 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
     if found := re.search(r"unrecognized arguments: (\S+)", message):
         name = found[1].split("=")[0]
         if not name.startswith("-"):
-            return f"{name!r}: an option begins with --, and its value follows it{_meant_value(name, parser)}"
+            every = {each for action in parser._actions for each in action.option_strings}
+            meant = f"; did you mean --{found[1]}?" if f"--{name}" in every else ""
+            return f"{name!r}: an option begins with --, and its value follows it{meant or _meant_value(name, parser)}"
         return f"{name}: there is no such option{_meant_option(name, parser)}"
     if found := re.search(r"does not accept option '([^']+)'", message):
         return f"{_place(found[1], args)}{found[1]}: there is no such option{_meant_option(found[1], parser)}"
@@ -42,6 +45,11 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         names = re.findall(r"'(\w+)'", found[2])
         known = f"; there are {', '.join(names)}"
         return f"{found[1]}: there is no such command{_meant(found[1], names) or known}"
+    if (found := re.search(r"the following arguments are required: (.+)", message)) and not key:
+        options = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+        missing = [options.get(name, name.upper()) for name in found[1].split(". Got")[0].split(", ")]
+        choice = " (a path, last, or best)" if "--ckpt_path" in missing else ""
+        return f"{', '.join(missing)}: must be given{choice}"
     if "Unexpected config" in message:
         return f"{', '.join(option_values(args, 'config', 'c'))}: not a configuration: it must be settings by name"
     if found := re.search(r"argument (\S+): expected (?:one|at least one) argument", message):
@@ -83,6 +91,9 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         )
     if (reasons := reasons_in(message)) and "import path string" not in reasons and expected == ["null"]:
         return f"{_place(key, args)}{given}: {reasons}"
+    if found := re.search(r"module '(\S+)' has no attribute '(\S+)'|No module named '(\S+)'", message):
+        meant = "" if found[3] else _meant(found[2], vars(sys.modules.get(found[1], sys)))
+        return f"{_place(key, args)}{given}: {found[0]}{meant}"
     if expected:
         return f"{_place(key, args)}{given}: must be {' or '.join(expected)}"
     return f"{_place(key, args)}{_one_line(message)}"

@@ -14,14 +14,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_tbptt.cli.arguments import add_arguments, describe
 from lit_tbptt.cli.class_errors import named_on_the_command_line
-from lit_tbptt.cli.command_line import check_lists, option, option_values, set_option, words
+from lit_tbptt.cli.command_line import check_lists, config_file, option, option_values, set_option, words
 from lit_tbptt.cli.config_files import check_config_files
 from lit_tbptt.cli.help import HelpfulParser
 from lit_tbptt.cli.parser_errors import explain
-from lit_tbptt.cli.runs import runs_of_command_line
+from lit_tbptt.cli.runs import runs_dir_of_command_line
 from lit_tbptt.cli.settings import changes, checkpoint_settings, class_options, own_defaults
 from lit_tbptt.errors import InputError
-from lit_tbptt.files.run_folder import find_checkpoint
+from lit_tbptt.files.run_folder import find_checkpoint, searched_runs
 from lit_tbptt.files.schema import Checkpoint, run_state
 
 say = rank_zero_only(print)
@@ -125,8 +125,9 @@ class SettingsCLI(LightningCLI):
         files = [file for file in option_values(given, "config", "c") if Path(file).is_file()]
         named = words([*given, *(Path(file).read_text() for file in files)])
         classes = class_options(subparser)
+        runs = searched_runs(config_file(given), runs_dir_of_command_line(given))
         if asked is not None and not asked.startswith("-"):
-            path, self._checkpoint = find_checkpoint(asked, runs_of_command_line(given), option(given, "run_name"))
+            path, self._checkpoint = find_checkpoint(asked, runs, option(given, "run_name"))
             self._checkpoint_path = path
             self.check_checkpoint(self._checkpoint)
             say(f"checkpoint: {path}, optimizer step {self._checkpoint['global_step']}", file=sys.stderr)
@@ -134,7 +135,7 @@ class SettingsCLI(LightningCLI):
             subparser.set_defaults(self._saved_settings)
             given = set_option(given, "ckpt_path", str(path))
         elif weights is not None:
-            path, checkpoint = find_checkpoint(weights, runs_of_command_line(given), None, "init_from")
+            path, checkpoint = find_checkpoint(weights, runs, None, "init_from")
             saved = checkpoint_settings(checkpoint, False, named, classes)
             network = [f"model.{name}" for name in self._model_class.network_settings]
             subparser.set_defaults({name: saved[name] for name in network if name in saved})

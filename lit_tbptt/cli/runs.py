@@ -16,8 +16,13 @@ def runs_of_command_line(args: Sequence[str]) -> Path:
 
     It is in `runs_dir`, or else in the folder `runs` of `trainer.default_root_dir`, or of the working directory.
     """
+    return runs_of(config_file(args), runs_dir_of_command_line(args))
+
+
+def runs_dir_of_command_line(args: Sequence[str]) -> Path:
+    """Returns the folder of the runs of all configs."""
     root, runs_dir = given_value(args, "trainer.default_root_dir"), given_value(args, "runs_dir")
-    return runs_of(config_file(args), runs_dir or Path(root or "", "runs"))
+    return Path(runs_dir or Path(root or "", "runs"))
 
 
 class Start(Callback):

@@ -8,6 +8,7 @@ from lit_tbptt.cli.app import LitCLI
 from lit_tbptt.cli.command_line import given_value, option
 from lit_tbptt.cli.commands import program
 from lit_tbptt.cli.compressors import MOST_BYTES, comparison_table, compressor_bits_per_byte
+from lit_tbptt.cli.messages import visible
 from lit_tbptt.cli.settings import foreign_classes
 from lit_tbptt.data.text.token_file import TokenFile
 from lit_tbptt.data.text.tokenizers import BUILT_IN, from_description
@@ -113,7 +114,7 @@ class TextCLI(LitCLI):
                 compressed = compressor_bits_per_byte(self.datamodule.documents["test"])
                 print(f"{comparison_table({'this model': bits} | compressed)}\n")
         (sample,) = self.model.generate([""], 300, temperature=0.8, seed=1)
-        print(f"a sample:\n{sample}\n")
+        print(f"a sample:\n{visible(sample)}\n")
 
     def next_commands(self, best: str, last: str) -> dict[str, str]:
         core = foreign_classes(self._now).get("model.core")

@@ -11,7 +11,7 @@ checkpoints/                   last.ckpt, previous.ckpt, best.ckpt, best-2.ckpt,
 
 import errno
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +25,13 @@ from lit_tbptt.files.schema import Checkpoint, run_state
 def runs_of(config: str | None, runs_dir: str | Path = "runs") -> Path:
     """Returns the folder of all runs of a config file, or of runs without one."""
     return Path(runs_dir) / (Path(config).stem if config else "default")
+
+
+def searched_runs(config: str | None, runs_dir: str | Path = "runs") -> list[Path]:
+    """Returns the folders of runs that `last` and `best` are looked for in: of all configs, if none is given."""
+    if config is None and (folders := sorted(path for path in Path(runs_dir).glob("*") if path.is_dir())):
+        return folders
+    return [runs_of(config, runs_dir)]
 
 
 class RunFolder:
@@ -186,13 +193,13 @@ def next_version(runs: Path) -> int:
 
 
 def find_checkpoint(
-    asked: str, runs: Path, run_name: str | None, argument: str = "ckpt_path"
+    asked: str, runs: Sequence[Path], run_name: str | None, argument: str = "ckpt_path"
 ) -> tuple[Path, Checkpoint]:
     """Finds and reads a checkpoint of this package.
 
     Args:
         asked: `last`, `best`, the path of a file, or the path of a run folder, for its newest checkpoint.
-        runs: The folder of all runs of this config.
+        runs: Folders of runs, see `searched_runs`.
         run_name: The run that `last` and `best` refer to. None: the one that was written to most recently.
         argument: The name of the user's argument, for messages.
 
@@ -207,7 +214,7 @@ def find_checkpoint(
     return path, checkpoint
 
 
-def _find(asked: str, runs: Path, run_name: str | None, argument: str) -> tuple[Path, Checkpoint]:
+def _find(asked: str, runs: Sequence[Path], run_name: str | None, argument: str) -> tuple[Path, Checkpoint]:
     if asked not in ("last", "best"):
         path = local(asked)
         if any(path.glob("*.safetensors")) or path.suffix == ".safetensors":
@@ -223,13 +230,11 @@ def _find(asked: str, runs: Path, run_name: str | None, argument: str) -> tuple[
         if not path.exists():
             raise InputError(f"{argument}={asked!r}: no such file{_meant(path)}")
         return path, read_checkpoint(path)
-    if run_name is None:
-        candidates = [run for run in map(RunFolder, runs.glob("*")) if run.has_checkpoints]
-        run = max(candidates, key=RunFolder._written, default=None)
-    else:
-        run = RunFolder(runs / run_name)
-    if run is None or not run.has_checkpoints:
-        where = (RunFolder(runs / "*") if run is None else run).checkpoints
+    folders = [path for folder in runs for path in ([folder / run_name] if run_name else folder.glob("*"))]
+    candidates = [run for run in map(RunFolder, folders) if run.has_checkpoints]
+    run = max(candidates, key=RunFolder._written, default=None)
+    if run is None:
+        where = RunFolder((runs[0] if len(runs) == 1 else runs[0].parent / "*") / (run_name or "*")).checkpoints
         raise InputError(
             f"{argument}={asked!r}: no checkpoint in {where}; give the same --config (or --run_name) as the run you "
             "mean, or the path of a checkpoint"

@@ -219,10 +219,10 @@ class TextModel:
         that was trained without carried state also starts from the initial state at every window here.
 
         Args:
-            documents: The texts.
+            documents: Their texts, or a single one.
         """
         eos = self.tokenizer.eos
-        for text in documents:
+        for text in [documents] if isinstance(documents, str) else documents:
             (ids,) = self.tokenizer.encode_documents([text])
             tokens = torch.from_numpy(ids.astype(np.int64))
             windows = [*window_nats(self.network, tokens, eos, self.k1, self.carry_state)]

@@ -193,6 +193,8 @@ class TextLanesDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run must not change, by the name of the setting that determines it."""
+        if "train" not in self.splits:  # this data module is of texts to test or to predict
+            return {}
         settings, train = self._settings, self.splits["train"]
         size, content = (
             (f"{train.num_tokens} tokens", train.content)

@@ -181,7 +181,7 @@ def test_settings_that_a_run_was_continued_with_are_shown():
 
 
 BAD = {
-    "no RUN": ([], "the following arguments are required: runs"),
+    "no RUN": ([], "RUNS: must be given"),
     "no such option": (["version_0", "--output", "x"], "--output: there is no such option"),
     "no abbreviations": (["version_0", "--ou", "x"], "--ou: there is no such option"),
     "nothing there": (

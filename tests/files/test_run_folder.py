@@ -58,13 +58,13 @@ def test_last_is_the_newest_step_of_the_run_that_was_written_to_last(tmp_path):
     write_checkpoint(at_step(9), old.last)
     write_checkpoint(at_step(5), new.previous)
     write_checkpoint(at_step(7), new.best())
-    assert find_checkpoint("last", tmp_path, None) == (new.best(), at_step(7))
-    assert find_checkpoint("last", tmp_path, "version_0")[0] == old.last
-    assert find_checkpoint(str(old.last), tmp_path, None)[1] == at_step(9)
+    assert find_checkpoint("last", [tmp_path], None) == (new.best(), at_step(7))
+    assert find_checkpoint("last", [tmp_path], "version_0")[0] == old.last
+    assert find_checkpoint(str(old.last), [tmp_path], None)[1] == at_step(9)
     with pytest.raises(InputError, match="version_0 was not validated yet"):
-        find_checkpoint("best", tmp_path, "version_0")
+        find_checkpoint("best", [tmp_path], "version_0")
     with pytest.raises(InputError, match=r"no checkpoint in .*none/checkpoints; give the same --config"):
-        find_checkpoint("last", tmp_path, "none")
+        find_checkpoint("last", [tmp_path], "none")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a"])
@@ -80,7 +80,7 @@ def test_a_folder_of_runs_is_no_run(tmp_path):
         (tmp_path / name / "checkpoints" / "last.ckpt").touch()
     message = f"^init_from='{tmp_path}': a folder of runs, first, second; give one of them, {tmp_path / 'second'}$"
     with pytest.raises(InputError, match=message):
-        find_checkpoint(str(tmp_path), tmp_path, None, "init_from")
+        find_checkpoint(str(tmp_path), [tmp_path], None, "init_from")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -100,7 +100,7 @@ def test_a_checkpoint_that_is_not_there_or_another_ones_is_named_as_it_was_given
             ("other.ckpt", "the checkpoint is not one of this package's: it has no entry lit_tbptt"),
         ):
             with pytest.raises(InputError) as refused:
-                find_checkpoint(asked, tmp_path, None, argument)
+                find_checkpoint(asked, [tmp_path], None, argument)
             assert str(refused.value) == f"{argument}={asked!r}: {message}"
     with pytest.raises(InputError, match="init_from='last': no checkpoint in"):
-        find_checkpoint("last", tmp_path, None, "init_from")
+        find_checkpoint("last", [tmp_path], None, "init_from")

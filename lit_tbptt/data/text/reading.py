@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 from datasets import DatasetDict, IterableDatasetDict
+from huggingface_hub.errors import HFValidationError
 
 from lit_tbptt.data.text.files import TEXT_DEFAULTS, undecodable
 from lit_tbptt.data.text.network import refuse_lossy_retries, storage_options
@@ -57,7 +58,7 @@ def read_dataset(
             f"data.path={shown!r}: there are no data files that are known ({error}); text that is not UTF-8 needs "
             "data.load_options.encoding"
         ) from error
-    except (FileNotFoundError, ConnectionError) as error:
+    except (FileNotFoundError, ConnectionError, HFValidationError) as error:
         if "data_files" in given and "Unable to find" in str(error):
             raise InputError(f"data.load_options.data_files={given['data_files']!r}: no such file ({error})") from error
         raise InputError(
