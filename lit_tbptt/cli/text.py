@@ -99,9 +99,6 @@ class TextCLI(LitCLI):
             )
         self.datamodule.tokenizer = from_description(described)
 
-    def has_split(self, split: str) -> bool:
-        return split in self.datamodule.splits
-
     def report(self, results: Mapping[str, Mapping[str, float]]) -> None:
         """Compares bits per byte with compressors, and prints a sample."""
         test = self.datamodule.splits.get("test")

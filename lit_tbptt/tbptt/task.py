@@ -70,9 +70,16 @@ def initial_state_for(task: Any, window: Window, initial: State) -> State:
     """Returns the state of the lanes of a window that are reset: of its sequences, or `initial`.
 
     Raises:
-        InputError: The task computes a state of other shapes than `initial`.
+        InputError: The task computes a state of other shapes than `initial`, or from leaves that are not there.
     """
-    computed = None if window.static is None else task.initial_state_of(window.static)
+    if window.static is None:
+        if getattr(task.initial_state_of, "__func__", None) is not Task.initial_state_of:
+            raise InputError(
+                f"{type(task).__name__} defines initial_state_of(static), and the windows have no static leaves: name "
+                "them as static in the data"
+            )
+        return initial
+    computed = task.initial_state_of(window.static)
     if computed is None:
         return initial
     shapes = [[tuple(leaf.shape) for leaf in tree_leaves(state)] for state in (computed, initial)]

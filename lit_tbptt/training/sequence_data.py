@@ -1,7 +1,7 @@
 """Sequences of any kind as windows of lanes, for Lightning: from Python, or anything that `load_dataset` reads."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
 from lit_tbptt.training.ddp import rank_of
 
-_SPLITS = {"train": "fit", "validation": "validate", "test": "test"}
+_SPLITS = {"fit": "train", "validate": "validation", "test": "test", "predict": "test"}
 
 
 class SequenceLanesDataModule(LightningDataModule):
@@ -56,6 +56,7 @@ class SequenceLanesDataModule(LightningDataModule):
         seed: Decides the order, the random places and the generators of `transform`.
 
     Attributes:
+        splits: The datasets by split: train, validation, test.
         normalization: The statistics, known when the first loader is made. None: there is no normalization.
 
     Raises:
@@ -92,8 +93,8 @@ class SequenceLanesDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         given = {"train": train, "validation": val, "test": test}
-        self.datasets = {split: dataset for split, dataset in given.items() if dataset is not None}
-        if (path is None) == (not self.datasets):
+        self.splits = {split: dataset for split, dataset in given.items() if dataset is not None}
+        if (path is None) == (not self.splits):
             raise InputError(
                 f"data.path={path!r}"
                 + (" with train, val or test: give one of them" if path else ": give a path, or datasets as train, ...")
@@ -133,10 +134,10 @@ class SequenceLanesDataModule(LightningDataModule):
         Raises:
             InputError: A split is missing, or a dataset does not fit.
         """
-        self.datasets = self._load()
-        needed = next(split for split, name in _SPLITS.items() if name == stage)
-        if needed not in self.datasets:
-            raise InputError(f"data: there is no {needed} split, only {', '.join(self.datasets)}")
+        self.splits = self._load()
+        needed = _SPLITS[stage]
+        if needed not in self.splits:
+            raise InputError(f"data: there is no {needed} split, only {', '.join(self.splits)}")
         if stage == "fit":
             with _of_split("train"):
                 lanes = self._lanes("train", None)
@@ -148,7 +149,7 @@ class SequenceLanesDataModule(LightningDataModule):
             return self._lanes("train", self._statistics())
 
     def val_dataloader(self) -> SequenceLanes | list[SequenceLanes]:
-        if "validation" in self.datasets:
+        if "validation" in self.splits:
             with _of_split("validation"):
                 return self._lanes("validation", self._statistics())
         # Lightning takes an empty list for "nothing to validate on", and wonders at its length.
@@ -158,6 +159,10 @@ class SequenceLanesDataModule(LightningDataModule):
     def test_dataloader(self) -> SequenceLanes:
         with _of_split("test"):
             return self._lanes("test", self._statistics())
+
+    def predict_dataloader(self) -> SequenceLanes:
+        """Returns the lanes of the test split."""
+        return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the statistics of the training split, which an evaluation of a checkpoint uses again."""
@@ -173,12 +178,12 @@ class SequenceLanesDataModule(LightningDataModule):
             )
 
     def _load(self) -> dict[str, Any]:
-        if self.path is None or self.datasets:
-            return self.datasets
-        from datasets import DatasetDict, load_dataset
+        if self.path is None or self.splits:
+            return self.splits
+        from lit_tbptt.data.text.reading import read_dataset  # datasets takes a second to import
 
-        loaded = load_dataset(self.path, self.name, **self.load_options)
-        return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+        loaded = read_dataset(self.path, self.name, self.load_options, self.path)
+        return dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
 
     def _lanes(self, split: str, normalization: Normalization | None) -> SequenceLanes:
         options: dict[str, Any] = {
@@ -198,12 +203,12 @@ class SequenceLanesDataModule(LightningDataModule):
         if split not in self._sources:
             transform = self.transform if split == "train" else None
             reading = self._reading | {"transform": transform}
-            self._sources[split] = SequenceSource(self.datasets[split], rank=self._rank, **reading)
+            self._sources[split] = SequenceSource(self.splits[split], rank=self._rank, **reading)
         return self._sources[split]
 
     def _statistics(self) -> Normalization | None:
         if self.normalize and self.normalization is None:
-            if "train" not in self.datasets:
+            if "train" not in self.splits:
                 raise InputError("data.normalize=True: the statistics are of a training split, and there is none")
             source = self._source("train")
             parts = self._rank.gather(measure(source, self._rank.share(len(source.lengths))))

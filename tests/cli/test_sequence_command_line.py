@@ -90,6 +90,8 @@ def test_a_run_is_stopped_continued_and_tested(waves, capfd, caplog):
         ("--data.inputs=[speed, angel]", " has no 'angel': its keys are ['mass', 'speed', 'angle', 'force']"),
         ("--data.targets=mass", "targets has () for the 4 time steps from 0 on"),
         ("--data.num_lanes=10", "error: data (train): num_lanes=10 over 9 sequences"),
+        ("--data.inputs=speed,angle", "error: data (train): the dataset has no column 'speed,angle': its columns are"),
+        ("--data.path=nowhere", "error: data.path='nowhere': no such file or folder here"),
         ("--data.burn_in=99", "error: data (train): burn_in=99: the longest sequence has"),
         ("--data.dtype=float33", "error: data.dtype='float33'"),
     ],
@@ -98,3 +100,11 @@ def test_mistakes_are_a_sentence(option, message, waves, capfd):
     with pytest.raises(SystemExit) as stopped:
         run("fit", *OPTIONS, option)
     assert message in capfd.readouterr().err + str(stopped.value)
+
+
+def test_a_run_without_a_test_split_ends_with_its_validation(waves, tmp_path, capfd):
+    (tmp_path / "waves" / "test.parquet").unlink()
+    run("fit", *OPTIONS, "--trainer.max_steps=2")
+    printed = capfd.readouterr().out
+    assert "validation" in printed
+    assert "continue:" in printed

@@ -1,6 +1,7 @@
 """Windows of dictionaries and tuples are trained exactly as the same numbers in one tensor are."""
 
 import io
+from types import MethodType
 from typing import NamedTuple
 
 import pytest
@@ -99,8 +100,11 @@ def described(carry):
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize(("k1", "k2", "recompute_every"), [(4, 4, None), (2, 7, None), (3, 8, 2), (1, 5, None)])
 def test_the_gradients_are_those_of_one_tensor(k1, k2, recompute_every, static):
-    expected, _ = trained(Flat(), windows_of(k1, False, static), k1, k2)
-    ours, carry = trained(Nested(), windows_of(k1, True, static), k1, k2, recompute_every, described)
+    flat, nested = Flat(), Nested()
+    for task in () if static else (flat, nested):
+        task.initial_state_of = MethodType(Task.initial_state_of, task)
+    expected, _ = trained(flat, windows_of(k1, False, static), k1, k2)
+    ours, carry = trained(nested, windows_of(k1, True, static), k1, k2, recompute_every, described)
     assert_close(ours, expected, rtol=1e-10, atol=1e-12)
     assert static == (ours[-2] is not None)  # the weights that make the initial state of what is static
     assert all(window.inputs.keys() == {"image", "sensors"} for window in carry.context)
@@ -178,3 +182,8 @@ def test_a_batch_of_nested_windows_goes_to_a_device():
     assert moved.windows[0].inputs["sensors"].buttons.device.type == "meta"
     assert moved.windows[1].static["area"].device.type == "meta"
     assert moved.rows.device.type == "cpu"
+
+
+def test_static_leaves_that_were_forgotten_are_asked_for():
+    with pytest.raises(InputError, match=r"Nested defines initial_state_of\(static\), and the windows have no static"):
+        Truncation(2)(Nested(), windows_of(2, True, static=False)[0])

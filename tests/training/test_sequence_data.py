@@ -193,3 +193,18 @@ def test_shifted_targets_are_normalized_as_inputs():
     window = next(iter(made.train_dataloader())).windows[0]
     assert_close(window.inputs[0, 1:], window.targets[0, :-1])
     assert_close(window.inputs.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+def test_predictions_are_of_the_test_split(tmp_path):
+    class Predicting(Policy):
+        window_loss = LitTBPTT.window_loss
+
+        def predict_window(self, window, state):
+            inputs = torch.cat([window.inputs["speed"], window.inputs["angle"][..., None]], -1)
+            outputs, state = self.core(inputs, state[None].contiguous())
+            return self.head(outputs), state[0]
+
+    model, made = Predicting(), data()
+    batches = trainer(tmp_path).predict(model, made)
+    windows = [window for batch in made.test_dataloader() for window in batch.windows]
+    assert torch.cat(batches, 1).shape == (4, sum(window.num_time_steps for window in windows), 2)

@@ -47,9 +47,9 @@ def as_tensor(values: Any) -> Tensor:
     return torch.from_numpy(array)
 
 
-def cast(leaf: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Casts floating-point numbers to `dtype`, or to float32."""
-    return leaf.to(dtype or torch.float32) if leaf.is_floating_point() else leaf
+def cast(leaf: Any, dtype: torch.dtype | None) -> Any:
+    """Casts floating-point numbers to `dtype`, or to float32; anything else stays as it is."""
+    return leaf.to(dtype or torch.float32) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def num_time_steps(leaf: Any) -> int | None:

@@ -98,6 +98,7 @@ class SequenceSource:
         self._static_keys = keys_of(static) or []
         wanted = keys_of(self._inputs, self._targets, mask)
         self._keys = None if transform is not None else wanted
+        self._static_kinds: list[tuple[str, Any, Any]] = []
         self._kinds: list[tuple[str, torch.Size]] = []
         self._specification: list[tuple[str, str, torch.Size]] | None = None
         steps = self._count(rank or Rank()) if lengths is None else np.asarray(lengths, np.int64)
@@ -123,7 +124,8 @@ class SequenceSource:
             item = self.dataset[number]
         except Exception as error:
             raise InputError(f"item {number} cannot be read: {type(error).__name__}: {error}") from error
-        return item if isinstance(item, Mapping | tuple | list) else (item,)
+        several = isinstance(item, Mapping | tuple) or (is_list(item) and not isinstance(item[0], float | int))
+        return item if several else (item,)
 
     def open(self, number: int) -> Any:
         """Opens an item that is to be read.
@@ -190,9 +192,20 @@ class SequenceSource:
         try:
             keys = all_keys(item) if callable(self._static) else self._static_keys
             part = slice_item(item, slice(0), keys, keys)
-            return map_leaves(lambda leaf: cast(leaf, self.dtype), select(self._static, part))
+            found = map_leaves(lambda leaf: cast(leaf, self.dtype), select(self._static, part))
         except (KeyError, IndexError) as error:
             raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
+
+        kinds = [
+            (type(leaf).__name__, getattr(leaf, "dtype", None), getattr(leaf, "shape", None)) for leaf in flatten(found)
+        ]
+        if any(name != "Tensor" for name, *_ in kinds) or kinds != (self._static_kinds or kinds):
+            raise InputError(
+                f"item {number}: its static leaves are {kinds}, where those of the items before are "
+                f"{self._static_kinds}: they must be numbers or arrays of the same shapes"
+            )
+        self._static_kinds = kinds
+        return found
 
     def _choose(self, inputs: Selector | None, targets: Selector | None) -> tuple[Selector, Selector | None]:
         if inputs is not None and (targets is not None or self.shift):
@@ -208,7 +221,10 @@ class SequenceSource:
 
     def _count(self, rank: Rank) -> np.ndarray:
         if isinstance(self.dataset, ArrowSequences):
-            return self.dataset.num_time_steps(str(self._temporal_key(self.dataset[0])))
+            key = self._temporal_key(self.dataset[0])
+            if key not in self.dataset[0]:
+                raise InputError(f"the dataset has no column {key!r}: its columns are {list(self.dataset[0])}")
+            return self.dataset.num_time_steps(str(key))
         counts = [self._length(number) for number in rank.share(len(self.dataset))]
         shares = [len(Rank(other, rank.num_ranks).share(len(self.dataset))) for other in range(rank.num_ranks)]
         padded = counts + [0] * (max(shares) - len(counts))

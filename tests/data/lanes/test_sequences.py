@@ -324,6 +324,18 @@ def test_a_wrong_item_is_named(items, message):
         list(SequenceLanes(items, 2, 3, inputs="x", targets="y", lengths=[len(item["x"]) for item in list(items)]))
 
 
+@pytest.mark.parametrize("second", [torch.zeros(3), "text", torch.zeros(2, dtype=torch.int64)])
+def test_static_leaves_are_alike(second):
+    items = [{"x": torch.zeros(3), "goal": goal} for goal in (torch.zeros(2), second)]
+    with pytest.raises(InputError, match="item 1: its static leaves are"):
+        list(SequenceLanes(items, 2, 3, inputs="x", static=["goal"]))
+
+
+def test_lists_of_numbers_are_single_leaves():
+    window = next(iter(SequenceLanes([[1.0, 2.0, 4.0], [3.0, 5.0, 9.0]], 2, 2, shift=1))).windows[0]
+    assert window.targets.tolist() == [[2.0, 4.0], [5.0, 9.0]]
+
+
 def test_missing_targets_under_the_mask_are_none_of_the_loss():
     items = broken({"y": torch.tensor([1.0, torch.nan, 3.0, 4.0]), "ok": torch.tensor([1, 0, 1, 1])})
     items = [{"ok": torch.ones(len(item["x"]), dtype=torch.int64)} | item for item in items]
