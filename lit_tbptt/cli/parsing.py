@@ -125,8 +125,8 @@ class SettingsCLI(LightningCLI):
         files = [file for file in option_values(given, "config", "c") if Path(file).is_file()]
         named = words([*given, *(Path(file).read_text() for file in files)])
         classes = class_options(subparser)
-        runs = searched_runs(config_file(given), runs_dir_of_command_line(given))
         if asked is not None and not asked.startswith("-"):
+            runs = searched_runs(config_file(given), runs_dir_of_command_line(given))
             path, self._checkpoint = find_checkpoint(asked, runs, option(given, "run_name"))
             self._checkpoint_path = path
             self.check_checkpoint(self._checkpoint)
@@ -135,6 +135,7 @@ class SettingsCLI(LightningCLI):
             subparser.set_defaults(self._saved_settings)
             given = set_option(given, "ckpt_path", str(path))
         elif weights is not None:
+            runs = searched_runs(config_file(given), runs_dir_of_command_line(given))
             path, checkpoint = find_checkpoint(weights, runs, None, "init_from")
             saved = checkpoint_settings(checkpoint, False, named, classes)
             network = [f"model.{name}" for name in self._model_class.network_settings]

@@ -242,7 +242,9 @@ def _find(asked: str, runs: Sequence[Path], run_name: str | None, argument: str)
     if asked == "last":
         return run.newest_checkpoint()
     if not run.best().exists():
-        raise InputError(f"{argument}='best': {run.path} was not validated yet and has no best.ckpt; use last")
+        raise InputError(
+            f"{argument}='best': {run.path} was not validated during training and has no best.ckpt; use last"
+        )
     return run.best(), read_checkpoint(run.best())
 
 

@@ -55,7 +55,7 @@ def test_last_is_of_the_newest_run_unless_one_is_named(first_run):
 
 def test_there_is_no_best_before_a_validation_and_nothing_to_train_after_the_end(first_run, capfd):
     main([*first_run, "--trainer.max_steps=2"])
-    assert "was not validated yet" in refused("generate", "--ckpt_path=best")
+    assert "was not validated during training" in refused("generate", "--ckpt_path=best")
     capfd.readouterr()
     main(["fit", "--ckpt_path=last", "--trainer.max_steps=1"])
     assert "nothing is left to train: the checkpoint is at optimizer step 2" in capfd.readouterr().out

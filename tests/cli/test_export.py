@@ -40,7 +40,7 @@ def test_what_is_wrong_is_one_message(first_run):
     main([*first_run, "--trainer.max_steps=1"])
     Path("file").write_text("")
     assert "file: cannot be written to" in refused("export", "file", "--ckpt_path=last")
-    assert "folder" in refused("export", f"--ckpt_path={RUN}/checkpoints/last.ckpt")
+    assert "FOLDER" in refused("export", f"--ckpt_path={RUN}/checkpoints/last.ckpt")
 
 
 def test_an_exported_model_writes_and_scores_as_its_checkpoint_does(first_run, capfd):

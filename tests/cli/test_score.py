@@ -128,7 +128,7 @@ REFUSED = {
     "a folder": (["runs"], "score: runs is no file"),
     "an empty file": (["empty.txt"], "score: empty.txt is empty"),
     "not text": (["latin.txt"], "score: latin.txt: byte 3 is not UTF-8"),
-    "nothing": ([], "files"),
+    "nothing": ([], "FILES"),
     "tokens without a place": (["a.txt", "--tokens=true"], "tokens=true: needs out"),
     "out over a file": (["a.txt", "b.txt", "--out=./b.txt"], "out: ./b.txt is read as well"),
     "no such option": (["a.txt", "--data.path=x"], "--data.path: there is no such option"),

@@ -1,5 +1,6 @@
 """Names of runs, what lies in a run's folder, and that no two runs get the same one."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from lit_tbptt import InputError, RunFolder
 from lit_tbptt.files.checkpoint import write_checkpoint
-from lit_tbptt.files.run_folder import find_checkpoint, next_version, runs_of
+from lit_tbptt.files.run_folder import find_checkpoint, next_version, runs_of, searched_runs
 from lit_tbptt.files.schema import VERSION
 
 
@@ -61,7 +62,7 @@ def test_last_is_the_newest_step_of_the_run_that_was_written_to_last(tmp_path):
     assert find_checkpoint("last", [tmp_path], None) == (new.best(), at_step(7))
     assert find_checkpoint("last", [tmp_path], "version_0")[0] == old.last
     assert find_checkpoint(str(old.last), [tmp_path], None)[1] == at_step(9)
-    with pytest.raises(InputError, match="version_0 was not validated yet"):
+    with pytest.raises(InputError, match="version_0 was not validated during training"):
         find_checkpoint("best", [tmp_path], "version_0")
     with pytest.raises(InputError, match=r"no checkpoint in .*none/checkpoints; give the same --config"):
         find_checkpoint("last", [tmp_path], "none")
@@ -104,3 +105,18 @@ def test_a_checkpoint_that_is_not_there_or_another_ones_is_named_as_it_was_given
             assert str(refused.value) == f"{argument}={asked!r}: {message}"
     with pytest.raises(InputError, match="init_from='last': no checkpoint in"):
         find_checkpoint("last", [tmp_path], None, "init_from")
+
+
+def test_last_is_the_newest_run_of_all_configs_unless_one_is_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert searched_runs(None) == [Path("runs/default")]  # there is none yet
+    folders = [RunFolder(tmp_path / "runs" / config / "version_0") for config in ("mine", "default", "other")]
+    for step, folder in enumerate(folders, 3):
+        folder.checkpoints.mkdir(parents=True)
+        write_checkpoint(at_step(step), folder.last)
+        os.utime(folder.last, (step, step if step != 3 else 99))
+    assert find_checkpoint("last", searched_runs(None), None)[1] == at_step(3)
+    assert find_checkpoint("last", searched_runs(None), "version_0")[1] == at_step(3)
+    assert find_checkpoint("last", searched_runs("other.yaml"), None)[1] == at_step(5)
+    with pytest.raises(InputError, match=r"no checkpoint in runs/\*/nothing/checkpoints"):
+        find_checkpoint("last", searched_runs(None), "nothing")
