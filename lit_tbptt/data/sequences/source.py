@@ -98,9 +98,9 @@ class SequenceSource:
         self._static_keys = keys_of(static) or []
         wanted = keys_of(self._inputs, self._targets, mask)
         self._keys = None if transform is not None else wanted
-        self._static_kinds: list[tuple[str, Any, Any]] = []
-        self._kinds: list[tuple[str, torch.Size]] = []
-        self._specification: list[tuple[str, str, torch.Size]] | None = None
+        self._static_kinds: list[Any] = []
+        self._kinds: list[tuple[str, tuple[int, ...]]] = []
+        self._specification: list[tuple[str, str, tuple[int, ...]]] | None = None
         steps = self._count(rank or Rank()) if lengths is None else np.asarray(lengths, np.int64)
         if len(steps) != len(dataset):
             raise InputError(f"lengths: {len(steps)} numbers for {len(dataset)} items: give one for each")
@@ -195,11 +195,8 @@ class SequenceSource:
             found = map_leaves(lambda leaf: cast(leaf, self.dtype), select(self._static, part))
         except (KeyError, IndexError) as error:
             raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
-
-        kinds = [
-            (type(leaf).__name__, getattr(leaf, "dtype", None), getattr(leaf, "shape", None)) for leaf in flatten(found)
-        ]
-        if any(name != "Tensor" for name, *_ in kinds) or kinds != (self._static_kinds or kinds):
+        kinds = [_kind(leaf, 0) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in flatten(found)]
+        if any(isinstance(kind, str) for kind in kinds) or kinds != (self._static_kinds or kinds):
             raise InputError(
                 f"item {number}: its static leaves are {kinds}, where those of the items before are "
                 f"{self._static_kinds}: they must be numbers or arrays of the same shapes"
@@ -261,8 +258,8 @@ class SequenceSource:
                 (mine, first) for mine, first in zip(specification, self._specification, strict=False) if mine != first
             )
             raise InputError(
-                f"item {number}: {ours[0]} is {ours[1]} of {tuple(ours[2])} a time step, where the items before have "
-                f"{theirs[0]}, {theirs[1]} of {tuple(theirs[2])}: all items must have the same leaves"
+                f"item {number}: {ours[0]} is {ours[1]} of {ours[2]} a time step, where the items before have "
+                f"{theirs[0]}, {theirs[1]} of {theirs[2]}: all items must have the same leaves"
             )
 
 
@@ -270,8 +267,8 @@ def _has_length(leaf: Any, num_time_steps: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == num_time_steps
 
 
-def _kind(leaf: Tensor) -> tuple[str, torch.Size]:
-    return "floating-point" if leaf.is_floating_point() else str(leaf.dtype), leaf.shape[1:]
+def _kind(leaf: Tensor, axes: int = 1) -> tuple[str, tuple[int, ...]]:
+    return "floating-point" if leaf.is_floating_point() else str(leaf.dtype), tuple(leaf.shape[axes:])
 
 
 def path_name(path: Any) -> str:
