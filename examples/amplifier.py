@@ -7,7 +7,7 @@ the present sample has .10, and the effect itself, started from silence 1000 sam
 
 Three ways to train on as many targets. The first `burn_in` samples of a piece, which starts from zeros, are not scored:
 
-    python examples/amplifier.py --mode carried   # .031 pieces of 64 windows, the state carried, gradients cut at windows
+    python examples/amplifier.py --mode carried   # .031 pieces of 64 windows, state carried, gradients cut at windows
     python examples/amplifier.py --mode full      # .083 pieces of one long window: 210 steps where the others make 3200
     python examples/amplifier.py --mode random    # .031 pieces of one window, from random places, half of it burn-in
 """
