@@ -231,9 +231,10 @@ def report(lanes: SequenceLanes) -> str:
     """Describes the sequences, and what of the lanes' time steps is padding."""
     lengths, pieces = lanes.source.lengths, lanes.pieces
     unscored = int(lengths.sum()) - pieces.num_targets
+    burn_in = lanes.burn_in * len(pieces.starts) / int(pieces.num_time_steps.sum())
     return (
         f"{len(lengths):,} sequences of {int(lengths.min()):,} to {int(lengths.max()):,} time steps, "
         f"{int(lengths.sum()):,} in all, in {len(pieces.sequences):,} pieces\n"
         f"{lanes.num_lanes:,} lanes; windows of {lanes.k1:,} time steps; {100 * lanes.padding:.1f} % padding"
-        + (f"; {unscored:,} time steps are not scored (burn_in {lanes.burn_in:,})" if unscored else "")
+        + (f"; {100 * burn_in:.1f} % burn-in, {unscored:,} time steps are never scored" if lanes.burn_in else "")
     )

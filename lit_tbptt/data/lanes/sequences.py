@@ -31,7 +31,7 @@ class SequenceLanes(Lanes):
     Args:
         dataset: The sequences; see `SequenceSource`, also for `reading`. Or such a source.
         num_lanes: Parallel lanes, those of all processes together.
-        k1: Time steps per lane and window; a window is shorter if no lane fills it.
+        k1: Time steps per lane and window. A window is shorter if no lane fills it, unless there are random lanes.
         windows_per_batch: Windows per batch; the last batch may have fewer.
         max_length: Longer sequences are cut into pieces with this number of scored time steps. None: they are not cut.
         burn_in: Number of time steps after a reset that are run but not scored. Later pieces of a sequence are run from
@@ -130,9 +130,13 @@ class SequenceLanes(Lanes):
         """Returns the windows of an epoch, and the time steps of all lanes in them, padding included."""
         if self._sizes_of is None or self._sizes_of[0] != self.epoch:
             dealer = self._dealer(self.epoch, repeat=False)
-            longest = [int(dealt.num_time_steps.max()) for dealt in iter(dealer.deal, None)]
+            longest = [self._window_length(dealt) for dealt in iter(dealer.deal, None)]
             self._sizes_of = self.epoch, (len(longest), sum(longest) * (self.num_lanes - self.random_lanes))
         return self._sizes_of[1]
+
+    def _window_length(self, dealt: Dealt) -> int:
+        # Random lanes have all k1 time steps in every window.
+        return self.k1 if self.random_lanes else int(dealt.num_time_steps.max())
 
     def _dealer(self, epoch: int, repeat: bool) -> Dealer:
         shuffle_seed = (self.seed, epoch) if self.shuffle else None
@@ -181,7 +185,7 @@ class SequenceLanes(Lanes):
 
     def _held(self, dealt: Dealt, window: int, epoch: int) -> list[Held]:
         """Returns what each lane contains in a window, for the lanes of all processes."""
-        longest = int(dealt.num_time_steps.max())
+        longest = self._window_length(dealt)
         sequences, starts = self.pieces.sequences[dealt.pieces], self.pieces.starts[dealt.pieces] + dealt.done
         columns = [each.tolist() for each in (sequences, starts, dealt.num_time_steps, dealt.done)]
         lanes = [Held(longest, *row) for row in zip(*columns, strict=True)]

@@ -87,6 +87,8 @@ class SequenceSource:
             raise InputError(
                 f"shift={shift} with targets={targets!r}: shifted inputs are the targets; give one of them"
             )
+        if isinstance(dataset, tuple):
+            raise InputError("the dataset is a tuple: give a list of sequences, such as [(inputs, targets)]")
         if not len(dataset):
             raise InputError("the dataset is empty: it needs at least one sequence")
         self.dataset = ArrowSequences(dataset) if hasattr(dataset, "with_format") else dataset
@@ -138,7 +140,7 @@ class SequenceSource:
             for leaf in tree_leaves(item[key], is_leaf=is_list) if key in all_keys(item) else ():
                 if key not in self._static_keys and num_time_steps(leaf) != expected:
                     raise InputError(
-                        f"item {number}: {key!r} has {num_time_steps(leaf)} time steps where {expected} are expected: "
+                        f"item {number}: the leaf {key!r} has {num_time_steps(leaf)} time steps where {expected} are expected: "
                         "all leaves with a time axis must have the same length; name the others as static"
                     )
         return item

@@ -87,13 +87,14 @@ def test_a_window_without_any_target_is_known():
 
 
 def test_random_lanes_begin_anywhere_with_a_reset():
-    lanes = SequenceLanes(counting([20, 3, 30, 20]), 5, 4, inputs="x", random_lanes=3, burn_in=1)
+    lanes = SequenceLanes(counting([20, 3, 30, 20]), 5, 4, inputs="x", random_lanes=3, burn_in=1, max_length=5)
     lanes.set_epoch(2)
     batches = list(lanes)
     starts = set()
     for batch in batches:
         (window,), (rows,) = batch.windows, batch.rows
         assert window.reset[2:].all()
+        assert window.num_time_steps == 4
         assert not window.mask[2:, 0].any()
         for lane in range(2, 5):
             sequence, start, steps = rows[lane].tolist()
@@ -276,6 +277,7 @@ def test_a_transform_has_a_generator_for_each_sequence_and_epoch():
     ("items", "options", "message"),
     [
         ([], {}, "the dataset is empty"),
+        ((torch.zeros(3), torch.zeros(3)), {}, r"the dataset is a tuple: .* \[\(inputs, targets\)\]"),
         (counting([3, 4]), {"inputs": "z"}, r"item 0 has no leaf 'z'.*\['x', 'y', 'of'\]"),
         (counting([3, 0, 4]), {"inputs": "x"}, "item 1 has 0 time steps"),
         (counting([3, 1, 1]), {"inputs": "x", "shift": 1}, r"item 1 has 1 time steps, and with shift=1 .*2 such"),
@@ -310,8 +312,8 @@ class Failing(list):
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        (broken({"y": torch.zeros(3)}), "item 1: 'y' has 3 time steps where 4 are expected: all"),
-        (broken({"y": torch.zeros(6)}), "item 1: 'y' has 6 time steps where 4 are expected: all"),
+        (broken({"y": torch.zeros(3)}), "item 1: the leaf 'y' has 3 time steps where 4 are expected: all"),
+        (broken({"y": torch.zeros(6)}), "item 1: the leaf 'y' has 6 time steps where 4 are expected: all"),
         (broken({"y": torch.zeros(4, 2)}), r"item 1: targets is floating-point of \(2,\) a time step, .*\(\)"),
         (broken({"y": torch.zeros(4, dtype=torch.int64)}), "item 1: targets is torch.int64"),
         (broken({"y": torch.tensor([1.0, torch.nan, 3.0, 4.0])}), "item 1: targets is NaN at time step 1: give a mask"),
