@@ -138,9 +138,10 @@ class SequenceSource:
         item, expected = self.item(number), int(self.lengths[number]) + self.shift
         for key in self._keys or ():
             for leaf in tree_leaves(item[key], is_leaf=is_list) if key in all_keys(item) else ():
-                if key not in self._static_keys and num_time_steps(leaf) != expected:
+                found = num_time_steps(leaf)
+                if key not in self._static_keys and found != expected:
                     raise InputError(
-                        f"item {number}: the leaf {key!r} has {num_time_steps(leaf)} time steps where {expected} are expected: "
+                        f"item {number}: the leaf {key!r} has {found} time steps where {expected} are expected: "
                         "all leaves with a time axis must have the same length; name the others as static"
                     )
         return item
