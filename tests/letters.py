@@ -49,7 +49,7 @@ def strided(texts, num_lanes, k1, windows_per_batch=1, **options):
 def as_lists(batches):
     """Every window as (inputs, targets, reset, mask) in plain lists, by batch."""
     return [
-        [tuple(None if part is None else part.int().tolist() for part in window) for window in batch.windows]
+        [tuple(None if part is None else part.int().tolist() for part in window[:4]) for window in batch.windows]
         for batch in batches
     ]
 
