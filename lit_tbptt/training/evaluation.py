@@ -120,6 +120,8 @@ class Evaluation:
             window: The window that is being scored.
         """
         mask = window.mask_or_ones()
+        if not bool(mask.any()):  # many metrics do not take empty tensors
+            return
         scored, targets = (tree_map(lambda leaf: leaf[mask], part) for part in (outputs, window.targets))
         for metric in metrics.values(copy_state=False) if isinstance(metrics, MetricCollection) else [metrics]:
             rows = {} if self._rows is None else {"rows": self._rows.to(mask.device)[mask]}

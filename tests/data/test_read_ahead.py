@@ -16,9 +16,9 @@ from sources import files
 
 from lit_tbptt import StreamedLanes
 from lit_tbptt.data import document_stream, load_documents
+from lit_tbptt.data.process_end import wait_for_arrow
 from lit_tbptt.data.read_ahead import ReadAhead
 from lit_tbptt.data.text.network import read_with_retries
-from lit_tbptt.data.text.process_end import wait_for_arrow
 from lit_tbptt.data.text.tokenizers import ByteTokenizer
 
 

@@ -85,6 +85,16 @@ def test_a_single_metric_is_logged_under_its_name():
     assert values["test/MeanSquaredError"] == pytest.approx(values["test/loss"])
 
 
+def test_windows_without_targets_reach_no_metric():
+    class NonEmptySquaredError(MeanSquaredError):
+        def update(self, outputs, targets):
+            assert len(targets)
+            super().update(outputs, targets)
+
+    values = values_of(Predicting(NonEmptySquaredError()), SequenceLanes(ITEMS, 2, 2, burn_in=2))
+    assert values["test/NonEmptySquaredError"] == pytest.approx(values["test/loss"])
+
+
 def test_metrics_need_outputs():
     model = Regression()
     model.evaluation_metrics = MeanSquaredError()

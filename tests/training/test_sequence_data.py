@@ -87,6 +87,8 @@ def test_normalized_sequences_have_mean_zero_and_deviation_one(tmp_path):
     assert_close(made.normalization.statistics["inputs['angle']"][1], torch.tensor(values["angle"].std()))
     restored = made.normalization.restore(windows[0].targets[0, :3])
     assert_close(restored, torch.from_numpy(items[0]["action"][:3]).float())
+    with pytest.raises(InputError, match=r"place=targets\['action'\]: there are no statistics of it, but of inputs"):
+        made.normalization.restore({"action": restored})
 
 
 def test_missing_numbers_do_not_count_and_constants_are_shifted():

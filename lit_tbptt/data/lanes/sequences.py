@@ -8,6 +8,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
+import lit_tbptt.data.process_end  # noqa: F401 - makes the process wait for reads at exit
 from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.data.lanes.dealing import Dealer, Dealt, Pieces
 from lit_tbptt.data.read_ahead import ReadAhead

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path
 
 from lit_tbptt.data.sequences.source import SequenceSource
+from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.window import Window
 
 _PIECE = 65_536
@@ -86,12 +87,18 @@ class Normalization:
         Args:
             values: `[..., *features]`, one tensor or several, as in the windows.
             place: Of what they are: inputs or targets.
+
+        Raises:
+            InputError: They are not nested as in the windows.
         """
         return tree_map_with_path(lambda path, leaf: self._restored(f"{place}{keystr(path)}", leaf), values)
 
     def _restored(self, place: str, leaf: Tensor) -> Tensor:
         if place not in self.statistics:
-            return leaf
+            raise InputError(
+                f"place={place}: there are no statistics of it, but of {', '.join(self.statistics)}: give values "
+                "nested as in the windows"
+            )
         mean, deviation = (each.to(leaf) for each in self.statistics[place])
         return leaf * deviation + mean
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_structure, tree_unflatten
 
-from lit_tbptt.data.sequences.leaves import cast, flatten
+from lit_tbptt.data.sequences.leaves import cast, flatten, map_leaves
 from lit_tbptt.data.sequences.source import SequenceSource, Stretch, path_name
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.window import Window
@@ -71,6 +71,8 @@ class Rows:
         if stretches[0].targets is not None:
             targets = _stack([each.targets for each in stretches], longest, self.source.dtype)
             self._check_targets(targets, scored, lanes)
+            # A missing target would turn the gradient of a loss that multiplies by the mask into NaN.
+            targets = map_leaves(_without_nan, targets)
         reset = torch.tensor([lane.done == 0 and lane.num_time_steps > 0 for lane in lanes])
         window = Window(
             _stack([each.inputs for each in stretches], longest, self.source.dtype),
@@ -122,6 +124,10 @@ def _stack(parts: Sequence[Any], longest: int, dtype: torch.dtype | None) -> Any
         full = [leaf if len(leaf) == longest else _padded(leaf, longest) for leaf in leaves]
         stacked.append(cast(torch.stack(full), dtype))
     return tree_unflatten(stacked, tree_structure(parts[0]))
+
+
+def _without_nan(leaf: Tensor) -> Tensor:
+    return torch.where(leaf.isnan(), 0.0, leaf) if leaf.is_floating_point() else leaf
 
 
 def _padded(leaf: Tensor, longest: int) -> Tensor:

@@ -172,6 +172,8 @@ class SequenceSource:
             raise InputError(f"item {number}: {error}") from error
         except (KeyError, IndexError) as error:
             raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"item {number}: a leaf cannot be read as a tensor ({error})") from error
         for name, value in (("inputs", inputs), ("targets", targets), ("mask", mask)):
             if value is not None and not all(_has_length(leaf, wanted) for leaf in flatten(value)):
                 path, leaf = next(each for each in tree_flatten_with_path(value)[0] if not _has_length(each[1], wanted))
@@ -180,6 +182,8 @@ class SequenceSource:
                     f"item {number}: {name}{path_name(path)} has {found} for the {wanted} time steps from {start} on: "
                     "all leaves with a time axis must have the same length; name the others as static"
                 )
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 1):
+            raise InputError(f"item {number}: the mask must be one leaf, [time]")
         if self.shift:
             targets = map_leaves(lambda leaf: leaf[self.shift :], inputs)
             inputs = map_leaves(lambda leaf: leaf[: -self.shift], inputs)

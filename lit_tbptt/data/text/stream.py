@@ -9,7 +9,7 @@ import numpy as np
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-import lit_tbptt.data.text.process_end  # noqa: F401 - makes the process wait for reads at exit
+import lit_tbptt.data.process_end  # noqa: F401 - makes the process wait for reads at exit
 from lit_tbptt.data.text.documents import rows_per_read, text_rows
 from lit_tbptt.data.text.network import read_with_retries
 from lit_tbptt.data.text.tokenizers import Tokenizer

@@ -318,6 +318,8 @@ class Failing(list):
         (broken({"y": torch.zeros(4, dtype=torch.int64)}), "item 1: targets is torch.int64"),
         (broken({"y": torch.tensor([1.0, torch.nan, 3.0, 4.0])}), "item 1: targets is NaN at time step 1: give a mask"),
         ([{"x": torch.zeros(4), "y": torch.zeros(4)}, {"x": torch.zeros(4)}], "item 1 has no 'y': its keys are"),
+        (broken({"y": ["a", "b", "c", "d"]}), "item 1: a leaf cannot be read as a tensor"),
+        (broken({"y": [[1.0], [2.0, 3.0], [4.0], [5.0]]}), "item 1: a leaf cannot be read as a tensor"),
         (Failing(counting([3, 4])), "item 1 cannot be read: OSError: no such recording"),
     ],
 )
@@ -342,7 +344,9 @@ def test_missing_targets_under_the_mask_are_none_of_the_loss():
     items = broken({"y": torch.tensor([1.0, torch.nan, 3.0, 4.0]), "ok": torch.tensor([1, 0, 1, 1])})
     items = [{"ok": torch.ones(len(item["x"]), dtype=torch.int64)} | item for item in items]
     lanes = SequenceLanes(items, 2, 4, inputs="x", targets="y", mask="ok")
-    assert next(iter(lanes)).windows[0].mask.tolist() == [[True, True, True, False], [True, False, True, True]]
+    window = next(iter(lanes)).windows[0]
+    assert window.mask.tolist() == [[True, True, True, False], [True, False, True, True]]
+    assert window.targets[1].tolist() == [1.0, 0.0, 3.0, 4.0]
 
 
 def test_a_run_cannot_go_on_with_other_windows():
