@@ -15,6 +15,7 @@ SMALL += ("--num_seconds", 0.5, "--num_epochs", 5)  # 24,000 samples
 
 # By mode, the windows of a piece, and the steps until 120,000 samples were targets: 120,000 * piece / (piece - 30) /
 # (7 lanes * window), where a piece is of 400, 200 or 80 samples and a window of 50, 200 or 80.
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "windows", "steps"), [("carried", 8, 370), ("full", 4, 100), ("random", 1, 342)])
 def test_every_mode_learns_from_as_many_targets(mode, windows, steps, in_tmp_path):
     """The input itself, taken for the output, has an ESR of .34 here."""

@@ -20,6 +20,7 @@ KILLED, SAVED, STEPS = 59, 56, 100
 LAST = Path("checkpoints") / "last.ckpt"
 
 
+@pytest.mark.slow
 def test_a_carried_state_is_worth_more_than_anything_without_a_memory(in_tmp_path):
     options = ("--num_episodes", 200, "--num_epochs", 2, "--num_lanes", 6, "--k2", 40)
     assert status_of(start(run_script, EPISODES, *options, log="log")) == 0, Path("log").read_text()
