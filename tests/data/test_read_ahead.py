@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
+import pytest
 from letters import UNEVEN, streamed
 from processes import PATIENCE, start, status_of, wait_until
 from sources import files
@@ -43,6 +44,7 @@ def read_and_end(folder):
     ctypes.pythonapi.Py_Exit(0)  # the interpreter ends as after a program's last line
 
 
+@pytest.mark.slow
 def test_a_process_ends_while_its_stream_is_read(tmp_path):
     """A thread that is stopped inside a library would abort the process."""
     folder = tmp_path / "files"

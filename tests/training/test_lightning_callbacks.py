@@ -99,6 +99,7 @@ CALLBACKS = {
     "RichProgressBar": lambda folder: RichProgressBar(),
     "a user's own": lambda folder: Counting(),
 }
+LONG = ("GradientHorizon", "EMAWeightAveraging of epochs", "WeightAveraging")  # seconds, each of them
 
 
 class Case:
@@ -185,7 +186,9 @@ def check(folder, name, second, validation, stop, windows_per_batch, schedule):
             raise
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CALLBACKS]
+)
 def test_a_callback_in_a_run_that_is_killed(name, tmp_path):
     check(tmp_path, name, None, 1.0, "kill", 4, per_epoch)
 
@@ -194,8 +197,10 @@ def test_a_run_that_was_stopped_inside_an_epoch_ends_where_it_was_to_end(tmp_pat
     check(tmp_path, "EarlyStopping", None, 2, "kill", 1, per_epoch)
 
 
-@pytest.mark.parametrize("windows_per_batch", [1, 4])
-@pytest.mark.parametrize("validation", [0.5, 1])
+@pytest.mark.parametrize(
+    ("validation", "windows_per_batch"),
+    [(1, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 1), (0.5, 1), (0.5, 4)])],
+)
 def test_the_learning_rate_after_a_kill(windows_per_batch, validation, tmp_path):
     check(tmp_path, "LearningRateMonitor", None, validation, "kill", windows_per_batch, per_step)
 

@@ -157,6 +157,7 @@ def test_so_many_processes_train_as_one(num_ranks, alone, tmp_path):
         assert uneven > STEPS / 2 or not case[-1], "with resets the targets are to be uneven"
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_may_change_at_every_resume(alone, tmp_path):
     corpus, expected = alone
     seen = {case: [] for case in CASES}
@@ -179,7 +180,8 @@ def fit_stopped(folder, corpus, num_ranks):
     return whole, fit(folder / "stopped", corpus, num_ranks, "strided", 12, True, STEPS, last, **options)
 
 
-@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 4])
 def test_every_process_continues_its_own_random_numbers(num_ranks, tmp_path):
     found = together(tmp_path, num_ranks, fit_stopped, tmp_path, write_corpus(tmp_path), num_ranks)
     for whole, resumed in found:

@@ -205,6 +205,7 @@ def test_text_files_are_never_read_on_after_a_failure_inside_of_them(tmp_path):
     assert datasets.config.STREAMING_READ_MAX_RETRIES == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_server_continues(server, tmp_path, monkeypatch):
     """The checkpoint that it leaves is good, and the run ends as the one that never lost it."""
     monkeypatch.chdir(tmp_path)
