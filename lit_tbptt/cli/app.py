@@ -232,9 +232,8 @@ class LitCLI(SettingsCLI):
 
     def has_split(self, split: str) -> bool:
         """Returns whether a split, `validation` or `test`, exists."""
-        splits = getattr(self.datamodule, "splits", None)
-        if isinstance(splits, Mapping):
-            return split in splits
+        if hasattr(self.datamodule, "has_split"):  # ours have loaders for splits that a dataset may lack
+            return self.datamodule.has_split(split)
         hook = {"validation": "val_dataloader", "test": "test_dataloader"}[split]
         return is_overridden(hook, self.model) or (
             self.datamodule is not None and is_overridden(hook, self.datamodule, LightningDataModule)

@@ -33,7 +33,7 @@ def corpus_lanes(
         **options: Further arguments of these lanes.
 
     Raises:
-        InputError: The split has too little for so many lanes.
+        InputError: The split has too few tokens or shards for this number of lanes.
     """
     options["local_lanes"] = rank.share(num_lanes)
     if isinstance(source, DocumentStream):

@@ -144,6 +144,10 @@ class SequenceLanesDataModule(LightningDataModule):
                 next(iter(lanes))  # what is wrong with the items is said before anything is trained
             rank_zero_info(report(lanes))
 
+    def has_split(self, split: str) -> bool:
+        """Returns whether there is such a split: train, validation or test. Known after `setup`."""
+        return split in self.splits
+
     def train_dataloader(self) -> SequenceLanes:
         with _of_split("train"):
             return self._lanes("train", self._statistics())

@@ -223,6 +223,10 @@ class TextLanesDataModule(LightningDataModule):
                     "it; keep it, or start a new run from these weights with --init_from"
                 )
 
+    def has_split(self, split: str) -> bool:
+        """Returns whether there is such a split: train, validation or test. Known after `setup`."""
+        return split in self.splits
+
     def train_dataloader(self) -> Lanes:
         settings, num_ranks = self._settings, self._rank.num_ranks
         if settings.num_lanes < num_ranks:

@@ -104,3 +104,11 @@ def test_it_has_what_the_command_line_has_for_text(in_tmp_path, capfd):
     )
     for name, value in read_checkpoint(mine.last)["state_dict"].items():
         assert torch.equal(read_checkpoint(RUN.last)["state_dict"][name], value)
+
+
+def test_a_data_module_may_have_splits_of_its_own(in_tmp_path, capfd):
+    class Divided(WavesData):
+        splits = {"train": 0.8, "val": 0.2}  # noqa: RUF012 - as users write it
+
+    LitCLI(Oscillator, Divided, ["fit", *OPTIONS, "--trainer.max_steps=4"])
+    assert "validation" in capfd.readouterr().out
