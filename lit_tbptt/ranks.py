@@ -14,7 +14,7 @@ REQUESTS = ("save", "SIGTERM", "SIGINT")
 
 
 class Rank(NamedTuple):
-    """One process of a run. All ranks must call `gather` and `all_gather` together, in the same order.
+    """One process of a run. All ranks must call its methods other than `share` together, in the same order.
 
     Attributes:
         number: The rank, from 0.
@@ -46,6 +46,10 @@ class Rank(NamedTuple):
         rows = [torch.empty_like(ours) for _ in range(self.num_ranks)]
         dist.all_gather(rows, ours, group=_on_cpu(dist.group.WORLD))
         return [row.tolist() for row in rows]
+
+    def any_of(self, flags: Sequence[bool]) -> tuple[bool, ...]:
+        """Returns for each of the flags whether it is true on any rank; all ranks must call it with as many."""
+        return tuple(map(any, zip(*self.all_gather([int(flag) for flag in flags]), strict=True)))
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,17 @@ from itertools import chain
 from letters import as_lists
 from processes import PATIENCE
 
+from lit_tbptt import Rank
+
+
+class RankAmongThreads(Rank):
+    """A rank whose numbers are gathered by threads."""
+
+    def __new__(cls, number, num_ranks, all_gather):
+        self = super().__new__(cls, number, num_ranks)
+        self.all_gather = all_gather
+        return self
+
 
 class SideBySide:
     """Lets the lanes of several ranks run side by side, as processes would."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from side_by_side import RankAmongThreads, SideBySide
 
 from lit_tbptt import Rank
 from lit_tbptt.ranks import Agreement
@@ -20,6 +21,25 @@ from lit_tbptt.ranks import Agreement
 def test_the_lanes_of_a_process(num_lanes, num_ranks, expected):
     shares = [Rank(rank, num_ranks).share(num_lanes) for rank in range(num_ranks)]
     assert shares == [range(*ends) for ends in expected]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([(True, False, False)], (True, False, False)),
+        ([(True, False, False), (False, False, True)], (True, False, True)),
+        ([(False, False), (False, False), (False, True)], (False, True)),
+    ],
+)
+def test_a_flag_of_any_rank_is_one_of_all(flags, expected):
+    num_ranks = len(flags)
+    assert (
+        SideBySide(num_ranks).run(
+            lambda number, all_gather: RankAmongThreads(number, num_ranks, all_gather) if num_ranks > 1 else Rank(),
+            lambda rank: rank.any_of(flags[rank.number]),
+        )
+        == [expected] * num_ranks
+    )
 
 
 def test_a_request_is_agreed_on_at_the_next_boundary_and_once():

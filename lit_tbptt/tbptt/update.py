@@ -149,7 +149,8 @@ class Update(ABC):
             carry: The carry returned for the previous window. None: every lane is reset.
             run: Runs windows.
             optimizer: Changes the weights.
-            last: Whether this is the last window of the epoch, after which no gradient may be pending.
+            last: Whether no gradient may be pending after this window: it is the last one of the epoch, or the last one
+                with a target of a batch in which there are windows without.
         """
 
     def objective(self, cost: RunLoss, num_ranks: int) -> Float[Tensor, ""]:

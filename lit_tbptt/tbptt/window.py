@@ -175,13 +175,17 @@ class Batch(NamedTuple):
         rows: `[window, lane, 3]`, on the CPU: the number of the sequence that a lane is in, the first of its time steps
             in the window, and how many there are; -1, 0, 0 where the lane is dry. None: the source does not tell.
         scored: By window, whether any lane of any process has a target there; one without is run and takes no optimizer
-            step. None: all have.
+            step. None: all have, as far as the source knows: the loop does not look at masks, so a loader of your own
+            whose masks may leave a whole window without a target sets it.
+        scored_here: Whether `scored` is only of the lanes of this process. The loop then asks the other processes, for
+            which it must be true as well.
     """
 
     windows: tuple[Window, ...]
     position: Mapping[str, Any]
     rows: Int[Tensor, "window lane 3"] | None = None
     scored: tuple[bool, ...] | None = None
+    scored_here: bool = False
 
     def to(self, device: torch.device | str) -> "Batch":
         """Moves the windows to a device; Lightning calls this for every batch."""

@@ -154,6 +154,8 @@ class LitTBPTT(Task, EvaluatingModule):
         on_window_end, on_step_end = window_hooks(trainer), step_hooks(trainer, batch, batch_idx)
         between = between_hooks(trainer, batch, batch_idx)
         scored = batch.scored or (True,) * len(batch.windows)
+        if batch.scored_here:
+            scored = self.rank.any_of(scored)
         for number, window in enumerate(batch.windows[done:], done + 1):
             if trainer.global_step == trainer.max_steps:
                 break
@@ -161,7 +163,8 @@ class LitTBPTT(Task, EvaluatingModule):
                 hook()
             window = self._with_resets(window)
             if scored[number - 1]:
-                last = self.position.last_batch and not any(scored[number:])
+                # Windows that are passed over change how many an Update gets of a batch, which must end with a step.
+                last = not any(scored[number:]) and (self.position.last_batch or not all(scored))
                 updated = self.update(window, self.carry, self._run, optimizer, last)
                 stepped = updated.stepped
             else:
@@ -227,6 +230,11 @@ class LitTBPTT(Task, EvaluatingModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         # Lightning also ends an epoch that is only interrupted, by max_steps or EarlyStopping.
         if self.position.at_epoch_end:
+            if self.position.step == 0 and not self.trainer.fast_dev_run:
+                raise InputError(
+                    "no window of the training data has a target, so a whole epoch made no step: make the mask true "
+                    "where targets count, and burn_in shorter than the sequences"
+                )
             self.step_schedules("epoch", self.position.epoch + 1)
             self.position = self.position.next_epoch()
 

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 from loops import LANES, batches, fit, pair, same_weights, sequence
 from tasks import Regression, windows_of
 
-from lit_tbptt import InputError, RunCheckpoint, Update, Updated
+from lit_tbptt import Batch, InputError, RunCheckpoint, Update, Updated
 
 
 class EveryOther(Update):
@@ -80,6 +80,33 @@ def test_a_batch_that_ends_without_a_step_is_refused(windows_per_batch, heeds_la
     model.update = EveryOther(heeds_last)
     with pytest.raises(InputError, match=r"EveryOther made no step after the last of \d windows of a batch"):
         fit(model, batches(5, windows_per_batch))
+
+
+def masked_batches(heard):
+    """Batches of four windows, of which those that are not among `heard` have no target."""
+    windows = windows_of(*sequence(60), 5)
+    windows = [each._replace(mask=torch.full((LANES, 5), number in heard)) for number, each in enumerate(windows)]
+    loader = batches(5, 4)
+    flags = [tuple(number in heard for number in range(at, at + 4)) for at in (0, 4, 8)]
+    loader.batches = [
+        Batch(tuple(windows[4 * at : 4 * at + 4]), {"window": 4 * at}, None, some, scored_here=True)
+        for at, some in enumerate(flags)
+    ]
+    return loader
+
+
+class Masked(Regression):
+    def window_loss(self, window, state):
+        outputs, state = self.core(window.inputs.unsqueeze(-1), state.unsqueeze(0).contiguous())
+        errors = (self.head(outputs).squeeze(-1) - window.targets).square()[window.mask_or_ones()]
+        return errors.sum(), errors.numel(), state.squeeze(0)
+
+
+def test_a_batch_in_which_windows_are_passed_over_ends_with_a_step():
+    model, counts = Masked(k1=5), Counts()
+    model.update = EveryOther()
+    fit(model, masked_batches({0, 1, 3, 8, 9, 10, 11}), max_epochs=1, callbacks=[counts])
+    assert [window for window, *_ in counts.steps] == [2, 4, 10, 12]
 
 
 class Noisy(Regression):

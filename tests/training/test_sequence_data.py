@@ -1,10 +1,12 @@
 """A task on sequences: trained, evaluated, stopped and continued, with the numbers of its data module."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.testing import assert_close
 
@@ -131,22 +133,60 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bits(steps, tmp_path
     assert_close(again.carry.state, whole.carry.state, rtol=0, atol=0)
 
 
+class Plain(Policy):
+    """Has one tensor as its inputs, and nothing static."""
+
+    initial_state_of = LitTBPTT.initial_state_of
+
+    def window_loss(self, window, state):
+        inputs = {"speed": window.inputs[..., :2], "angle": window.inputs[..., 2]}
+        return super().window_loss(window._replace(inputs=inputs), state)
+
+
 def test_a_window_without_any_target_takes_no_step(tmp_path):
     items = [{"x": torch.randn(9, 3), "y": torch.randn(9, 2)} for _ in range(2)]
-
-    class Plain(Policy):
-        initial_state_of = LitTBPTT.initial_state_of
-
-        def window_loss(self, window, state):
-            inputs = {"speed": window.inputs[..., :2], "angle": window.inputs[..., 2]}
-            return super().window_loss(window._replace(inputs=inputs), state)
-
     model = Plain(2, optimizer=torch.optim.SGD)
     made = SequenceLanesDataModule(items, inputs="x", targets="y", num_lanes=2, k1=2, windows_per_batch=3, burn_in=5)
     at = trainer(tmp_path)
     at.fit(model, made)
     assert at.global_step == 2 * 3  # windows 2, 3 and 4 of two epochs
     assert model.position.step == 6
+
+
+class Weights(Callback):
+    """Keeps the weights and the state after every window."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_window_end(self, trainer, module, window):
+        weights = torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+        self.seen.append((bool(window.mask_or_ones().any()), weights, module.carry.state.clone()))
+
+
+def test_a_window_that_a_mask_leaves_without_any_target_takes_no_step(tmp_path):
+    scored = [{0, 1, 7}, {1, 8}]  # windows 0, 3 and 4 of five
+    items = [
+        {"x": torch.randn(9, 3), "y": torch.randn(9, 2), "ok": torch.tensor([t in some for t in range(9)])}
+        for some in scored
+    ]
+    model, weights = Plain(2), Weights()
+    options = {"inputs": "x", "targets": "y", "mask": "ok", "num_lanes": 2, "k1": 2, "windows_per_batch": 3}
+    at = trainer(tmp_path, callbacks=[weights])
+    at.fit(model, SequenceLanesDataModule(items, **options))
+    assert [heard for heard, *_ in weights.seen] == [True, False, False, True, True] * 2
+    assert at.global_step == model.position.step == 6
+    for (_, before, state), (heard, after, next_state) in pairwise(weights.seen):
+        assert torch.equal(after, before) != heard
+        assert not torch.equal(next_state, state)
+
+
+def test_data_without_any_target_train_nothing_and_say_so(tmp_path):
+    items = [{"x": torch.randn(9, 3), "y": torch.randn(9, 2), "ok": torch.zeros(9, dtype=torch.bool)}] * 2
+    made = SequenceLanesDataModule(items, inputs="x", targets="y", mask="ok", num_lanes=2, k1=2)
+    with pytest.raises(InputError, match=r"no window of the training data has a target, .* make the mask true"):
+        trainer(tmp_path, max_steps=3).fit(Plain(2), made)
+    trainer(tmp_path, fast_dev_run=True).fit(Plain(2), made)
 
 
 @pytest.mark.parametrize("options", [{"carry_state": False}, {"state_drop_probability": 0.1}])

@@ -3,15 +3,25 @@
 import json
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import ModelParallelStrategy
+from loops import fit as fit_regression
 from processes import together
 from tasks import Batches, Regression, windows_of
 from torch.optim import SGD
 
-from lit_tbptt import GRU, GradientHorizon, InputError, LitLanguageModel, RunCheckpoint, TextLanesDataModule
+from lit_tbptt import (
+    GRU,
+    GradientHorizon,
+    InputError,
+    LitLanguageModel,
+    RunCheckpoint,
+    SequenceLanesDataModule,
+    TextLanesDataModule,
+)
 
 LANES, K1, STEPS = 6, 5, 50
 TEXTS = ["".join(chr(97 + (i * j) % 23) for j in range(i * i % 41)) for i in range(60)]
@@ -209,11 +219,43 @@ def with_too_few_lanes(folder, corpus):
         Trainer(strategy="ddp", accelerator="cpu", devices=2, logger=False, max_steps=1).fit(
             LitLanguageModel(GRU(7), k1=K1), data
         )
-    return True
+    return fit_masked(2)
 
 
-def test_a_process_without_a_lane_is_refused(tmp_path):
-    assert together(tmp_path, 2, with_too_few_lanes, tmp_path, write_corpus(tmp_path)) == [True, True]
+class Masked(Regression):
+    def window_loss(self, window, state):
+        outputs, state = self.core(window.inputs.unsqueeze(-1), state.unsqueeze(0).contiguous())
+        errors = (self.head(outputs).squeeze(-1) - window.targets).square()[window.mask_or_ones()]
+        return errors.sum(), errors.numel(), state.squeeze(0)
+
+
+def fit_masked(num_ranks):
+    """Trains on two sequences, of which the first has targets in windows 0 and 3, the second in 3 and 4 of six."""
+    generator, places = torch.Generator().manual_seed(7), torch.arange(12)
+    items = [
+        {"x": torch.randn(12, generator=generator), "y": torch.randn(12, generator=generator), "ok": heard}
+        for heard in (torch.isin(places, torch.tensor([1, 6])), torch.isin(places, torch.tensor([7, 8, 9])))
+    ]
+    data = SequenceLanesDataModule(
+        items, inputs="x", targets="y", mask="ok", num_lanes=2, k1=2, windows_per_batch=3, dtype="float64"
+    )
+    torch.manual_seed(3)
+    module, steps = Masked(k1=2, lr=0.1), []
+    callback = Callback()
+    callback.on_window_end = lambda trainer, module, window: steps.append(module.position.step)
+    options = {"devices": num_ranks, "strategy": "ddp" if num_ranks > 1 else "auto", "callbacks": [callback]}
+    fit_regression(module, data, max_epochs=2, **options)
+    return steps, {name: value.numpy() for name, value in module.state_dict().items()}
+
+
+def test_two_processes_need_a_lane_each_and_pass_over_the_same_windows(tmp_path):
+    found = together(tmp_path, 2, with_too_few_lanes, tmp_path, write_corpus(tmp_path))
+    steps, expected = fit_masked(1)
+    assert steps == [1, 1, 1, 2, 3, 3, 4, 4, 4, 5, 6, 6]
+    for steps_there, weights in found:
+        assert steps_there == steps
+        for name, value in expected.items():
+            np.testing.assert_allclose(weights[name], value, 0, 1e-12)
 
 
 class NeverOfNothing(Regression):

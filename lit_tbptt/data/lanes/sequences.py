@@ -179,10 +179,15 @@ class SequenceLanes(Lanes):
                 lanes = self._held(dealt, number, epoch)
                 windows.append(rows.window([lanes[lane] for lane in self.local_lanes], self.burn_in))
                 held.append(rows.held)
-                scored.append(any(0 < each.num_time_steps > self.burn_in - each.done for each in lanes))
+                scored.append(
+                    bool(windows[-1].mask_or_ones().any())
+                    if self.source.has_mask
+                    else any(0 < each.num_time_steps > self.burn_in - each.done for each in lanes)
+                )
             if not windows:
                 return
-            yield Batch(tuple(windows), here, torch.stack(held), None if all(scored) else tuple(scored))
+            everywhere = None if all(scored) else tuple(scored)
+            yield Batch(tuple(windows), here, torch.stack(held), everywhere, self.source.has_mask)
 
     def _held(self, dealt: Dealt, window: int, epoch: int) -> list[Held]:
         """Returns what each lane contains in a window, for the lanes of all processes."""

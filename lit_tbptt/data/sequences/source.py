@@ -62,6 +62,7 @@ class SequenceSource:
 
     Attributes:
         lengths: `[sequence]` time steps that have a target.
+        has_mask: Whether items say where a target counts.
 
     Raises:
         InputError: There is no item, an item has no such leaf or is empty, or the arguments contradict each other.
@@ -96,6 +97,7 @@ class SequenceSource:
         self.dtype = dtype
         self.transform = transform
         self._static, self._mask = static, mask
+        self.has_mask = mask is not None
         self._inputs, self._targets = self._choose(inputs, targets)
         self._static_keys = keys_of(static) or []
         wanted = keys_of(self._inputs, self._targets, mask)

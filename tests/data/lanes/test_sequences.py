@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from side_by_side import SideBySide
+from side_by_side import RankAmongThreads, SideBySide
 from torch.testing import assert_close
 
 from lit_tbptt import InputError, SequenceLanes
@@ -84,6 +84,18 @@ def test_long_sequences_are_cut_and_run_in():
 def test_a_window_without_any_target_is_known():
     lanes = SequenceLanes(counting([9, 9]), 2, 2, 2, inputs="x", burn_in=5)
     assert [batch.scored for batch in lanes] == [(False, False), None, None]
+
+
+def test_a_window_that_a_mask_leaves_without_any_target_is_known_where_its_lanes_are():
+    items = [{"x": torch.arange(7), "ok": torch.arange(7) == only} for only in (0, 4)]
+    options = {"inputs": "x", "mask": "ok", "lengths": [7, 7]}
+    lanes = [SequenceLanes(items, 2, 2, 4, **options, rank=rank) for rank in (Rank(), Rank(1, 2))]
+    assert [(batch.scored, batch.scored_here) for each in lanes for batch in each] == [
+        ((True, False, True, False), True),
+        ((False, False, True, False), True),
+    ]
+    items[1]["ok"][2] = items[1]["ok"][6] = True
+    assert [(batch.scored, batch.scored_here) for batch in lanes[0]] == [(None, True)]
 
 
 def test_random_lanes_begin_anywhere_with_a_reset():
@@ -209,15 +221,6 @@ def test_lanes_go_on_at_any_batch(layout, place):
             assert_close(ours.windows, theirs.windows, rtol=0, atol=0)
 
 
-class RankAmongThreads(Rank):
-    """A rank whose numbers are gathered by threads."""
-
-    def __new__(cls, number, num_ranks, all_gather):
-        self = super().__new__(cls, number, num_ranks)
-        self.all_gather = all_gather
-        return self
-
-
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_ranks_hold_the_lanes_of_one(num_ranks):
     lengths = [7, 3, 12, 5, 9, 2, 4]
@@ -245,7 +248,11 @@ def test_ranks_hold_the_lanes_of_one(num_ranks):
     parts = SideBySide(num_ranks).run(lanes, list)
     for batches in zip(whole, *parts, strict=True):
         one, *others = batches
-        assert all(other.position == one.position and other.scored == one.scored for other in others)
+        assert all(other.position == one.position for other in others)
+        assert one.scored_here
+        assert all(other.scored_here for other in others)
+        flags = [batch.scored or (True,) * len(batch.windows) for batch in batches]
+        assert tuple(map(any, zip(*flags[1:], strict=True))) == flags[0]
         assert torch.equal(torch.cat([other.rows for other in others], 1), one.rows)
         for number, window in enumerate(one.windows):
             inputs = torch.cat([other.windows[number].inputs for other in others])
