@@ -1,6 +1,7 @@
 """Evaluation: scores or predicts a split with a state of its own, and leaves the training state alone."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch, Window, WindowLoss
 from lit_tbptt.tbptt.state import State, detach, num_lanes, reset_lanes
 from lit_tbptt.tbptt.task import initial_state_for
+from lit_tbptt.training.task_metrics import check_metrics, metric_values, update_metrics
 
 
 class Evaluated(Protocol):
@@ -43,10 +45,14 @@ class Evaluation:
     Args:
         reset_every: Lanes are reset every N time steps and at every window, for a model whose state is not
             carried. None: only where the data say so.
+
+    Attributes:
+        num_targets: The number of targets in the last evaluation, of all ranks.
     """
 
     def __init__(self, reset_every: int | None = None) -> None:
         self.reset_every = reset_every
+        self.num_targets = 0.0
         self._state: State | None = None
         self._rows: Tensor | None = None
 
@@ -55,7 +61,7 @@ class Evaluation:
         self.forget_state(module)
         self._sums = torch.zeros(2, dtype=torch.float64, device=module.device)
         if module.evaluation_metrics is not None:
-            _check_states(module.evaluation_metrics, module.trainer.world_size)
+            check_metrics(module.evaluation_metrics, module.trainer.world_size)
             module.evaluation_metrics.reset()
 
     def forget_state(self, module: Evaluated) -> None:
@@ -119,42 +125,28 @@ class Evaluation:
             outputs: A pytree of `[lane, time, ...]`.
             window: The window that is being scored.
         """
-        mask = window.mask_or_ones()
-        if not bool(mask.any()):  # many metrics do not take empty tensors
-            return
-        scored, targets = (tree_map(lambda leaf: leaf[mask], part) for part in (outputs, window.targets))
-        for metric in metrics.values(copy_state=False) if isinstance(metrics, MetricCollection) else [metrics]:
-            rows = {} if self._rows is None else {"rows": self._rows.to(mask.device)[mask]}
-            metric.update(scored, targets, **metric._filter_kwargs(**rows))
+        update_metrics(metrics, outputs, window, self._rows)
 
     def score(self, module: Evaluated, window: Window, state: State) -> WindowLoss:
         """Scores one window."""
         return WindowLoss(*module.evaluation_window(window, state))
 
     def end(self, module: Evaluated) -> tuple[float, dict[str, float]]:
-        """Returns the mean loss per target and the values of the module's metrics, of all ranks together."""
+        """Returns the mean loss per target and the values of the module's metrics, of all ranks together.
+
+        Without any target, the mean is NaN.
+        """
         self._state = None
-        loss, num_targets = module.trainer.strategy.reduce(self._sums.clone(), reduce_op="sum").tolist()
-        values = {} if module.evaluation_metrics is None else module.evaluation_metrics.compute()
-        if not isinstance(values, Mapping):
-            values = {type(module.evaluation_metrics).__name__: values}
-        return loss / max(1.0, num_targets), {name: float(value) for name, value in values.items()}
+        loss, self.num_targets = module.trainer.strategy.reduce(self._sums.clone(), reduce_op="sum").tolist()
+        metrics = module.evaluation_metrics
+        values = {} if metrics is None else metric_values(metrics, self.num_targets)
+        return loss / self.num_targets if self.num_targets else math.nan, values
 
 
 def _rows_in_time(rows: Tensor, times: range) -> Tensor:
     """Returns `[lane, time, 2]` of what `Batch.rows` says of a window: the sequence, and the time step in it."""
     time_steps = rows[:, 1:2] + torch.arange(times.start, times.stop)
     return torch.stack([rows[:, :1].expand_as(time_steps), time_steps], -1)
-
-
-def _check_states(metrics: Metric | MetricCollection, num_ranks: int) -> None:
-    each = metrics.values(copy_state=False) if isinstance(metrics, MetricCollection) else [metrics]
-    listing = [type(metric).__name__ for metric in each if any(isinstance(s, list) for s in metric._defaults.values())]
-    if listing and num_ranks > 1:
-        raise InputError(
-            f"evaluation_metrics: {', '.join(listing)} keeps a list of all values, of which every process would have "
-            "another number; use metrics whose states are sums, such as a binned version, or one process"
-        )
 
 
 def _check_prediction(prediction: Any, window: Window) -> None:

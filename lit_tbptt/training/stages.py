@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric, MetricCollection
 
 from lit_tbptt.errors import InputError
@@ -83,10 +84,19 @@ class EvaluatingModule(ResumableModule):
 
     def _end_evaluation(self, stage: str, loaders: Any) -> None:
         mean_loss, metrics = self.evaluation.end(self)
-        values = {
-            f"{stage}/{name}": value for name, value in (self.describe_loss(mean_loss, loaders) | metrics).items()
-        }
+        losses = self.describe_loss(mean_loss, loaders)
+        if both := losses.keys() & metrics.keys():
+            raise InputError(
+                f"evaluation_metrics: {', '.join(sorted(both))} is what the loss is logged as; give the metric another "
+                "name, as in MetricCollection({name: metric})"
+            )
+        values = {f"{stage}/{name}": value for name, value in (losses | metrics).items()}
         fitting = self.trainer.state.fn == "fit"
+        if not self.evaluation.num_targets and not self.trainer.sanity_checking:
+            rank_zero_warn(
+                f"{stage}/{self.loss_name} is nan, because no target was scored: look at the mask and burn-in of the "
+                f"split, and at limit_{stage}_batches"
+            )
         # It is of all ranks already.
         warnings.filterwarnings("ignore", ".*sync_dist=True.* when logging on epoch level in distributed setting")
         with warnings.catch_warnings():

@@ -1,13 +1,19 @@
 """Metrics of a user's own: updated with what is scored, and with who it was."""
 
+import math
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tasks import Regression
+from lightning.pytorch.callbacks import EarlyStopping
+from loops import fit
+from tasks import Batches, Regression
 from torch.testing import assert_close
 from torchmetrics import CatMetric, MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
+from torchmetrics.wrappers import ClasswiseWrapper, MinMaxMetric
 
-from lit_tbptt import InputError, LitTBPTT, SequenceLanes
+from lit_tbptt import GRU, InputError, LitLanguageModel, LitTBPTT, RunCheckpoint, SequenceLanes, Window
+from lit_tbptt.data.text.tokenizers import ByteTokenizer
 from lit_tbptt.training.evaluation import Evaluation
 
 ITEMS = [(torch.randn(n), torch.randn(n)) for n in (5, 8, 3, 11)]
@@ -93,6 +99,130 @@ def test_windows_without_targets_reach_no_metric():
 
     values = values_of(Predicting(NonEmptySquaredError()), SequenceLanes(ITEMS, 2, 2, burn_in=2))
     assert values["test/NonEmptySquaredError"] == pytest.approx(values["test/loss"])
+
+
+class ByQuarter(Metric):
+    """How many targets are in each quarter of the numbers, as a vector, a matrix, a dictionary, or a list."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+        self.add_state("counts", torch.zeros(4), dist_reduce_fx="sum")
+
+    def update(self, outputs, targets):
+        self.counts += torch.histc(targets, 4, -2, 2)
+
+    def compute(self):
+        forms = {"matrix": self.counts.view(2, 2), "dict": {"low": self.counts[:3], "high": self.counts[3]}}
+        return forms.get(self.form, self.counts.tolist() if self.form == "list" else self.counts)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "names"),
+    [
+        (ByQuarter("vector"), [f"ByQuarter_{i}" for i in range(4)]),
+        (ByQuarter("matrix"), [f"ByQuarter_{i}_{j}" for i in range(2) for j in range(2)]),
+        (ByQuarter("dict"), ["low_0", "low_1", "low_2", "high"]),
+        (MetricCollection({"all": ByQuarter("vector")}, prefix="of_"), [f"of_all_{i}" for i in range(4)]),
+        (
+            MetricCollection({"by": ClasswiseWrapper(ByQuarter("vector"), list("abcd"), "in_")}),
+            ["in_a", "in_b", "in_c", "in_d"],
+        ),
+    ],
+)
+def test_a_metric_of_several_numbers_is_logged_as_each_of_them(metrics, names):
+    values = values_of(Predicting(metrics), SequenceLanes(ITEMS, 2, 4))
+    counts = torch.histc(torch.cat([targets for _, targets in ITEMS]), 4, -2, 2)
+    assert {name: values[f"test/{name}"] for name in names} == dict(zip(names, counts.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"error": MeanSquaredError()}, r"evaluation_metrics is a dict: give one torchmetrics metric, or .*Collection"),
+        ([MeanSquaredError()], "evaluation_metrics is a list: give one"),
+        (ByQuarter("list"), "evaluation_metrics: ByQuarter computes a list, which cannot be logged"),
+        (MetricCollection({"loss": MeanSquaredError()}), "evaluation_metrics: loss is what the loss is logged as"),
+    ],
+)
+def test_metrics_that_cannot_be_logged_are_refused(metrics, message):
+    with pytest.raises(InputError, match=message):
+        values_of(Predicting(metrics), SequenceLanes(ITEMS, 2, 4))
+
+
+class FirstSquaredError(MeanSquaredError):
+    """Counts the errors of the first two sequences only."""
+
+    def update(self, outputs, targets, rows):
+        super().update(torch.where(rows[:, 0] < 2, outputs, targets), targets)
+
+
+def test_wrapped_metrics_get_rows_where_the_inner_metric_takes_them():
+    metrics = {"whole": MinMaxMetric(MeanSquaredError()), "first": MinMaxMetric(FirstSquaredError())}
+    values = values_of(Predicting(MetricCollection(metrics | {"each": ErrorBySequence()})), SequenceLanes(ITEMS, 2, 4))
+    assert values["test/whole_raw"] == pytest.approx(values["test/loss"])
+    expected = (values["test/each_all_0"] + values["test/each_all_1"]) / sum(len(x) for x, _ in ITEMS)
+    assert values["test/first_raw"] == pytest.approx(expected)
+
+
+def test_checkpoints_of_a_module_with_metrics_load(tmp_path):
+    def model():
+        return Predicting(MetricCollection({"error": MeanSquaredError(), "each": ErrorBySequence()}), k1=4)
+
+    lanes, options = SequenceLanes(ITEMS, 2, 4), {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    trained, checkpoint = model(), RunCheckpoint()
+    fitted = fit(trained, lanes, lanes, callbacks=[checkpoint], max_epochs=1, precision="32-true", **options)
+    (expected,) = fitted.test(trained, lanes, verbose=False)
+    assert not [name for name in trained.state_dict() if "metric" in name]
+    (values,) = fitted.test(model(), lanes, ckpt_path=checkpoint.last_model_path, verbose=False)
+    assert values == expected
+    loaded = Predicting.load_from_checkpoint(checkpoint.last_model_path, metrics=MeanSquaredError(), k1=4)
+    assert values_of(loaded, lanes)["test/MeanSquaredError"] == pytest.approx(expected["test/error"])
+
+
+class StrictSquaredError(MeanSquaredError):
+    """Cannot be computed without a target."""
+
+    def compute(self):
+        assert self.total > 0
+        return super().compute()
+
+
+def masked(heard):
+    """Lanes in which only some of the sequences have targets."""
+    items = [(*item, torch.full((len(item[0]),), number in heard)) for number, item in enumerate(ITEMS)]
+    return SequenceLanes(items, 2, 4, inputs=0, targets=1, mask=2)
+
+
+def test_a_split_without_any_target_is_never_best(tmp_path):
+    model, checkpoint = Predicting(StrictSquaredError(), k1=4), RunCheckpoint()
+    callbacks = [checkpoint, EarlyStopping("val/loss", patience=9)]
+    options = {"callbacks": callbacks, "enable_checkpointing": True, "default_root_dir": tmp_path}
+    with pytest.warns(UserWarning, match="val/loss is nan, because no target was scored: look at the mask"):
+        trainer = fit(model, masked({0, 3}), masked(()), max_epochs=4, num_sanity_val_steps=2, **options)
+    assert trainer.callback_metrics["val/loss"].isnan()
+    assert trainer.callback_metrics["val/StrictSquaredError"].isnan()
+    assert trainer.current_epoch == 1  # EarlyStopping ends a run at a number that is not finite
+    assert (checkpoint.scores, checkpoint.best_model_path) == ([], "")
+    assert checkpoint.last_model_path
+
+
+def test_a_sanity_check_may_see_no_target():
+    model = Predicting(StrictSquaredError(), k1=4)
+    trainer = fit(model, masked({1}), masked({3}), num_sanity_val_steps=1, max_epochs=1)
+    assert trainer.callback_metrics["val/loss"] > 0
+
+
+def test_text_without_any_target_has_no_perplexity():
+    model = LitLanguageModel(GRU(5), k1=7)
+    model._build(ByteTokenizer())
+    ids = torch.randint(256, (2, 7))
+    windows = [Window(ids, ids, None, torch.zeros(2, 7, dtype=torch.bool))] * 3
+    with pytest.warns(UserWarning, match="test/nats_per_token is nan"):
+        values = values_of(model, Batches(windows))
+    assert values.pop("test/num_targets") == 0
+    assert set(values) == {"test/nats_per_token", "test/perplexity", "test/accuracy"}
+    assert all(map(math.isnan, values.values()))
 
 
 def test_metrics_need_outputs():
