@@ -12,11 +12,9 @@ from lit_tbptt.cli.commands import COMMANDS as COMMANDS_ALONE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PYTHON = [
-    snippet
-    for text in (README, (ROOT / "docs" / "sequences.md").read_text())
-    for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-]
+SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
+# Those of docs/sequences.md are parts of one program.
+PYTHON = [*SNIPPET.findall(README), "\n".join(SNIPPET.findall((ROOT / "docs" / "sequences.md").read_text()))]
 COMMANDS = re.findall(r"^python train\.py (.*)$", README, re.MULTILINE)
 
 

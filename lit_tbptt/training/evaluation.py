@@ -81,7 +81,9 @@ class Evaluation:
         """Returns what is predicted for the windows of a batch, joined along time.
 
         Returns:
-            A pytree of tensors, `[lane, time, ...]`. None: this process has no lanes.
+            What `prediction_window` gives, a pytree of tensors `[lane, time, ...]`. If the batch has `rows`, a
+            dictionary of this as `outputs`, of the `mask`, and of `rows`, `[lane, time, 2]`: the numbers of the
+            sequence and of the time step in it; -1, 0 in padding. None: this process has no lanes.
 
         Raises:
             InputError: A window's prediction is something else.
@@ -91,6 +93,9 @@ class Evaluation:
             prediction, state = module.prediction_window(window, state)
             _check_prediction(prediction, window)
             self._state = detach(state)
+            if self._rows is not None:
+                rows = self._rows.to(window.device)
+                prediction = {"outputs": prediction, "mask": window.mask_or_ones(), "rows": rows}
             parts.append(prediction)
         return tree_map(lambda *leaves: torch.cat(leaves, 1), *parts) if parts else None
 
@@ -108,8 +113,8 @@ class Evaluation:
                     state = initial
                 elif window.reset is not None:
                     state = reset_lanes(window.reset, initial, state)
-                if batch.rows is not None:
-                    self._rows = _rows_in_time(batch.rows[number], range(done, done + window.num_time_steps))
+                times = range(done, done + window.num_time_steps)
+                self._rows = None if batch.rows is None else _rows_in_time(batch.rows[number], times)
                 done += window.num_time_steps
                 yield window, state
         self._rows = None
@@ -145,8 +150,10 @@ class Evaluation:
 
 def _rows_in_time(rows: Tensor, times: range) -> Tensor:
     """Returns `[lane, time, 2]` of what `Batch.rows` says of a window: the sequence, and the time step in it."""
-    time_steps = rows[:, 1:2] + torch.arange(times.start, times.stop)
-    return torch.stack([rows[:, :1].expand_as(time_steps), time_steps], -1)
+    place = torch.arange(times.start, times.stop)
+    sequences, starts, num_time_steps = rows[..., None].unbind(1)
+    held = place < num_time_steps
+    return torch.stack([torch.where(held, sequences, -1), torch.where(held, starts + place, 0)], -1)
 
 
 def _check_prediction(prediction: Any, window: Window) -> None:

@@ -141,7 +141,8 @@ class EvaluatingModule(ResumableModule):
         The state is carried on from batch to batch, and starts again with every loader.
 
         Returns:
-            A pytree of tensors, `[lane, time, ...]`, also of what is masked. None: this process has no lanes.
+            A pytree of tensors, `[lane, time, ...]`, also of what is masked; see `Evaluation.predict`. None: this
+            process has no lanes.
         """
         check_batch(batch)
         if batch_idx == 0:

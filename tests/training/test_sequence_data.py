@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.testing import assert_close
 
-from lit_tbptt import InputError, LitTBPTT, Normalization, SequenceLanesDataModule
+from lit_tbptt import InputError, LitTBPTT, Normalization, SequenceLanesDataModule, Window
 from lit_tbptt.data.sequences.normalization import Moments
 
 
@@ -52,11 +52,11 @@ def episodes(number, seed, scale=1.0):
 OPTIONS = {"inputs": ["speed", "angle"], "targets": "action", "static": ["goal"], "k1": 4, "num_lanes": 3}
 
 
-def data(**options):
+def data(test=None, **options):
     return SequenceLanesDataModule(
         episodes(11, 1),
         episodes(5, 2),
-        episodes(4, 3),
+        test or episodes(4, 3),
         **OPTIONS | {"windows_per_batch": 2} | options,
     )
 
@@ -237,7 +237,8 @@ def test_shifted_targets_are_normalized_as_inputs():
     assert_close(window.inputs.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
-def test_predictions_are_of_the_test_split(tmp_path):
+@pytest.mark.parametrize(("carry_state", "burn_in"), [(True, 0), (True, 2), (False, 0)])
+def test_predictions_say_of_which_sequence_of_the_test_split_they_are(carry_state, burn_in, tmp_path):
     class Predicting(Policy):
         window_loss = LitTBPTT.window_loss
 
@@ -246,7 +247,20 @@ def test_predictions_are_of_the_test_split(tmp_path):
             outputs, state = self.core(inputs, state[None].contiguous())
             return self.head(outputs), state[0]
 
-    model, made = Predicting(), data()
+    items = [item | {"known": np.arange(len(item["angle"])) % 3 > 0} for item in episodes(7, 3)]
+    model, made = Predicting(carry_state=carry_state), data(test=items, mask="known", eval_num_lanes=3, burn_in=burn_in)
     batches = trainer(tmp_path).predict(model, made)
-    windows = [window for batch in made.test_dataloader() for window in batch.windows]
-    assert torch.cat(batches, 1).shape == (4, sum(window.num_time_steps for window in windows), 2)
+    outputs, mask, rows = (torch.cat([batch[name] for batch in batches], 1) for name in ("outputs", "mask", "rows"))
+    for number, item in enumerate(items):
+        here = rows[..., 0] == number
+        inputs = {name: torch.from_numpy(item[name]).float()[None] for name in ("speed", "angle")}
+        window = Window(inputs, None, static={"goal": torch.from_numpy(item["goal"])[None]})
+        parts = window.pieces(4) if not carry_state else [window]
+        expected = [model.predict_window(part, model.initial_state_of(window.static))[0][0] for part in parts]
+        assert_close(outputs[here], torch.cat(expected).detach())
+        assert rows[here][:, 1].tolist() == list(range(len(item["angle"])))
+        assert mask[here].tolist() == [bool(known) and t >= burn_in for t, known in enumerate(item["known"])]
+    padding = rows[..., 0] == -1
+    assert padding.any()
+    assert not rows[padding][:, 1].any()
+    assert not mask[padding].any()
