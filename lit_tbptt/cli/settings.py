@@ -73,11 +73,15 @@ def own_defaults(parser: ArgumentParser, parsed: Mapping[str, Any]) -> dict[str,
 
     When the class of an option changes, jsonargparse keeps those arguments of the default class that the new class also
     has: SGD would get the weight decay of AdamW. And Lightning accepts a fraction as `val_check_interval` only if
-    validations are tied to epochs.
+    validations are tied to epochs; but counts a number of batches in every epoch then, and never validates if the
+    epochs are shorter.
     """
     chosen: dict[str, Any] = {}
-    if isinstance(parsed.get("trainer.val_check_interval"), float):
+    interval = parsed.get("trainer.val_check_interval")
+    if isinstance(interval, float):
         chosen["trainer.check_val_every_n_epoch"] = 1
+    elif isinstance(interval, int) and interval != parser.get_default("trainer.val_check_interval"):  # a checkpoint's
+        chosen["trainer.check_val_every_n_epoch"] = None
     for action in parser._actions:
         default, value = action.default, parsed.get(action.dest)
         if isinstance(default, Mapping | Namespace) and isinstance(value, Mapping | Namespace):

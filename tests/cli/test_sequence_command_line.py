@@ -85,6 +85,25 @@ def test_a_run_is_stopped_continued_and_tested(waves, capfd, caplog):
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {3, 6, 9, 12}),  # epochs of 3 batches
+        (["--trainer.val_check_interval=2"], {2, 4, 6, 8, 10, 12}),
+        (["--trainer.val_check_interval=5"], {5, 10}),
+        (["--trainer.val_check_interval=2", "--trainer.check_val_every_n_epoch=1"], {2, 5, 8, 11}),
+    ],
+)
+def test_batches_between_validations_are_counted_across_epochs(options, expected, waves):
+    steady = ["--data.shuffle=false", "--data.windows_per_batch=1", "--data.num_lanes=9", "--trainer.max_steps=9"]
+    run("fit", *OPTIONS, *steady, *options)
+    assert {int(row["step"]) for row in curve(RUN.path) if row.get("val/loss")} == {
+        step for step in expected if step <= 9
+    }
+    run("fit", "--ckpt_path=last", *options[:1], "--trainer.max_steps=12")
+    assert {int(row["step"]) for row in curve(RUN.path) if row.get("val/loss")} == expected
+
+
+@pytest.mark.parametrize(
     ("option", "message"),
     [
         ("--data.inputs=[speed, angel]", " has no 'angel': its keys are ['mass', 'speed', 'angle', 'force']"),
