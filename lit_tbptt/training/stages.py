@@ -44,8 +44,8 @@ class EvaluatingModule(ResumableModule):
             return self.window_loss(window, state)
         self._need_outputs("evaluation_metrics are updated with outputs")
         outputs, state = self.predict_window(window, state)
+        loss, num_targets, *_ = self.outputs_loss(outputs, window)  # first: without targets, its error says why
         self.evaluation.update_metrics(self.evaluation_metrics, outputs, window)
-        loss, num_targets, *_ = self.outputs_loss(outputs, window)
         return WindowLoss(loss, num_targets, state)
 
     # Validation and test

@@ -51,7 +51,9 @@ def update_metrics(metrics: Metric | MetricCollection, outputs: Any, window: Win
     mask = window.mask_or_ones()
     if not bool(mask.any()):  # many metrics do not take empty tensors
         return
-    scored, targets = (tree_map(lambda leaf: leaf[mask], part) for part in (outputs, window.targets))
+    scored, targets = (
+        None if part is None else tree_map(lambda leaf: leaf[mask], part) for part in (outputs, window.targets)
+    )
     for metric in _each(metrics):
         of_rows = {"rows": rows.to(mask.device)[mask]} if rows is not None and _takes_rows(metric) else {}
         metric.update(scored, targets, **of_rows)

@@ -150,6 +150,32 @@ def test_metrics_that_cannot_be_logged_are_refused(metrics, message):
         values_of(Predicting(metrics), SequenceLanes(ITEMS, 2, 4))
 
 
+class Size(Metric):
+    """The mean size of the outputs, which need no targets."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
+
+    def update(self, outputs, targets):
+        assert targets is None
+        self.sums += torch.stack([outputs.abs().sum(), torch.tensor(len(outputs))])
+
+    def compute(self):
+        return self.sums[0] / self.sums[1]
+
+
+def test_a_task_without_targets_has_metrics_too():
+    class Small(Predicting):
+        def outputs_loss(self, outputs, window):
+            return outputs.abs()[window.mask_or_ones()].sum(), window.mask_or_ones().sum()
+
+    values = values_of(Small(Size()), SequenceLanes([inputs for inputs, _ in ITEMS], 2, 4))
+    assert values["test/Size"] == pytest.approx(values["test/loss"])
+    with pytest.raises(TypeError, match="NoneType"):  # in the task's own loss
+        values_of(Predicting(Size()), SequenceLanes([inputs for inputs, _ in ITEMS], 2, 4))
+
+
 class FirstSquaredError(MeanSquaredError):
     """Counts the errors of the first two sequences only."""
 
