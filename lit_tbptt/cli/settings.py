@@ -134,8 +134,9 @@ def _foreign(name: str, value: Any, named: Set[str], options: Mapping[str, bool]
 
 
 def _is_word(value: str) -> bool:
-    # Such a word can only name a class that is already imported. A file of that name would be read as settings.
-    return re.fullmatch(r"[\w-]*", value) is not None and not os.path.exists(value)
+    # Such a word, or the name of a metric, can only name a class that is already imported. A file of that name would be
+    # read as settings.
+    return re.fullmatch(r"[\w/-]*", value) is not None and not os.path.exists(value)
 
 
 def _is_known(path: str) -> bool:

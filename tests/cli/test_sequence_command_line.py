@@ -84,6 +84,13 @@ def test_a_run_is_stopped_continued_and_tested(waves, capfd, caplog):
     assert "loss" in capfd.readouterr().out
 
 
+def test_a_run_whose_schedule_monitors_a_metric_is_continued_without_naming_it(waves):
+    plateau = "--lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau"
+    run("fit", *OPTIONS, "--trainer.max_steps=6", plateau, "--lr_scheduler.monitor=val/loss")
+    run("fit", "--ckpt_path=last", "--trainer.max_steps=9")
+    assert read_checkpoint(RUN.last)["global_step"] == 9
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
