@@ -3,19 +3,24 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_tbptt.data.lanes.sequences import SequenceLanes
+from lit_tbptt.data.sequences.dtypes import Dtypes
 from lit_tbptt.data.sequences.leaves import Selector
 from lit_tbptt.data.sequences.normalization import Normalization, measure
 from lit_tbptt.data.sequences.source import SequenceSource
 from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
 from lit_tbptt.training.ddp import rank_of
+
+if TYPE_CHECKING:
+    from lit_tbptt.data.sequences.dtypes import DtypeChoice
+else:
+    DtypeChoice = str | dict[str, str]  # on the command line, which knows no torch dtypes
 
 _SPLITS = {"fit": "train", "validate": "validation", "test": "test", "predict": "test"}
 
@@ -52,7 +57,8 @@ class SequenceLanesDataModule(LightningDataModule):
         normalize: Whether floating-point inputs and targets are normalized by the mean and the standard deviation that
             each feature has in the training split. They are kept in checkpoints.
         transform: Changes the slices of training sequences; see `SequenceLanes`.
-        dtype: The torch dtype of floating-point leaves.
+        dtypes: The torch dtype of all floating-point leaves, such as float64; or dtypes by the keys of leaves, which
+            also convert integers: `{label: int64}`. Left out: float32, and integers keep their dtype.
         seed: Decides the order, the random places and the generators of `transform`.
 
     Attributes:
@@ -88,7 +94,7 @@ class SequenceLanesDataModule(LightningDataModule):
         random_lanes: int = 0,
         normalize: bool = False,
         transform: Callable | None = None,
-        dtype: str = "float32",
+        dtypes: DtypeChoice | None = None,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -101,11 +107,13 @@ class SequenceLanesDataModule(LightningDataModule):
             )
         if num_lanes < 1 or eval_num_lanes < 1:
             raise InputError(f"data.num_lanes={num_lanes}, data.eval_num_lanes={eval_num_lanes}: must be 1 or more")
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise InputError(f"data.dtype={dtype!r}: must be the name of a torch dtype, such as float32 or float64")
+        try:
+            Dtypes(dtypes)
+        except InputError as error:
+            raise InputError(f"data.{error}") from error
         self.path, self.name, self.load_options = path, name, dict(load_options or {})
         selectors: dict[str, Selector | None] = {"inputs": inputs, "targets": targets, "static": static, "mask": mask}
-        self._reading: dict[str, Any] = {**selectors, "shift": shift, "dtype": getattr(torch, dtype)}
+        self._reading: dict[str, Any] = {**selectors, "shift": shift, "dtypes": dtypes}
         self._sizes = {"k1": k1, "windows_per_batch": windows_per_batch}
         self.num_lanes, self.eval_num_lanes, self.burn_in = num_lanes, eval_num_lanes, burn_in
         self._training: dict[str, Any] = {

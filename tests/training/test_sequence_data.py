@@ -172,7 +172,9 @@ def test_columns_of_a_dataset_are_sequences(tmp_path, capsys):
     [
         ({}, "data.path=None: give a path, or datasets"),
         ({"train": [1], "path": "x"}, "data.path='x' with train"),
-        ({"train": [1], "dtype": "float33"}, "data.dtype='float33'"),
+        ({"train": [1], "dtypes": "float33"}, "data.dtypes='float33': must be a torch dtype or its name"),
+        ({"train": [1], "dtypes": {"x": "long64"}}, r"data.dtypes\['x'\]='long64'"),
+        ({"train": [1], "dtypes": "int64"}, "data.dtypes=int64: .*name them, as in {'label': 'int64'}"),
         ({"train": [1], "num_lanes": 0}, "data.num_lanes=0"),
     ],
 )

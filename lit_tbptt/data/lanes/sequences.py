@@ -44,7 +44,7 @@ class SequenceLanes(Lanes):
         seed: Determines the order, the places of random lanes, and the generators of `transform`.
         normalization: Called with every window, such as `Normalization`.
         rank: The rank of this process, which gets its share of the lanes.
-        **reading: What is read of the dataset: `inputs`, `targets`, `static`, `mask`, `shift`, `lengths`, `dtype` and
+        **reading: What is read of the dataset: `inputs`, `targets`, `static`, `mask`, `shift`, `lengths`, `dtypes` and
             `transform` of `SequenceSource`.
 
     Attributes:

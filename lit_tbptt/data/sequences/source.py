@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
 from lit_tbptt.data.sequences.arrow import ArrowSequences
+from lit_tbptt.data.sequences.dtypes import DtypeChoice, Dtypes
+from lit_tbptt.data.sequences.kinds import Kinds, has_length, kind_of, path_name
 from lit_tbptt.data.sequences.leaves import (
     Key,
     Selector,
     all_keys,
-    cast,
     flatten,
     is_list,
     keys_of,
@@ -55,7 +56,8 @@ class SequenceSource:
         shift: The targets are the inputs this number of time steps later, so that a sequence of T time steps has
             T - shift targets. 0: they are leaves of their own.
         lengths: The time steps of every item. None: they are found out by opening each item once.
-        dtype: Of floating-point leaves.
+        dtypes: The dtype of all floating-point leaves, or its name; or dtypes by the keys of leaves, which also convert
+            integers. Left out: float32, and integers keep their dtype.
         transform: Called as `transform(slice, generator)` with the dictionary of the leaves that are read, before
             `inputs` and the others are taken from it; the generator is the same for every slice of a sequence.
         rank: The rank of this process; each opens its share of the items to find their lengths.
@@ -77,7 +79,7 @@ class SequenceSource:
         mask: Selector | None = None,
         shift: int = 0,
         lengths: Sequence[int] | None = None,
-        dtype: torch.dtype | None = None,
+        dtypes: DtypeChoice | None = None,
         transform: Callable[[Any, torch.Generator], Any] | None = None,
         rank: Rank | None = None,
     ) -> None:
@@ -93,16 +95,21 @@ class SequenceSource:
             raise InputError("the dataset is empty: it needs at least one sequence")
         self.dataset = ArrowSequences(dataset) if hasattr(dataset, "with_format") else dataset
         self.shift = shift
-        self.dtype = dtype
+        self.dtypes = Dtypes(dtypes)
+        self._convert = self.dtypes.of_key if self.dtypes.by_key else None
         self.transform = transform
         self._static, self._mask = static, mask
         self._inputs, self._targets = self._choose(inputs, targets)
         self._static_keys = keys_of(static) or []
         wanted = keys_of(self._inputs, self._targets, mask)
         self._keys = None if transform is not None else wanted
+        unknown = set(self.dtypes.by_key).difference(all_keys(self.item(0)) if self.dtypes.by_key else ())
+        if unknown:
+            raise InputError(
+                f"dtypes: there is no leaf {min(unknown, key=str)!r}: item 0 has the keys {all_keys(self.item(0))}"
+            )
         self._static_kinds: list[Any] = []
-        self._kinds: list[tuple[str, tuple[int, ...]]] = []
-        self._specification: list[tuple[str, str, tuple[int, ...]]] | None = None
+        self._kinds = Kinds()
         steps = self._count(rank or Rank()) if lengths is None else np.asarray(lengths, np.int64)
         if len(steps) != len(dataset):
             raise InputError(f"lengths: {len(steps)} numbers for {len(dataset)} items: give one for each")
@@ -160,9 +167,9 @@ class SequenceSource:
             InputError: The leaves have other lengths, kinds or shapes than those of other items.
         """
         keys = int(self.lengths[number]) + self.shift if self._keys is None else self._keys
-        wanted = stop - start + self.shift
+        wanted, times = stop - start + self.shift, slice(start, stop + self.shift)
         try:
-            part = slice_item(item, slice(start, stop + self.shift), self._static_keys, keys)
+            part = slice_item(item, times, self._static_keys, keys, self._convert)
             if self.transform is not None and generator is not None:
                 part = self.transform(part, generator)
             inputs = select(self._inputs, part)
@@ -175,8 +182,8 @@ class SequenceSource:
         except (TypeError, ValueError) as error:
             raise InputError(f"item {number}: a leaf cannot be read as a tensor ({error})") from error
         for name, value in (("inputs", inputs), ("targets", targets), ("mask", mask)):
-            if value is not None and not all(_has_length(leaf, wanted) for leaf in flatten(value)):
-                path, leaf = next(each for each in tree_flatten_with_path(value)[0] if not _has_length(each[1], wanted))
+            if value is not None and not all(has_length(leaf, wanted) for leaf in flatten(value)):
+                path, leaf = next(each for each in tree_flatten_with_path(value)[0] if not has_length(each[1], wanted))
                 found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise InputError(
                     f"item {number}: {name}{path_name(path)} has {found} for the {wanted} time steps from {start} on: "
@@ -189,7 +196,7 @@ class SequenceSource:
             inputs = map_leaves(lambda leaf: leaf[: -self.shift], inputs)
             mask = None if mask is None else mask[self.shift :]
         stretch = Stretch(inputs, targets, None if mask is None else mask.bool())
-        self._check(number, stretch)
+        self._kinds.check(number, {"inputs": inputs, "targets": targets})
         return stretch
 
     def static(self, item: Any, number: int) -> Any:
@@ -198,11 +205,11 @@ class SequenceSource:
             return None
         try:
             keys = all_keys(item) if callable(self._static) else self._static_keys
-            part = slice_item(item, slice(0), keys, keys)
-            found = map_leaves(lambda leaf: cast(leaf, self.dtype), select(self._static, part))
+            part = slice_item(item, slice(0), keys, keys, self._convert)
+            found = map_leaves(self.dtypes.of_window, select(self._static, part))
         except (KeyError, IndexError) as error:
             raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
-        kinds = [_kind(leaf, 0) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in flatten(found)]
+        kinds = [kind_of(leaf, 0) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in flatten(found)]
         if any(isinstance(kind, str) for kind in kinds) or kinds != (self._static_kinds or kinds):
             raise InputError(
                 f"item {number}: its static leaves are {kinds}, where those of the items before are "
@@ -246,38 +253,3 @@ class SequenceSource:
     def _temporal_key(self, item: Any) -> Key:
         keys = keys_of(self._inputs) or [key for key in all_keys(item) if key not in self._static_keys]
         return keys[0]
-
-    def _check(self, number: int, stretch: Stretch) -> None:
-        """Makes sure that leaves of all items have the same names, kinds and shapes."""
-        kinds = [_kind(leaf) for part in stretch[:2] if part is not None for leaf in flatten(part)]
-        if kinds == self._kinds:
-            return
-        specification = [
-            (f"{name}{path_name(path)}", *_kind(leaf))
-            for name, part in (("inputs", stretch.inputs), ("targets", stretch.targets))
-            if part is not None
-            for path, leaf in tree_flatten_with_path(part)[0]
-        ]
-        if self._specification is None:
-            self._kinds, self._specification = kinds, specification
-        if specification != self._specification:
-            ours, theirs = next(
-                (mine, first) for mine, first in zip(specification, self._specification, strict=False) if mine != first
-            )
-            raise InputError(
-                f"item {number}: {ours[0]} is {ours[1]} of {ours[2]} a time step, where the items before have "
-                f"{theirs[0]}, {theirs[1]} of {theirs[2]}: all items must have the same leaves"
-            )
-
-
-def _has_length(leaf: Any, num_time_steps: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == num_time_steps
-
-
-def _kind(leaf: Tensor, axes: int = 1) -> tuple[str, tuple[int, ...]]:
-    return "floating-point" if leaf.is_floating_point() else str(leaf.dtype), tuple(leaf.shape[axes:])
-
-
-def path_name(path: Any) -> str:
-    """Returns the place of a leaf, as Python would write it."""
-    return "".join(f"[{getattr(entry, 'key', getattr(entry, 'idx', entry))!r}]" for entry in path)

@@ -328,6 +328,17 @@ def test_a_wrong_item_is_named(items, message):
         list(SequenceLanes(items, 2, 3, inputs="x", targets="y", lengths=[len(item["x"]) for item in list(items)]))
 
 
+def test_a_leaf_more_or_less_is_named():
+    fewer, more = ({"x": torch.zeros(3), "y": {name: torch.zeros(3) for name in names}} for names in ("a", "ab"))
+    there = r"targets\['b'\] is floating-point of \(\) a time step"
+    for items, message in (
+        ([fewer, more], f"item 1: {there}, where in the items before there is no other leaf"),
+        ([more, fewer], f"item 1: there is no other leaf, where in the items before {there}"),
+    ):
+        with pytest.raises(InputError, match=message):
+            list(SequenceLanes(items, 2, 3, inputs="x", targets="y"))
+
+
 @pytest.mark.parametrize("second", [torch.zeros(3), "text", torch.zeros(2, dtype=torch.int64)])
 def test_static_leaves_are_alike(second):
     items = [{"x": torch.zeros(3), "goal": goal} for goal in (torch.zeros(2), second)]
@@ -369,6 +380,6 @@ def test_tuples_single_leaves_memory_maps_and_float64(tmp_path):
     assert window.inputs.dtype == torch.int64
     assert window.inputs.tolist() == [x.tolist()]
     assert window.targets.dtype == torch.float32
-    window = next(iter(SequenceLanes([np.linspace(0, 1, 7)], 1, 7, shift=1, dtype=torch.float64))).windows[0]
+    window = next(iter(SequenceLanes([np.linspace(0, 1, 7)], 1, 7, shift=1, dtypes=torch.float64))).windows[0]
     assert window.inputs.dtype == torch.float64
     assert_close(window.targets[0], torch.linspace(0, 1, 7, dtype=torch.float64)[1:])
