@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 else:
     DtypeChoice = str | dict[str, str]  # on the command line, which knows no torch dtypes
 
+_NAMES = {"train": "train", "val": "validation", "test": "test"}
 _SPLITS = {"fit": "train", "validate": "validation", "test": "test", "predict": "test"}
 
 
@@ -44,6 +45,8 @@ class SequenceLanesDataModule(LightningDataModule):
         targets: Those that are the targets. Left out: `targets`, or the second leaf of a tuple.
         static: Those that belong to the whole sequence, and have no time axis.
         mask: The leaf that is true where a target counts.
+        lengths: The time steps of every item of `train`, `val` and `test`, by these names. Left out: every item is
+            opened once to find its length, or the lengths are known from the columns of a dataset.
         shift: The targets are the inputs this number of time steps later. 0: they are leaves of their own.
         num_lanes: Parallel lanes in training, those of all processes together.
         k1: Time steps per lane and window; on the command line the model's.
@@ -82,6 +85,7 @@ class SequenceLanesDataModule(LightningDataModule):
         targets: Callable | list[str] | str | None = None,
         static: Callable | list[str] | str | None = None,
         mask: Callable | str | None = None,
+        lengths: dict[str, Any] | None = None,
         shift: int = 0,
         num_lanes: int = 16,
         k1: int = 64,
@@ -98,8 +102,8 @@ class SequenceLanesDataModule(LightningDataModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        given = {"train": train, "validation": val, "test": test}
-        self.splits = {split: dataset for split, dataset in given.items() if dataset is not None}
+        given = {"train": train, "val": val, "test": test}
+        self.splits = {_NAMES[name]: dataset for name, dataset in given.items() if dataset is not None}
         if (path is None) == (not self.splits):
             raise InputError(
                 f"data.path={path!r}"
@@ -111,6 +115,13 @@ class SequenceLanesDataModule(LightningDataModule):
             Dtypes(dtypes)
         except InputError as error:
             raise InputError(f"data.{error}") from error
+        for name in lengths or ():
+            if given.get(name) is None:
+                raise InputError(
+                    f"data.lengths: there is no dataset {name!r}; lengths are those of train, val or test, given from "
+                    "Python"
+                )
+        self._lengths = {_NAMES[name]: numbers for name, numbers in (lengths or {}).items()}
         self.path, self.name, self.load_options = path, name, dict(load_options or {})
         selectors: dict[str, Selector | None] = {"inputs": inputs, "targets": targets, "static": static, "mask": mask}
         self._reading: dict[str, Any] = {**selectors, "shift": shift, "dtypes": dtypes}
@@ -214,7 +225,7 @@ class SequenceLanesDataModule(LightningDataModule):
     def _source(self, split: str) -> SequenceSource:
         if split not in self._sources:
             transform = self.transform if split == "train" else None
-            reading = self._reading | {"transform": transform}
+            reading = self._reading | {"transform": transform, "lengths": self._lengths.get(split)}
             self._sources[split] = SequenceSource(self.splits[split], rank=self._rank, **reading)
         return self._sources[split]
 

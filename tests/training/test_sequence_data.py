@@ -131,6 +131,26 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bits(steps, tmp_path
     assert_close(again.carry.state, whole.carry.state, rtol=0, atol=0)
 
 
+def test_items_of_given_lengths_are_not_opened():
+    class Recordings(list):
+        opened = 0
+
+        def __getitem__(self, index):
+            Recordings.opened += 1
+            return super().__getitem__(index)
+
+    train, val = episodes(40, 1), episodes(20, 2)
+    lengths = {"train": [len(item["angle"]) for item in train], "val": np.array([len(item["angle"]) for item in val])}
+    made = SequenceLanesDataModule(Recordings(train), Recordings(val), **OPTIONS, lengths=lengths)
+    made.setup("fit")
+    assert Recordings.opened < 30
+    windows = [window for batch in made.val_dataloader() for window in batch.windows]
+    assert sum(int(window.mask_or_ones().sum()) for window in windows) == lengths["val"].sum()
+    lengths["val"][3] += 1
+    with pytest.raises(InputError, match=r"item 3: lengths\[3\]=\d+, and its leaf"):
+        list(SequenceLanesDataModule(train, val, **OPTIONS, lengths=lengths).val_dataloader())
+
+
 def test_a_window_without_any_target_takes_no_step(tmp_path):
     items = [{"x": torch.randn(9, 3), "y": torch.randn(9, 2)} for _ in range(2)]
 
@@ -176,6 +196,8 @@ def test_columns_of_a_dataset_are_sequences(tmp_path, capsys):
         ({"train": [1], "dtypes": {"x": "long64"}}, r"data.dtypes\['x'\]='long64'"),
         ({"train": [1], "dtypes": "int64"}, "data.dtypes=int64: .*name them, as in {'label': 'int64'}"),
         ({"train": [1], "num_lanes": 0}, "data.num_lanes=0"),
+        ({"train": [1], "lengths": {"validation": [3]}}, "data.lengths: there is no dataset 'validation'"),
+        ({"path": "x", "lengths": {"train": [3]}}, "data.lengths: there is no dataset 'train'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, message):

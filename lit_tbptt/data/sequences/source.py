@@ -110,7 +110,8 @@ class SequenceSource:
             )
         self._static_kinds: list[Any] = []
         self._kinds = Kinds()
-        steps = self._count(rank or Rank()) if lengths is None else np.asarray(lengths, np.int64)
+        self._given = lengths is not None
+        steps = self._count(rank or Rank()) if lengths is None else _whole_numbers(lengths)
         if len(steps) != len(dataset):
             raise InputError(f"lengths: {len(steps)} numbers for {len(dataset)} items: give one for each")
         short = np.flatnonzero(steps <= shift)
@@ -143,14 +144,25 @@ class SequenceSource:
             InputError: As for `item`; or its leaves have another number of time steps than `lengths` says.
         """
         item, expected = self.item(number), int(self.lengths[number]) + self.shift
-        for key in self._keys or ():
-            for leaf in tree_leaves(item[key], is_leaf=is_list) if key in all_keys(item) else ():
-                found = num_time_steps(leaf)
-                if key not in self._static_keys and found != expected:
-                    raise InputError(
-                        f"item {number}: the leaf {key!r} has {found} time steps where {expected} are expected: "
-                        "all leaves with a time axis must have the same length; name the others as static"
-                    )
+        present = all_keys(item)
+        found = [
+            (key, num_time_steps(leaf))
+            for key in (present if self._keys is None else self._keys)
+            if key in present and key not in self._static_keys
+            for leaf in tree_leaves(item[key], is_leaf=is_list)
+        ]
+        key, wrong = next(((key, length) for key, length in found if length != expected), (None, expected))
+        # A function may use leaves without a time axis: then only lengths that no leaf has are known to be wrong.
+        if self._given and wrong != expected and all(length != expected for _, length in found):
+            raise InputError(
+                f"item {number}: lengths[{number}]={expected}, and its leaf {key!r} has {wrong} time steps: correct "
+                "lengths, or leave it out"
+            )
+        if self._keys is not None and wrong != expected:
+            raise InputError(
+                f"item {number}: the leaf {key!r} has {wrong} time steps where {expected} are expected: "
+                "all leaves with a time axis must have the same length; name the others as static"
+            )
         return item
 
     def read(self, item: Any, number: int, start: int, stop: int, generator: torch.Generator | None) -> Stretch:
@@ -253,3 +265,10 @@ class SequenceSource:
     def _temporal_key(self, item: Any) -> Key:
         keys = keys_of(self._inputs) or [key for key in all_keys(item) if key not in self._static_keys]
         return keys[0]
+
+
+def _whole_numbers(lengths: Sequence[int]) -> np.ndarray:
+    given = np.asarray(lengths)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise InputError(f"lengths={lengths!r}: must be whole numbers, the time steps of every item")
+    return given.astype(np.int64)

@@ -328,6 +328,17 @@ def test_a_wrong_item_is_named(items, message):
         list(SequenceLanes(items, 2, 3, inputs="x", targets="y", lengths=[len(item["x"]) for item in list(items)]))
 
 
+@pytest.mark.parametrize("inputs", ["x", lambda part: part["x"] / part["of"]])
+def test_wrong_lengths_are_named(inputs):
+    items = counting([3, 4, 5])
+    lanes = SequenceLanes(items, 2, 9, inputs=inputs, targets="y", static="of", lengths=[3, 4, 7])
+    with pytest.raises(InputError, match=r"item 2: lengths\[2\]=7, and its leaf 'x' has 5 time steps: correct lengths"):
+        list(lanes)
+    for wrong in ([3.0, 4.0, 5.0], [[3, 4, 5]], "length"):
+        with pytest.raises(InputError, match=r"lengths=.*: must be whole numbers, the time steps of every item"):
+            SequenceLanes(items, 2, 9, inputs=inputs, lengths=wrong)
+
+
 def test_a_leaf_more_or_less_is_named():
     fewer, more = ({"x": torch.zeros(3), "y": {name: torch.zeros(3) for name in names}} for names in ("a", "ab"))
     there = r"targets\['b'\] is floating-point of \(\) a time step"
