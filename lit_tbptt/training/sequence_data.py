@@ -1,9 +1,10 @@
 """Sequences of any kind as windows of lanes, for Lightning: from Python, or anything that `load_dataset` reads."""
 
+import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -19,8 +20,11 @@ from lit_tbptt.training.ddp import rank_of
 
 if TYPE_CHECKING:
     from lit_tbptt.data.sequences.dtypes import DtypeChoice
+
+    DatasetPath: TypeAlias = str | os.PathLike[str]
 else:
-    DtypeChoice = str | dict[str, str]  # on the command line, which knows no torch dtypes
+    # On the command line these are plain strings.
+    DatasetPath, DtypeChoice = str, str | dict[str, str]
 
 _NAMES = {"train": "train", "val": "validation", "test": "test"}
 _SPLITS = {"fit": "train", "validate": "validation", "test": "test", "predict": "test"}
@@ -36,8 +40,9 @@ class SequenceLanesDataModule(LightningDataModule):
         train: A dataset with `len` and an index; see `SequenceLanes`.
         val: Likewise, to validate on.
         test: Likewise, to test on.
-        path: What `datasets.load_dataset` takes, in place of the three: a name on the Hugging Face Hub, a folder, or a
-            loader such as `parquet` with `load_options.data_files`. The splits are train, validation and test.
+        path: In place of the three: a file in parquet or JSON lines with a sequence in a row; a folder of such files,
+            or one that `save_to_disk` wrote; a name on the Hugging Face Hub; or a loader such as `parquet` with
+            `load_options.data_files`. The splits are train, validation and test.
         name: The configuration of that dataset.
         load_options: Further arguments of `load_dataset`.
         inputs: The leaves, or columns, that are the inputs: a key, several, or a function of a slice. Left out:
@@ -78,7 +83,7 @@ class SequenceLanesDataModule(LightningDataModule):
         val: Any = None,
         test: Any = None,
         *,
-        path: str | None = None,
+        path: DatasetPath | None = None,
         name: str | None = None,
         load_options: dict[str, Any] | None = None,
         inputs: Callable | list[str] | str | None = None,
@@ -122,7 +127,8 @@ class SequenceLanesDataModule(LightningDataModule):
                     "Python"
                 )
         self._lengths = {_NAMES[name]: numbers for name, numbers in (lengths or {}).items()}
-        self.path, self.name, self.load_options = path, name, dict(load_options or {})
+        self.path = None if path is None else os.fspath(path)
+        self.name, self.load_options = name, dict(load_options or {})
         selectors: dict[str, Selector | None] = {"inputs": inputs, "targets": targets, "static": static, "mask": mask}
         self._reading: dict[str, Any] = {**selectors, "shift": shift, "dtypes": dtypes}
         self._sizes = {"k1": k1, "windows_per_batch": windows_per_batch}
@@ -203,10 +209,9 @@ class SequenceLanesDataModule(LightningDataModule):
     def _load(self) -> dict[str, Any]:
         if self.path is None or self.splits:
             return self.splits
-        from lit_tbptt.data.text.reading import read_dataset  # datasets takes a second to import
+        from lit_tbptt.data.sequences.files import load_sequences  # datasets takes a second to import
 
-        loaded = read_dataset(self.path, self.name, self.load_options, self.path)
-        return dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+        return load_sequences(self.path, self.name, self.load_options)
 
     def _lanes(self, split: str, normalization: Normalization | None) -> SequenceLanes:
         options: dict[str, Any] = {

@@ -91,6 +91,11 @@ class SequenceSource:
             )
         if isinstance(dataset, tuple):
             raise InputError("the dataset is a tuple: give a list of sequences, such as [(inputs, targets)]")
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise InputError(
+                f"the dataset is of the type {type(dataset).__name__}: it must have len and an index; a stream has "
+                "neither"
+            )
         if not len(dataset):
             raise InputError("the dataset is empty: it needs at least one sequence")
         self.dataset = ArrowSequences(dataset) if hasattr(dataset, "with_format") else dataset
