@@ -119,14 +119,26 @@ def is_list(part: Any) -> bool:
     return isinstance(part, list)
 
 
+def has_names(part: Any) -> bool:
+    """Returns whether leaves are found in it by name: a dictionary, or a group of h5py or zarr."""
+    return isinstance(part, Mapping) or hasattr(part, "keys")
+
+
+def as_dicts(part: Any) -> Any:
+    """Returns groups of leaves as dictionaries; a leaf, a dictionary and a tuple are returned as they are."""
+    if isinstance(part, Tensor | np.ndarray | dict) or not has_names(part):
+        return part
+    return {name: as_dicts(part[name]) for name in part.keys()}  # noqa: SIM118 - all that a group may have
+
+
 def all_keys(item: Any) -> list[Key]:
     """Returns the keys of an item.
 
     Raises:
         InputError: It is no dictionary and no tuple.
     """
-    if isinstance(item, Mapping):
-        return list(item)
+    if has_names(item):
+        return list(item.keys())
     if isinstance(item, tuple | list):
         return list(range(len(item)))
     raise InputError(f"an item is a {type(item).__name__}: it must be a dictionary or a tuple of leaves, or a tensor")

@@ -1,6 +1,6 @@
 """Reads datasets of sequences that can be indexed: the length of each sequence, and any stretch of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,13 +9,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
 from lit_tbptt.data.sequences.arrow import ArrowSequences
+from lit_tbptt.data.sequences.dataset import check_dataset, reading
 from lit_tbptt.data.sequences.dtypes import DtypeChoice, Dtypes
 from lit_tbptt.data.sequences.kinds import Kinds, has_length, kind_of, path_name
 from lit_tbptt.data.sequences.leaves import (
     Key,
     Selector,
     all_keys,
+    as_dicts,
     flatten,
+    has_names,
     is_list,
     keys_of,
     map_leaves,
@@ -89,15 +92,7 @@ class SequenceSource:
             raise InputError(
                 f"shift={shift} with targets={targets!r}: shifted inputs are the targets; give one of them"
             )
-        if isinstance(dataset, tuple):
-            raise InputError("the dataset is a tuple: give a list of sequences, such as [(inputs, targets)]")
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise InputError(
-                f"the dataset is of the type {type(dataset).__name__}: it must have len and an index; a stream has "
-                "neither"
-            )
-        if not len(dataset):
-            raise InputError("the dataset is empty: it needs at least one sequence")
+        check_dataset(dataset)
         self.dataset = ArrowSequences(dataset) if hasattr(dataset, "with_format") else dataset
         self.shift = shift
         self.dtypes = Dtypes(dtypes)
@@ -136,10 +131,10 @@ class SequenceSource:
             InputError: The dataset raises an error, or the item is of another kind.
         """
         try:
-            item = self.dataset[number]
+            item: Any = self.dataset[number]
         except Exception as error:
             raise InputError(f"item {number} cannot be read: {type(error).__name__}: {error}") from error
-        several = isinstance(item, Mapping | tuple) or (is_list(item) and not isinstance(item[0], float | int))
+        several = has_names(item) or isinstance(item, tuple) or (is_list(item) and not isinstance(item[0], float | int))
         return item if several else (item,)
 
     def open(self, number: int) -> Any:
@@ -150,12 +145,16 @@ class SequenceSource:
         """
         item, expected = self.item(number), int(self.lengths[number]) + self.shift
         present = all_keys(item)
-        found = [
-            (key, num_time_steps(leaf))
-            for key in (present if self._keys is None else self._keys)
-            if key in present and key not in self._static_keys
-            for leaf in tree_leaves(item[key], is_leaf=is_list)
-        ]
+        wanted = present if self._keys is None or callable(self._static) else [*self._keys, *self._static_keys]
+        with reading(number):
+            if has_names(item) and set(wanted) <= set(present):
+                item = {key: as_dicts(item[key]) for key in wanted}  # once, where a name is a read or an array to open
+            found = [
+                (key, num_time_steps(leaf))
+                for key in (present if self._keys is None else self._keys)
+                if key in present and key not in self._static_keys
+                for leaf in tree_leaves(item[key], is_leaf=is_list)
+            ]
         key, wrong = next(((key, length) for key, length in found if length != expected), (None, expected))
         # A function may use leaves without a time axis: then only lengths that no leaf has are known to be wrong.
         if self._given and wrong != expected and all(length != expected for _, length in found):
@@ -185,19 +184,20 @@ class SequenceSource:
         """
         keys = int(self.lengths[number]) + self.shift if self._keys is None else self._keys
         wanted, times = stop - start + self.shift, slice(start, stop + self.shift)
-        try:
-            part = slice_item(item, times, self._static_keys, keys, self._convert)
-            if self.transform is not None and generator is not None:
-                part = self.transform(part, generator)
-            inputs = select(self._inputs, part)
-            targets = None if self._targets is None else select(self._targets, part)
-            mask = None if self._mask is None else select(self._mask, part)
-        except InputError as error:
-            raise InputError(f"item {number}: {error}") from error
-        except (KeyError, IndexError) as error:
-            raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
-        except (TypeError, ValueError) as error:
-            raise InputError(f"item {number}: a leaf cannot be read as a tensor ({error})") from error
+        with reading(number):
+            try:
+                part = slice_item(item, times, self._static_keys, keys, self._convert)
+                if self.transform is not None and generator is not None:
+                    part = self.transform(part, generator)
+                inputs = select(self._inputs, part)
+                targets = None if self._targets is None else select(self._targets, part)
+                mask = None if self._mask is None else select(self._mask, part)
+            except InputError as error:
+                raise InputError(f"item {number}: {error}") from error
+            except (KeyError, IndexError) as error:
+                raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
+            except (TypeError, ValueError) as error:
+                raise InputError(f"item {number}: a leaf cannot be read as a tensor ({error})") from error
         for name, value in (("inputs", inputs), ("targets", targets), ("mask", mask)):
             if value is not None and not all(has_length(leaf, wanted) for leaf in flatten(value)):
                 path, leaf = next(each for each in tree_flatten_with_path(value)[0] if not has_length(each[1], wanted))
@@ -262,14 +262,17 @@ class SequenceSource:
     def _length(self, number: int) -> int:
         item = self.item(number)
         key = self._temporal_key(item)
-        found = num_time_steps(tree_leaves(item[key], is_leaf=is_list)[0]) if key in all_keys(item) else None
+        found = num_time_steps(tree_leaves(as_dicts(item[key]), is_leaf=is_list)[0]) if key in all_keys(item) else None
         if found is None:
             raise InputError(f"item {number} has no leaf {key!r} of time steps: it has {all_keys(item)}")
         return found
 
     def _temporal_key(self, item: Any) -> Key:
-        keys = keys_of(self._inputs) or [key for key in all_keys(item) if key not in self._static_keys]
-        return keys[0]
+        for selector in (self._inputs, self._targets, self._mask):
+            keys = keys_of(selector)
+            if keys:
+                return keys[0]
+        return next(key for key in all_keys(item) if key not in self._static_keys)
 
 
 def _whole_numbers(lengths: Sequence[int]) -> np.ndarray:
