@@ -92,11 +92,14 @@ def test_normalized_sequences_have_mean_zero_and_deviation_one(tmp_path):
 
 
 def test_missing_numbers_do_not_count_and_constants_are_shifted():
-    items = [(np.array([[1.0, 7.0], [np.nan, 7.0]]), np.zeros(2)), (np.array([[3.0, 7.0]]), np.ones(1))]
-    made = SequenceLanesDataModule(items, num_lanes=1, normalize=True)
+    items = [
+        {"x": np.zeros(2), "y": np.array([[1.0, 7.0], [np.nan, 7.0]]), "known": np.array([True, False])},
+        {"x": np.ones(1), "y": np.array([[3.0, 7.0]]), "known": np.array([True])},
+    ]
+    made = SequenceLanesDataModule(items, inputs="x", targets="y", mask="known", num_lanes=1, normalize=True)
     made.setup("fit")
     made.train_dataloader()
-    assert_close(made.normalization.statistics["inputs"], (torch.tensor([2.0, 7.0]).double(), torch.ones(2).double()))
+    assert_close(made.normalization.statistics["targets"], (torch.tensor([2.0, 7.0]).double(), torch.ones(2).double()))
 
 
 def test_an_evaluation_uses_the_statistics_of_the_checkpoint(tmp_path):

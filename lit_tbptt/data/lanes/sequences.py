@@ -151,12 +151,14 @@ class SequenceLanes(Lanes):
     @cached_property
     def _content(self) -> str:
         lengths = self.source.lengths
-        return f"{len(lengths)} sequences of {lengths.sum()} time steps with checksum {crc32(lengths.tobytes()):08x}"
+        numbers = f"{len(lengths)} sequences of {lengths.sum()} time steps with lengths {crc32(lengths.tobytes()):08x}"
+        return f"{numbers} and {self.source.contents}"
 
     # Batches
 
     def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
         epoch = self.epoch
+        _ = self._content  # now, because a dataset may not be read by two threads
         ahead = ReadAhead(lambda: self._read(position, skip, epoch), _AHEAD)
         try:
             yield from ahead

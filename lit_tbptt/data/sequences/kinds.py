@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
@@ -50,6 +51,26 @@ class Kinds:
 def has_length(leaf: Any, num_time_steps: int) -> bool:
     """Returns whether a leaf is a tensor of this number of time steps."""
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == num_time_steps
+
+
+def as_mask(mask: Any, number: int) -> Tensor:
+    """Returns the mask of an item as bool.
+
+    Raises:
+        InputError: It is not one leaf `[time]` of bool or of integers 0 and 1.
+    """
+    if not isinstance(mask, Tensor) or mask.ndim != 1:
+        raise InputError(f"item {number}: the mask must be one leaf, [time]")
+    if mask.is_floating_point() or mask.is_complex():
+        raise InputError(
+            f"item {number}: the mask is {mask.dtype}: must be bool, or integers 0 and 1; convert it in the dataset "
+            "or in a function, such as mask=lambda part: part['weight'] > 0; weights for the loss belong to the targets"
+        )
+    if mask.dtype != torch.bool and bool((wrong := (mask != 0) & (mask != 1)).any()):
+        raise InputError(
+            f"item {number}: the mask has the value {int(mask[wrong][0])}: must be bool, or integers 0 and 1"
+        )
+    return mask.bool()
 
 
 def kind_of(leaf: Tensor, axes: int = 1) -> tuple[str, tuple[int, ...]]:

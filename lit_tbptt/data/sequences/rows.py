@@ -76,8 +76,10 @@ class Rows:
             # A missing target would turn the gradient of a loss that multiplies by the mask into NaN.
             targets = map_leaves(_without_nan, targets)
         reset = torch.tensor([lane.done == 0 and lane.num_time_steps > 0 for lane in lanes])
+        inputs = _stack([each.inputs for each in stretches], longest, self.source.dtypes)
+        _check_inputs(inputs, lanes)
         window = Window(
-            _stack([each.inputs for each in stretches], longest, self.source.dtypes),
+            inputs,
             targets,
             reset if bool(reset.any()) else None,
             None if bool(scored.all()) else scored,
@@ -117,6 +119,18 @@ class Rows:
                         f"{lanes[row].start + time + self.source.shift}: give a mask that is false where a target is "
                         "missing"
                     )
+
+
+def _check_inputs(inputs: Any, lanes: Sequence[Held]) -> None:
+    """Refuses NaN, which would stay in the state of the lane: unscored time steps too."""
+    for path, leaf in tree_flatten_with_path(inputs)[0]:
+        if leaf.is_floating_point() and bool((wrong := leaf.isnan()).any()):
+            row, time = (int(each) for each in wrong.view(*leaf.shape[:2], -1).any(-1).nonzero()[0])
+            raise InputError(
+                f"item {lanes[row].sequence}: inputs{path_name(path)} is NaN at time step {lanes[row].start + time}: "
+                "it would stay in the state of the lane; fill missing values in the dataset or in a function of "
+                "inputs=, which may also return where they are missing, as an input"
+            )
 
 
 def _stack(parts: Sequence[Any], longest: int, dtypes: Dtypes) -> Any:

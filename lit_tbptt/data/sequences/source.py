@@ -1,6 +1,7 @@
 """Reads datasets of sequences that can be indexed: the length of each sequence, and any stretch of it."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,9 +10,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
 from lit_tbptt.data.sequences.arrow import ArrowSequences
+from lit_tbptt.data.sequences.contents import contents
 from lit_tbptt.data.sequences.dataset import check_dataset, reading
 from lit_tbptt.data.sequences.dtypes import DtypeChoice, Dtypes
-from lit_tbptt.data.sequences.kinds import Kinds, has_length, kind_of, path_name
+from lit_tbptt.data.sequences.kinds import Kinds, as_mask, has_length, kind_of, path_name
 from lit_tbptt.data.sequences.leaves import (
     Key,
     Selector,
@@ -55,7 +57,7 @@ class SequenceSource:
         targets: Which are the targets. None: those of the key `targets`, or the second leaf of a tuple, if there is one
             and there is no `shift`.
         static: Which leaves have no time axis, but belong to the whole sequence. None: there are none.
-        mask: Which leaf is true where the target counts. None: there is none.
+        mask: Which leaf is true where the target counts: bool, or integers 0 and 1. None: there is none.
         shift: The targets are the inputs this number of time steps later, so that a sequence of T time steps has
             T - shift targets. 0: they are leaves of their own.
         lengths: The time steps of every item. None: they are found out by opening each item once.
@@ -123,6 +125,11 @@ class SequenceSource:
                 + ": leave it out of the dataset"
             )
         self.lengths = steps - shift
+
+    @cached_property
+    def contents(self) -> str:
+        """A checksum of some of the contents; see `contents.py`."""
+        return contents(self)
 
     def item(self, number: int) -> Any:
         """Opens an item; a single leaf becomes a tuple of one.
@@ -206,13 +213,12 @@ class SequenceSource:
                     f"item {number}: {name}{path_name(path)} has {found} for the {wanted} time steps from {start} on: "
                     "all leaves with a time axis must have the same length; name the others as static"
                 )
-        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 1):
-            raise InputError(f"item {number}: the mask must be one leaf, [time]")
+        mask = None if mask is None else as_mask(mask, number)
         if self.shift:
             targets = map_leaves(lambda leaf: leaf[self.shift :], inputs)
             inputs = map_leaves(lambda leaf: leaf[: -self.shift], inputs)
             mask = None if mask is None else mask[self.shift :]
-        stretch = Stretch(inputs, targets, None if mask is None else mask.bool())
+        stretch = Stretch(inputs, targets, mask)
         self._kinds.check(number, {"inputs": inputs, "targets": targets})
         return stretch
 
