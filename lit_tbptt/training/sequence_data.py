@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_tbptt.data.lanes.sequences import SequenceLanes
 from lit_tbptt.data.sequences.dtypes import Dtypes
@@ -116,6 +117,9 @@ class SequenceLanesDataModule(LightningDataModule):
             )
         if num_lanes < 1 or eval_num_lanes < 1:
             raise InputError(f"data.num_lanes={num_lanes}, data.eval_num_lanes={eval_num_lanes}: must be 1 or more")
+        for setting, value in (("shuffle", shuffle), ("repeat", repeat), ("normalize", normalize)):
+            if not isinstance(value, bool):
+                raise InputError(f"data.{setting}={value!r}: must be True or False")
         try:
             Dtypes(dtypes)
         except InputError as error:
@@ -168,6 +172,11 @@ class SequenceLanesDataModule(LightningDataModule):
                 lanes = self._lanes("train", None)
                 next(iter(lanes))  # what is wrong with the items is said before anything is trained
             rank_zero_info(report(lanes))
+            if lanes.repeat and self.trainer is not None and not _has_end(self.trainer):
+                rank_zero_warn(
+                    "data.repeat=True: the epoch never ends, so neither does this run, unless a callback stops it; set "
+                    "trainer.max_steps or trainer.max_time, and trainer.val_check_interval to validate"
+                )
 
     def has_split(self, split: str) -> bool:
         """Returns whether there is such a split: train, validation or test. Known after `setup`."""
@@ -247,6 +256,11 @@ class SequenceLanesDataModule(LightningDataModule):
         return self.normalization
 
 
+def _has_end(trainer: Trainer) -> bool:
+    limited = isinstance(trainer.limit_train_batches, int)
+    return trainer.max_steps >= 0 or limited or any(isinstance(each, Timer) for each in trainer.callbacks)
+
+
 @contextmanager
 def _of_split(split: str) -> Iterator[None]:
     try:
@@ -259,10 +273,12 @@ def report(lanes: SequenceLanes) -> str:
     """Describes the sequences, and what of the lanes' time steps is padding."""
     lengths, pieces = lanes.source.lengths, lanes.pieces
     unscored = int(lengths.sum()) - pieces.num_targets
+    short = int((lengths <= lanes.burn_in).sum())
     burn_in = lanes.burn_in * len(pieces.starts) / int(pieces.num_time_steps.sum())
     return (
         f"{len(lengths):,} sequences of {int(lengths.min()):,} to {int(lengths.max()):,} time steps, "
         f"{int(lengths.sum()):,} in all, in {len(pieces.sequences):,} pieces\n"
         f"{lanes.num_lanes:,} lanes; windows of {lanes.k1:,} time steps; {100 * lanes.padding:.1f} % padding"
         + (f"; {100 * burn_in:.1f} % burn-in, {unscored:,} time steps are never scored" if lanes.burn_in else "")
+        + (f"\n{short:,} sequences are not longer than burn_in={lanes.burn_in} and are never scored" if short else "")
     )

@@ -8,8 +8,9 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.testing import assert_close
 
-from lit_tbptt import InputError, LitTBPTT, Normalization, SequenceLanesDataModule
+from lit_tbptt import InputError, LitTBPTT, Normalization, SequenceLanes, SequenceLanesDataModule
 from lit_tbptt.data.sequences.normalization import Moments
+from lit_tbptt.training.sequence_data import report
 
 
 class Policy(LitTBPTT):
@@ -134,6 +135,25 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bits(steps, tmp_path
     assert_close(again.carry.state, whole.carry.state, rtol=0, atol=0)
 
 
+def test_sequences_that_are_never_scored_are_counted():
+    items = [torch.zeros(n) for n in (3, 9, 4, 5, 2)]
+    said = report(SequenceLanes(items, 1, 4, burn_in=4))
+    assert said.endswith("3 sequences are not longer than burn_in=4 and are never scored")
+    assert "17 time steps are never scored" in said
+    assert "never scored" not in report(SequenceLanes(items, 1, 4))
+
+
+def test_a_run_without_an_end_is_warned_of(tmp_path):
+    for options in ({"max_time": "00:00:01:00"}, {"max_steps": 2}, {"limit_train_batches": 3}, {"fast_dev_run": True}):
+        made = data(repeat=True)
+        made.trainer = trainer(tmp_path, **options)
+        made.setup("fit")  # warnings are errors
+    made = data(repeat=True)
+    made.trainer = trainer(tmp_path)
+    with pytest.warns(UserWarning, match="data.repeat=True: the epoch never ends.*set trainer.max_steps or"):
+        made.setup("fit")
+
+
 def test_items_of_given_lengths_are_not_opened():
     class Recordings(list):
         opened = 0
@@ -199,6 +219,8 @@ def test_columns_of_a_dataset_are_sequences(tmp_path, capsys):
         ({"train": [1], "dtypes": {"x": "long64"}}, r"data.dtypes\['x'\]='long64'"),
         ({"train": [1], "dtypes": "int64"}, "data.dtypes=int64: .*name them, as in {'label': 'int64'}"),
         ({"train": [1], "num_lanes": 0}, "data.num_lanes=0"),
+        ({"train": [1], "normalize": "no"}, "data.normalize='no': must be True or False"),
+        ({"train": [1], "shuffle": 0}, "data.shuffle=0: must be True or False"),
         ({"train": [1], "lengths": {"validation": [3]}}, "data.lengths: there is no dataset 'validation'"),
         ({"path": "x", "lengths": {"train": [3]}}, "data.lengths: there is no dataset 'train'"),
     ],

@@ -74,6 +74,9 @@ class SequenceLanes(Lanes):
     ) -> None:
         rank = rank or Rank()
         super().__init__(num_lanes, k1, windows_per_batch, rank.share(num_lanes))
+        for name, value in (("shuffle", shuffle), ("repeat", repeat)):
+            if not isinstance(value, bool):
+                raise InputError(f"{name}={value!r}: must be True or False")
         if max_length is not None and max_length < 1:
             raise InputError(f"max_length={max_length}: must be 1 or more; leave it out to cut no sequence")
         if burn_in < 0:

@@ -226,9 +226,7 @@ def test_a_run_cannot_go_on_with_other_contents_of_the_same_lengths():
     same.load_state_dict(saved)
     lanes(items(1)).load_state_dict(saved)  # an item between those that are compared
     for other in (items(0), items(39), items(2), items(39, 3), items(0, 0, "y"), items(0, 3, "y")):
-        with pytest.raises(
-            InputError, match=r"dataset=40 .* contents (\w+), where .* has dataset=40 .* contents (?!\1)"
-        ):
+        with pytest.raises(InputError, match=r"dataset=40 .* contents (\w+), where .* has .* contents (?!\1)"):
             lanes(other).load_state_dict(saved)
 
 
@@ -338,6 +336,8 @@ def test_a_transform_has_a_generator_for_each_sequence_and_epoch():
         (counting([9, 9]), {"inputs": "x", "random_lanes": 2}, "random_lanes=2 of num_lanes=2"),
         (counting([3, 3]), {"inputs": "x", "targets": "y", "shift": 1}, "shift=1 with targets='y'"),
         (counting([3, 3]), {"inputs": "x", "max_length": 0}, "max_length=0"),
+        (counting([3, 3]), {"inputs": "x", "shuffle": "no"}, "shuffle='no': must be True or False"),
+        (counting([3, 3]), {"inputs": "x", "repeat": 1}, "repeat=1: must be True or False"),
         (counting([3, 3]), {"inputs": "x", "lengths": [3]}, "lengths: 1 numbers for 2 items"),
         (counting([3, 3]), {}, r"inputs=None, and item 0 has the keys \['x', 'y', 'of'\]"),
     ],
