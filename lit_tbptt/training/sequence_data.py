@@ -1,15 +1,17 @@
 """Sequences of any kind as windows of lanes, for Lightning: from Python, or anything that `load_dataset` reads."""
 
+import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_tbptt.data.lanes.sequences import SequenceLanes
+from lit_tbptt.data.sequences.dtypes import Dtypes
 from lit_tbptt.data.sequences.leaves import Selector
 from lit_tbptt.data.sequences.normalization import Normalization, measure
 from lit_tbptt.data.sequences.source import SequenceSource
@@ -17,6 +19,15 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
 from lit_tbptt.training.ddp import rank_of
 
+if TYPE_CHECKING:
+    from lit_tbptt.data.sequences.dtypes import DtypeChoice
+
+    DatasetPath: TypeAlias = str | os.PathLike[str]
+else:
+    # On the command line these are plain strings.
+    DatasetPath, DtypeChoice = str, str | dict[str, str]
+
+_NAMES = {"train": "train", "val": "validation", "test": "test"}
 _SPLITS = {"fit": "train", "validate": "validation", "test": "test", "predict": "test"}
 
 
@@ -30,8 +41,9 @@ class SequenceLanesDataModule(LightningDataModule):
         train: A dataset with `len` and an index; see `SequenceLanes`.
         val: Likewise, to validate on.
         test: Likewise, to test on.
-        path: What `datasets.load_dataset` takes, in place of the three: a name on the Hugging Face Hub, a folder, or a
-            loader such as `parquet` with `load_options.data_files`. The splits are train, validation and test.
+        path: In place of the three: a file in parquet or JSON lines with a sequence in a row; a folder of such files,
+            or one that `save_to_disk` wrote; a name on the Hugging Face Hub; or a loader such as `parquet` with
+            `load_options.data_files`. The splits are train, validation and test.
         name: The configuration of that dataset.
         load_options: Further arguments of `load_dataset`.
         inputs: The leaves, or columns, that are the inputs: a key, several, or a function of a slice. Left out:
@@ -39,6 +51,8 @@ class SequenceLanesDataModule(LightningDataModule):
         targets: Those that are the targets. Left out: `targets`, or the second leaf of a tuple.
         static: Those that belong to the whole sequence, and have no time axis.
         mask: The leaf that is true where a target counts.
+        lengths: The time steps of every item of `train`, `val` and `test`, by these names. Left out: every item is
+            opened once to find its length, or the lengths are known from the columns of a dataset.
         shift: The targets are the inputs this number of time steps later. 0: they are leaves of their own.
         num_lanes: Parallel lanes in training, those of all processes together.
         k1: Time steps per lane and window; on the command line the model's.
@@ -52,7 +66,8 @@ class SequenceLanesDataModule(LightningDataModule):
         normalize: Whether floating-point inputs and targets are normalized by the mean and the standard deviation that
             each feature has in the training split. They are kept in checkpoints.
         transform: Changes the slices of training sequences; see `SequenceLanes`.
-        dtype: The torch dtype of floating-point leaves.
+        dtypes: The torch dtype of all floating-point leaves, such as float64; or dtypes by the keys of leaves, which
+            also convert integers: `{label: int64}`. Left out: float32, and integers keep their dtype.
         seed: Decides the order, the random places and the generators of `transform`.
 
     Attributes:
@@ -69,13 +84,14 @@ class SequenceLanesDataModule(LightningDataModule):
         val: Any = None,
         test: Any = None,
         *,
-        path: str | None = None,
+        path: DatasetPath | None = None,
         name: str | None = None,
         load_options: dict[str, Any] | None = None,
         inputs: Callable | list[str] | str | None = None,
         targets: Callable | list[str] | str | None = None,
         static: Callable | list[str] | str | None = None,
         mask: Callable | str | None = None,
+        lengths: dict[str, Any] | None = None,
         shift: int = 0,
         num_lanes: int = 16,
         k1: int = 64,
@@ -88,12 +104,12 @@ class SequenceLanesDataModule(LightningDataModule):
         random_lanes: int = 0,
         normalize: bool = False,
         transform: Callable | None = None,
-        dtype: str = "float32",
+        dtypes: DtypeChoice | None = None,
         seed: int = 1,
     ) -> None:
         super().__init__()
-        given = {"train": train, "validation": val, "test": test}
-        self.splits = {split: dataset for split, dataset in given.items() if dataset is not None}
+        given = {"train": train, "val": val, "test": test}
+        self.splits = {_NAMES[name]: dataset for name, dataset in given.items() if dataset is not None}
         if (path is None) == (not self.splits):
             raise InputError(
                 f"data.path={path!r}"
@@ -101,11 +117,24 @@ class SequenceLanesDataModule(LightningDataModule):
             )
         if num_lanes < 1 or eval_num_lanes < 1:
             raise InputError(f"data.num_lanes={num_lanes}, data.eval_num_lanes={eval_num_lanes}: must be 1 or more")
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise InputError(f"data.dtype={dtype!r}: must be the name of a torch dtype, such as float32 or float64")
-        self.path, self.name, self.load_options = path, name, dict(load_options or {})
+        for setting, value in (("shuffle", shuffle), ("repeat", repeat), ("normalize", normalize)):
+            if not isinstance(value, bool):
+                raise InputError(f"data.{setting}={value!r}: must be True or False")
+        try:
+            Dtypes(dtypes)
+        except InputError as error:
+            raise InputError(f"data.{error}") from error
+        for name in lengths or ():
+            if given.get(name) is None:
+                raise InputError(
+                    f"data.lengths: there is no dataset {name!r}; lengths are those of train, val or test, given from "
+                    "Python"
+                )
+        self._lengths = {_NAMES[name]: numbers for name, numbers in (lengths or {}).items()}
+        self.path = None if path is None else os.fspath(path)
+        self.name, self.load_options = name, dict(load_options or {})
         selectors: dict[str, Selector | None] = {"inputs": inputs, "targets": targets, "static": static, "mask": mask}
-        self._reading: dict[str, Any] = {**selectors, "shift": shift, "dtype": getattr(torch, dtype)}
+        self._reading: dict[str, Any] = {**selectors, "shift": shift, "dtypes": dtypes}
         self._sizes = {"k1": k1, "windows_per_batch": windows_per_batch}
         self.num_lanes, self.eval_num_lanes, self.burn_in = num_lanes, eval_num_lanes, burn_in
         self._training: dict[str, Any] = {
@@ -143,6 +172,11 @@ class SequenceLanesDataModule(LightningDataModule):
                 lanes = self._lanes("train", None)
                 next(iter(lanes))  # what is wrong with the items is said before anything is trained
             rank_zero_info(report(lanes))
+            if lanes.repeat and self.trainer is not None and not _has_end(self.trainer):
+                rank_zero_warn(
+                    "data.repeat=True: the epoch never ends, so neither does this run, unless a callback stops it; set "
+                    "trainer.max_steps or trainer.max_time, and trainer.val_check_interval to validate"
+                )
 
     def has_split(self, split: str) -> bool:
         """Returns whether there is such a split: train, validation or test. Known after `setup`."""
@@ -184,10 +218,9 @@ class SequenceLanesDataModule(LightningDataModule):
     def _load(self) -> dict[str, Any]:
         if self.path is None or self.splits:
             return self.splits
-        from lit_tbptt.data.text.reading import read_dataset  # datasets takes a second to import
+        from lit_tbptt.data.sequences.files import load_sequences  # datasets takes a second to import
 
-        loaded = read_dataset(self.path, self.name, self.load_options, self.path)
-        return dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+        return load_sequences(self.path, self.name, self.load_options)
 
     def _lanes(self, split: str, normalization: Normalization | None) -> SequenceLanes:
         options: dict[str, Any] = {
@@ -206,7 +239,7 @@ class SequenceLanesDataModule(LightningDataModule):
     def _source(self, split: str) -> SequenceSource:
         if split not in self._sources:
             transform = self.transform if split == "train" else None
-            reading = self._reading | {"transform": transform}
+            reading = self._reading | {"transform": transform, "lengths": self._lengths.get(split)}
             self._sources[split] = SequenceSource(self.splits[split], rank=self._rank, **reading)
         return self._sources[split]
 
@@ -223,6 +256,11 @@ class SequenceLanesDataModule(LightningDataModule):
         return self.normalization
 
 
+def _has_end(trainer: Trainer) -> bool:
+    limited = isinstance(trainer.limit_train_batches, int)
+    return trainer.max_steps >= 0 or limited or any(isinstance(each, Timer) for each in trainer.callbacks)
+
+
 @contextmanager
 def _of_split(split: str) -> Iterator[None]:
     try:
@@ -235,10 +273,12 @@ def report(lanes: SequenceLanes) -> str:
     """Describes the sequences, and what of the lanes' time steps is padding."""
     lengths, pieces = lanes.source.lengths, lanes.pieces
     unscored = int(lengths.sum()) - pieces.num_targets
+    short = int((lengths <= lanes.burn_in).sum())
     burn_in = lanes.burn_in * len(pieces.starts) / int(pieces.num_time_steps.sum())
     return (
         f"{len(lengths):,} sequences of {int(lengths.min()):,} to {int(lengths.max()):,} time steps, "
         f"{int(lengths.sum()):,} in all, in {len(pieces.sequences):,} pieces\n"
         f"{lanes.num_lanes:,} lanes; windows of {lanes.k1:,} time steps; {100 * lanes.padding:.1f} % padding"
         + (f"; {100 * burn_in:.1f} % burn-in, {unscored:,} time steps are never scored" if lanes.burn_in else "")
+        + (f"\n{short:,} sequences are not longer than burn_in={lanes.burn_in} and are never scored" if short else "")
     )

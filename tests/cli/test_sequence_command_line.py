@@ -119,7 +119,8 @@ def test_batches_between_validations_are_counted_across_epochs(options, expected
         ("--data.inputs=speed,angle", "error: data (train): the dataset has no column 'speed,angle': its columns are"),
         ("--data.path=nowhere", "error: data.path='nowhere': no such file or folder here"),
         ("--data.burn_in=99", "error: data (train): burn_in=99: the longest sequence has"),
-        ("--data.dtype=float33", "error: data.dtype='float33'"),
+        ("--data.dtypes=float33", "error: data.dtypes='float33'"),
+        ("--data.dtypes={fore: int64}", "error: data (train): dtypes: there is no leaf 'fore': item 0 has the keys"),
     ],
 )
 def test_mistakes_are_a_sentence(option, message, waves, capfd):

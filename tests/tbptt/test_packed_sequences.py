@@ -71,7 +71,7 @@ def test_packed_lanes_have_the_gradients_of_the_sequences_one_by_one(computed, k
         targets="action",
         static=["goal"],
         mask="valid",
-        dtype=torch.float64,
+        dtypes=torch.float64,
         burn_in=burn_in,
         shuffle=True,
     )

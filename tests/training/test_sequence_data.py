@@ -10,8 +10,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.testing import assert_close
 
-from lit_tbptt import InputError, LitTBPTT, Normalization, SequenceLanesDataModule, Window
+from lit_tbptt import InputError, LitTBPTT, Normalization, SequenceLanes, SequenceLanesDataModule, Window
 from lit_tbptt.data.sequences.normalization import Moments
+from lit_tbptt.training.sequence_data import report
 
 
 class Policy(LitTBPTT):
@@ -94,11 +95,14 @@ def test_normalized_sequences_have_mean_zero_and_deviation_one(tmp_path):
 
 
 def test_missing_numbers_do_not_count_and_constants_are_shifted():
-    items = [(np.array([[1.0, 7.0], [np.nan, 7.0]]), np.zeros(2)), (np.array([[3.0, 7.0]]), np.ones(1))]
-    made = SequenceLanesDataModule(items, num_lanes=1, normalize=True)
+    items = [
+        {"x": np.zeros(2), "y": np.array([[1.0, 7.0], [np.nan, 7.0]]), "known": np.array([True, False])},
+        {"x": np.ones(1), "y": np.array([[3.0, 7.0]]), "known": np.array([True])},
+    ]
+    made = SequenceLanesDataModule(items, inputs="x", targets="y", mask="known", num_lanes=1, normalize=True)
     made.setup("fit")
     made.train_dataloader()
-    assert_close(made.normalization.statistics["inputs"], (torch.tensor([2.0, 7.0]).double(), torch.ones(2).double()))
+    assert_close(made.normalization.statistics["targets"], (torch.tensor([2.0, 7.0]).double(), torch.ones(2).double()))
 
 
 def test_an_evaluation_uses_the_statistics_of_the_checkpoint(tmp_path):
@@ -141,6 +145,45 @@ class Plain(Policy):
     def window_loss(self, window, state):
         inputs = {"speed": window.inputs[..., :2], "angle": window.inputs[..., 2]}
         return super().window_loss(window._replace(inputs=inputs), state)
+
+
+def test_sequences_that_are_never_scored_are_counted():
+    items = [torch.zeros(n) for n in (3, 9, 4, 5, 2)]
+    said = report(SequenceLanes(items, 1, 4, burn_in=4))
+    assert said.endswith("3 sequences are not longer than burn_in=4 and are never scored")
+    assert "17 time steps are never scored" in said
+    assert "never scored" not in report(SequenceLanes(items, 1, 4))
+
+
+def test_a_run_without_an_end_is_warned_of(tmp_path):
+    for options in ({"max_time": "00:00:01:00"}, {"max_steps": 2}, {"limit_train_batches": 3}, {"fast_dev_run": True}):
+        made = data(repeat=True)
+        made.trainer = trainer(tmp_path, **options)
+        made.setup("fit")  # warnings are errors
+    made = data(repeat=True)
+    made.trainer = trainer(tmp_path)
+    with pytest.warns(UserWarning, match="data.repeat=True: the epoch never ends.*set trainer.max_steps or"):
+        made.setup("fit")
+
+
+def test_items_of_given_lengths_are_not_opened():
+    class Recordings(list):
+        opened = 0
+
+        def __getitem__(self, index):
+            Recordings.opened += 1
+            return super().__getitem__(index)
+
+    train, val = episodes(40, 1), episodes(20, 2)
+    lengths = {"train": [len(item["angle"]) for item in train], "val": np.array([len(item["angle"]) for item in val])}
+    made = SequenceLanesDataModule(Recordings(train), Recordings(val), **OPTIONS, lengths=lengths)
+    made.setup("fit")
+    assert Recordings.opened < 30
+    windows = [window for batch in made.val_dataloader() for window in batch.windows]
+    assert sum(int(window.mask_or_ones().sum()) for window in windows) == lengths["val"].sum()
+    lengths["val"][3] += 1
+    with pytest.raises(InputError, match=r"item 3: lengths\[3\]=\d+, and its leaf"):
+        list(SequenceLanesDataModule(train, val, **OPTIONS, lengths=lengths).val_dataloader())
 
 
 def test_a_window_without_any_target_takes_no_step(tmp_path):
@@ -212,8 +255,14 @@ def test_columns_of_a_dataset_are_sequences(tmp_path, capsys):
     [
         ({}, "data.path=None: give a path, or datasets"),
         ({"train": [1], "path": "x"}, "data.path='x' with train"),
-        ({"train": [1], "dtype": "float33"}, "data.dtype='float33'"),
+        ({"train": [1], "dtypes": "float33"}, "data.dtypes='float33': must be a torch dtype or its name"),
+        ({"train": [1], "dtypes": {"x": "long64"}}, r"data.dtypes\['x'\]='long64'"),
+        ({"train": [1], "dtypes": "int64"}, "data.dtypes=int64: .*name them, as in {'label': 'int64'}"),
         ({"train": [1], "num_lanes": 0}, "data.num_lanes=0"),
+        ({"train": [1], "normalize": "no"}, "data.normalize='no': must be True or False"),
+        ({"train": [1], "shuffle": 0}, "data.shuffle=0: must be True or False"),
+        ({"train": [1], "lengths": {"validation": [3]}}, "data.lengths: there is no dataset 'validation'"),
+        ({"path": "x", "lengths": {"train": [3]}}, "data.lengths: there is no dataset 'train'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, message):

@@ -44,7 +44,7 @@ class SequenceLanes(Lanes):
         seed: Determines the order, the places of random lanes, and the generators of `transform`.
         normalization: Called with every window, such as `Normalization`.
         rank: The rank of this process, which gets its share of the lanes.
-        **reading: What is read of the dataset: `inputs`, `targets`, `static`, `mask`, `shift`, `lengths`, `dtype` and
+        **reading: What is read of the dataset: `inputs`, `targets`, `static`, `mask`, `shift`, `lengths`, `dtypes` and
             `transform` of `SequenceSource`.
 
     Attributes:
@@ -74,6 +74,9 @@ class SequenceLanes(Lanes):
     ) -> None:
         rank = rank or Rank()
         super().__init__(num_lanes, k1, windows_per_batch, rank.share(num_lanes))
+        for name, value in (("shuffle", shuffle), ("repeat", repeat)):
+            if not isinstance(value, bool):
+                raise InputError(f"{name}={value!r}: must be True or False")
         if max_length is not None and max_length < 1:
             raise InputError(f"max_length={max_length}: must be 1 or more; leave it out to cut no sequence")
         if burn_in < 0:
@@ -151,12 +154,14 @@ class SequenceLanes(Lanes):
     @cached_property
     def _content(self) -> str:
         lengths = self.source.lengths
-        return f"{len(lengths)} sequences of {lengths.sum()} time steps with checksum {crc32(lengths.tobytes()):08x}"
+        numbers = f"{len(lengths)} sequences of {lengths.sum()} time steps with lengths {crc32(lengths.tobytes()):08x}"
+        return f"{numbers} and {self.source.contents}"
 
     # Batches
 
     def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
         epoch = self.epoch
+        _ = self._content  # now, because a dataset may not be read by two threads
         ahead = ReadAhead(lambda: self._read(position, skip, epoch), _AHEAD)
         try:
             yield from ahead

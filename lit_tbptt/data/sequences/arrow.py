@@ -36,7 +36,10 @@ class ArrowSequences:
             InputError: The column has no lists.
         """
         if not _is_list(self.dataset.data.schema.field(name).type):
-            raise InputError(f"the column {name!r} has the type {self.dataset.features[name]}: it has no time axis")
+            raise InputError(
+                f"the column {name!r} has the type {self.dataset.features[name]}: it has no time axis; a row is a "
+                "whole sequence, whose columns are lists or arrays, as in parquet and JSON lines (CSV has no lists)"
+            )
         column = self._tables.select_columns(name)
         lengths = [_lengths(table.column(name)) for table in column.iter(batch_size=1000)]
         return np.concatenate(lengths).astype(np.int64)

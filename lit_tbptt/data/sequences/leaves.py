@@ -47,11 +47,6 @@ def as_tensor(values: Any) -> Tensor:
     return torch.from_numpy(array)
 
 
-def cast(leaf: Any, dtype: torch.dtype | None) -> Any:
-    """Casts floating-point numbers to `dtype`, or to float32; anything else stays as it is."""
-    return leaf.to(dtype or torch.float32) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
 def num_time_steps(leaf: Any) -> int | None:
     """Returns the first size of a leaf without reading its values. None: it has no axis."""
     if isinstance(leaf, list):
@@ -60,7 +55,13 @@ def num_time_steps(leaf: Any) -> int | None:
     return int(shape[0]) if shape else None
 
 
-def slice_item(item: Any, times: slice, static: Sequence[Key], keys: Sequence[Key] | int) -> Any:
+def slice_item(
+    item: Any,
+    times: slice,
+    static: Sequence[Key],
+    keys: Sequence[Key] | int,
+    convert: Callable[[Key, Tensor], Tensor] | None = None,
+) -> Any:
     """Returns an item's leaves as tensors, cut to some of the time steps.
 
     Args:
@@ -68,6 +69,7 @@ def slice_item(item: Any, times: slice, static: Sequence[Key], keys: Sequence[Ke
         times: The time steps.
         static: The leaves that have no time axis, and are returned whole.
         keys: The leaves that are wanted. A number: all of them, cut where they have this number of time steps.
+        convert: Called with the key of each leaf and its values, which it may convert. None: nothing is.
 
     Returns:
         A dictionary by key; leaves that are nested in dictionaries and tuples stay so.
@@ -84,7 +86,14 @@ def slice_item(item: Any, times: slice, static: Sequence[Key], keys: Sequence[Ke
         return leaf if leaf is None or isinstance(leaf, str | bytes) else as_tensor(leaf)
 
     wanted = all_keys(item) if isinstance(keys, int) else keys
-    return {key: map_leaves(whole if key in static else cut, item[key]) for key in wanted}
+    parts = {key: map_leaves(whole if key in static else cut, item[key]) for key in wanted}
+    if convert is None:
+        return parts
+
+    def converted(key: Key) -> Any:
+        return map_leaves(lambda leaf: convert(key, leaf) if isinstance(leaf, Tensor) else leaf, parts[key])
+
+    return {key: converted(key) for key in parts}
 
 
 def map_leaves(function: Callable[[Any], Any], part: Any) -> Any:
@@ -110,14 +119,26 @@ def is_list(part: Any) -> bool:
     return isinstance(part, list)
 
 
+def has_names(part: Any) -> bool:
+    """Returns whether leaves are found in it by name: a dictionary, or a group of h5py or zarr."""
+    return isinstance(part, Mapping) or hasattr(part, "keys")
+
+
+def as_dicts(part: Any) -> Any:
+    """Returns groups of leaves as dictionaries; a leaf, a dictionary and a tuple are returned as they are."""
+    if isinstance(part, Tensor | np.ndarray | dict) or not has_names(part):
+        return part
+    return {name: as_dicts(part[name]) for name in part.keys()}  # noqa: SIM118 - all that a group may have
+
+
 def all_keys(item: Any) -> list[Key]:
     """Returns the keys of an item.
 
     Raises:
         InputError: It is no dictionary and no tuple.
     """
-    if isinstance(item, Mapping):
-        return list(item)
+    if has_names(item):
+        return list(item.keys())
     if isinstance(item, tuple | list):
         return list(range(len(item)))
     raise InputError(f"an item is a {type(item).__name__}: it must be a dictionary or a tuple of leaves, or a tensor")

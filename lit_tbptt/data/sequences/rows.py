@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_structure, tree_unflatten
 
-from lit_tbptt.data.sequences.leaves import cast, flatten, map_leaves
-from lit_tbptt.data.sequences.source import SequenceSource, Stretch, path_name
+from lit_tbptt.data.sequences.dtypes import Dtypes
+from lit_tbptt.data.sequences.kinds import path_name
+from lit_tbptt.data.sequences.leaves import flatten, map_leaves
+from lit_tbptt.data.sequences.source import SequenceSource, Stretch
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.window import Window
 
@@ -69,13 +71,15 @@ class Rows:
                 row[: lane.num_time_steps] &= stretch.mask[: lane.num_time_steps]
         targets = None
         if stretches[0].targets is not None:
-            targets = _stack([each.targets for each in stretches], longest, self.source.dtype)
+            targets = _stack([each.targets for each in stretches], longest, self.source.dtypes)
             self._check_targets(targets, scored, lanes)
             # A missing target would turn the gradient of a loss that multiplies by the mask into NaN.
             targets = map_leaves(_without_nan, targets)
         reset = torch.tensor([lane.done == 0 and lane.num_time_steps > 0 for lane in lanes])
+        inputs = _stack([each.inputs for each in stretches], longest, self.source.dtypes)
+        _check_inputs(inputs, lanes)
         window = Window(
-            _stack([each.inputs for each in stretches], longest, self.source.dtype),
+            inputs,
             targets,
             reset if bool(reset.any()) else None,
             None if bool(scored.all()) else scored,
@@ -117,12 +121,24 @@ class Rows:
                     )
 
 
-def _stack(parts: Sequence[Any], longest: int, dtype: torch.dtype | None) -> Any:
+def _check_inputs(inputs: Any, lanes: Sequence[Held]) -> None:
+    """Refuses NaN, which would stay in the state of the lane: unscored time steps too."""
+    for path, leaf in tree_flatten_with_path(inputs)[0]:
+        if leaf.is_floating_point() and bool((wrong := leaf.isnan()).any()):
+            row, time = (int(each) for each in wrong.view(*leaf.shape[:2], -1).any(-1).nonzero()[0])
+            raise InputError(
+                f"item {lanes[row].sequence}: inputs{path_name(path)} is NaN at time step {lanes[row].start + time}: "
+                "it would stay in the state of the lane; fill missing values in the dataset or in a function of "
+                "inputs=, which may also return where they are missing, as an input"
+            )
+
+
+def _stack(parts: Sequence[Any], longest: int, dtypes: Dtypes) -> Any:
     """Stacks rows; a shorter one repeats its last time step, because a model could turn zeros into NaN."""
     stacked = []
     for leaves in zip(*map(flatten, parts), strict=True):
         full = [leaf if len(leaf) == longest else _padded(leaf, longest) for leaf in leaves]
-        stacked.append(cast(torch.stack(full), dtype))
+        stacked.append(dtypes.of_window(torch.stack(full)))
     return tree_unflatten(stacked, tree_structure(parts[0]))
 
 

@@ -1,6 +1,7 @@
 """Reads datasets of sequences that can be indexed: the length of each sequence, and any stretch of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,12 +10,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
 from lit_tbptt.data.sequences.arrow import ArrowSequences
+from lit_tbptt.data.sequences.contents import contents
+from lit_tbptt.data.sequences.dataset import check_dataset, reading
+from lit_tbptt.data.sequences.dtypes import DtypeChoice, Dtypes
+from lit_tbptt.data.sequences.kinds import Kinds, as_mask, has_length, kind_of, path_name
 from lit_tbptt.data.sequences.leaves import (
     Key,
     Selector,
     all_keys,
-    cast,
+    as_dicts,
     flatten,
+    has_names,
     is_list,
     keys_of,
     map_leaves,
@@ -51,11 +57,12 @@ class SequenceSource:
         targets: Which are the targets. None: those of the key `targets`, or the second leaf of a tuple, if there is one
             and there is no `shift`.
         static: Which leaves have no time axis, but belong to the whole sequence. None: there are none.
-        mask: Which leaf is true where the target counts. None: there is none.
+        mask: Which leaf is true where the target counts: bool, or integers 0 and 1. None: there is none.
         shift: The targets are the inputs this number of time steps later, so that a sequence of T time steps has
             T - shift targets. 0: they are leaves of their own.
         lengths: The time steps of every item. None: they are found out by opening each item once.
-        dtype: Of floating-point leaves.
+        dtypes: The dtype of all floating-point leaves, or its name; or dtypes by the keys of leaves, which also convert
+            integers. Left out: float32, and integers keep their dtype.
         transform: Called as `transform(slice, generator)` with the dictionary of the leaves that are read, before
             `inputs` and the others are taken from it; the generator is the same for every slice of a sequence.
         rank: The rank of this process; each opens its share of the items to find their lengths.
@@ -78,7 +85,7 @@ class SequenceSource:
         mask: Selector | None = None,
         shift: int = 0,
         lengths: Sequence[int] | None = None,
-        dtype: torch.dtype | None = None,
+        dtypes: DtypeChoice | None = None,
         transform: Callable[[Any, torch.Generator], Any] | None = None,
         rank: Rank | None = None,
     ) -> None:
@@ -88,13 +95,11 @@ class SequenceSource:
             raise InputError(
                 f"shift={shift} with targets={targets!r}: shifted inputs are the targets; give one of them"
             )
-        if isinstance(dataset, tuple):
-            raise InputError("the dataset is a tuple: give a list of sequences, such as [(inputs, targets)]")
-        if not len(dataset):
-            raise InputError("the dataset is empty: it needs at least one sequence")
+        check_dataset(dataset)
         self.dataset = ArrowSequences(dataset) if hasattr(dataset, "with_format") else dataset
         self.shift = shift
-        self.dtype = dtype
+        self.dtypes = Dtypes(dtypes)
+        self._convert = self.dtypes.of_key if self.dtypes.by_key else None
         self.transform = transform
         self._static, self._mask = static, mask
         self.has_mask = mask is not None
@@ -102,10 +107,15 @@ class SequenceSource:
         self._static_keys = keys_of(static) or []
         wanted = keys_of(self._inputs, self._targets, mask)
         self._keys = None if transform is not None else wanted
+        unknown = set(self.dtypes.by_key).difference(all_keys(self.item(0)) if self.dtypes.by_key else ())
+        if unknown:
+            raise InputError(
+                f"dtypes: there is no leaf {min(unknown, key=str)!r}: item 0 has the keys {all_keys(self.item(0))}"
+            )
         self._static_kinds: list[Any] = []
-        self._kinds: list[tuple[str, tuple[int, ...]]] = []
-        self._specification: list[tuple[str, str, tuple[int, ...]]] | None = None
-        steps = self._count(rank or Rank()) if lengths is None else np.asarray(lengths, np.int64)
+        self._kinds = Kinds()
+        self._given = lengths is not None
+        steps = self._count(rank or Rank()) if lengths is None else _whole_numbers(lengths)
         if len(steps) != len(dataset):
             raise InputError(f"lengths: {len(steps)} numbers for {len(dataset)} items: give one for each")
         short = np.flatnonzero(steps <= shift)
@@ -118,6 +128,11 @@ class SequenceSource:
             )
         self.lengths = steps - shift
 
+    @cached_property
+    def contents(self) -> str:
+        """A checksum of some of the contents; see `contents.py`."""
+        return contents(self)
+
     def item(self, number: int) -> Any:
         """Opens an item; a single leaf becomes a tuple of one.
 
@@ -125,10 +140,10 @@ class SequenceSource:
             InputError: The dataset raises an error, or the item is of another kind.
         """
         try:
-            item = self.dataset[number]
+            item: Any = self.dataset[number]
         except Exception as error:
             raise InputError(f"item {number} cannot be read: {type(error).__name__}: {error}") from error
-        several = isinstance(item, Mapping | tuple) or (is_list(item) and not isinstance(item[0], float | int))
+        several = has_names(item) or isinstance(item, tuple) or (is_list(item) and not isinstance(item[0], float | int))
         return item if several else (item,)
 
     def open(self, number: int) -> Any:
@@ -138,14 +153,29 @@ class SequenceSource:
             InputError: As for `item`; or its leaves have another number of time steps than `lengths` says.
         """
         item, expected = self.item(number), int(self.lengths[number]) + self.shift
-        for key in self._keys or ():
-            for leaf in tree_leaves(item[key], is_leaf=is_list) if key in all_keys(item) else ():
-                found = num_time_steps(leaf)
-                if key not in self._static_keys and found != expected:
-                    raise InputError(
-                        f"item {number}: the leaf {key!r} has {found} time steps where {expected} are expected: "
-                        "all leaves with a time axis must have the same length; name the others as static"
-                    )
+        present = all_keys(item)
+        wanted = present if self._keys is None or callable(self._static) else [*self._keys, *self._static_keys]
+        with reading(number):
+            if has_names(item) and set(wanted) <= set(present):
+                item = {key: as_dicts(item[key]) for key in wanted}  # once, where a name is a read or an array to open
+            found = [
+                (key, num_time_steps(leaf))
+                for key in (present if self._keys is None else self._keys)
+                if key in present and key not in self._static_keys
+                for leaf in tree_leaves(item[key], is_leaf=is_list)
+            ]
+        key, wrong = next(((key, length) for key, length in found if length != expected), (None, expected))
+        # A function may use leaves without a time axis: then only lengths that no leaf has are known to be wrong.
+        if self._given and wrong != expected and all(length != expected for _, length in found):
+            raise InputError(
+                f"item {number}: lengths[{number}]={expected}, and its leaf {key!r} has {wrong} time steps: correct "
+                "lengths, or leave it out"
+            )
+        if self._keys is not None and wrong != expected:
+            raise InputError(
+                f"item {number}: the leaf {key!r} has {wrong} time steps where {expected} are expected: "
+                "all leaves with a time axis must have the same length; name the others as static"
+            )
         return item
 
     def read(self, item: Any, number: int, start: int, stop: int, generator: torch.Generator | None) -> Stretch:
@@ -162,36 +192,36 @@ class SequenceSource:
             InputError: The leaves have other lengths, kinds or shapes than those of other items.
         """
         keys = int(self.lengths[number]) + self.shift if self._keys is None else self._keys
-        wanted = stop - start + self.shift
-        try:
-            part = slice_item(item, slice(start, stop + self.shift), self._static_keys, keys)
-            if self.transform is not None and generator is not None:
-                part = self.transform(part, generator)
-            inputs = select(self._inputs, part)
-            targets = None if self._targets is None else select(self._targets, part)
-            mask = None if self._mask is None else select(self._mask, part)
-        except InputError as error:
-            raise InputError(f"item {number}: {error}") from error
-        except (KeyError, IndexError) as error:
-            raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
-        except (TypeError, ValueError) as error:
-            raise InputError(f"item {number}: a leaf cannot be read as a tensor ({error})") from error
+        wanted, times = stop - start + self.shift, slice(start, stop + self.shift)
+        with reading(number):
+            try:
+                part = slice_item(item, times, self._static_keys, keys, self._convert)
+                if self.transform is not None and generator is not None:
+                    part = self.transform(part, generator)
+                inputs = select(self._inputs, part)
+                targets = None if self._targets is None else select(self._targets, part)
+                mask = None if self._mask is None else select(self._mask, part)
+            except InputError as error:
+                raise InputError(f"item {number}: {error}") from error
+            except (KeyError, IndexError) as error:
+                raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
+            except (TypeError, ValueError) as error:
+                raise InputError(f"item {number}: a leaf cannot be read as a tensor ({error})") from error
         for name, value in (("inputs", inputs), ("targets", targets), ("mask", mask)):
-            if value is not None and not all(_has_length(leaf, wanted) for leaf in flatten(value)):
-                path, leaf = next(each for each in tree_flatten_with_path(value)[0] if not _has_length(each[1], wanted))
+            if value is not None and not all(has_length(leaf, wanted) for leaf in flatten(value)):
+                path, leaf = next(each for each in tree_flatten_with_path(value)[0] if not has_length(each[1], wanted))
                 found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise InputError(
                     f"item {number}: {name}{path_name(path)} has {found} for the {wanted} time steps from {start} on: "
                     "all leaves with a time axis must have the same length; name the others as static"
                 )
-        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 1):
-            raise InputError(f"item {number}: the mask must be one leaf, [time]")
+        mask = None if mask is None else as_mask(mask, number)
         if self.shift:
             targets = map_leaves(lambda leaf: leaf[self.shift :], inputs)
             inputs = map_leaves(lambda leaf: leaf[: -self.shift], inputs)
             mask = None if mask is None else mask[self.shift :]
-        stretch = Stretch(inputs, targets, None if mask is None else mask.bool())
-        self._check(number, stretch)
+        stretch = Stretch(inputs, targets, mask)
+        self._kinds.check(number, {"inputs": inputs, "targets": targets})
         return stretch
 
     def static(self, item: Any, number: int) -> Any:
@@ -200,11 +230,11 @@ class SequenceSource:
             return None
         try:
             keys = all_keys(item) if callable(self._static) else self._static_keys
-            part = slice_item(item, slice(0), keys, keys)
-            found = map_leaves(lambda leaf: cast(leaf, self.dtype), select(self._static, part))
+            part = slice_item(item, slice(0), keys, keys, self._convert)
+            found = map_leaves(self.dtypes.of_window, select(self._static, part))
         except (KeyError, IndexError) as error:
             raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
-        kinds = [_kind(leaf, 0) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in flatten(found)]
+        kinds = [kind_of(leaf, 0) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in flatten(found)]
         if any(isinstance(kind, str) for kind in kinds) or kinds != (self._static_kinds or kinds):
             raise InputError(
                 f"item {number}: its static leaves are {kinds}, where those of the items before are "
@@ -240,46 +270,21 @@ class SequenceSource:
     def _length(self, number: int) -> int:
         item = self.item(number)
         key = self._temporal_key(item)
-        found = num_time_steps(tree_leaves(item[key], is_leaf=is_list)[0]) if key in all_keys(item) else None
+        found = num_time_steps(tree_leaves(as_dicts(item[key]), is_leaf=is_list)[0]) if key in all_keys(item) else None
         if found is None:
             raise InputError(f"item {number} has no leaf {key!r} of time steps: it has {all_keys(item)}")
         return found
 
     def _temporal_key(self, item: Any) -> Key:
-        keys = keys_of(self._inputs) or [key for key in all_keys(item) if key not in self._static_keys]
-        return keys[0]
-
-    def _check(self, number: int, stretch: Stretch) -> None:
-        """Makes sure that leaves of all items have the same names, kinds and shapes."""
-        kinds = [_kind(leaf) for part in stretch[:2] if part is not None for leaf in flatten(part)]
-        if kinds == self._kinds:
-            return
-        specification = [
-            (f"{name}{path_name(path)}", *_kind(leaf))
-            for name, part in (("inputs", stretch.inputs), ("targets", stretch.targets))
-            if part is not None
-            for path, leaf in tree_flatten_with_path(part)[0]
-        ]
-        if self._specification is None:
-            self._kinds, self._specification = kinds, specification
-        if specification != self._specification:
-            ours, theirs = next(
-                (mine, first) for mine, first in zip(specification, self._specification, strict=False) if mine != first
-            )
-            raise InputError(
-                f"item {number}: {ours[0]} is {ours[1]} of {ours[2]} a time step, where the items before have "
-                f"{theirs[0]}, {theirs[1]} of {theirs[2]}: all items must have the same leaves"
-            )
+        for selector in (self._inputs, self._targets, self._mask):
+            keys = keys_of(selector)
+            if keys:
+                return keys[0]
+        return next(key for key in all_keys(item) if key not in self._static_keys)
 
 
-def _has_length(leaf: Any, num_time_steps: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == num_time_steps
-
-
-def _kind(leaf: Tensor, axes: int = 1) -> tuple[str, tuple[int, ...]]:
-    return "floating-point" if leaf.is_floating_point() else str(leaf.dtype), tuple(leaf.shape[axes:])
-
-
-def path_name(path: Any) -> str:
-    """Returns the place of a leaf, as Python would write it."""
-    return "".join(f"[{getattr(entry, 'key', getattr(entry, 'idx', entry))!r}]" for entry in path)
+def _whole_numbers(lengths: Sequence[int]) -> np.ndarray:
+    given = np.asarray(lengths)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise InputError(f"lengths={lengths!r}: must be whole numbers, the time steps of every item")
+    return given.astype(np.int64)

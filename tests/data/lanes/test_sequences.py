@@ -1,5 +1,6 @@
 """Lanes of sequences: what they hold, in which order, from where a run goes on, and what they refuse."""
 
+import threading
 from collections import Counter
 
 import numpy as np
@@ -221,6 +222,53 @@ def test_lanes_go_on_at_any_batch(layout, place):
             assert_close(ours.windows, theirs.windows, rtol=0, atol=0)
 
 
+def test_a_run_cannot_go_on_with_other_contents_of_the_same_lengths():
+    def lanes(items, **options):
+        return SequenceLanes(items, 2, 3, inputs="x", targets="y", **options)
+
+    def items(changed=None, time=0, leaf="x"):
+        made = counting([4] * 40)
+        if changed is not None:
+            made[changed][leaf] = made[changed][leaf].clone()
+            made[changed][leaf][time] += 1
+        return made
+
+    saved = lanes(items()).state_dict()
+    same = lanes(items(), transform=lambda part, generator: 1 / 0)  # is not called for the checksum
+    same.load_state_dict(saved)
+    lanes(items(1)).load_state_dict(saved)  # an item between those that are compared
+    for other in (items(0), items(39), items(2), items(39, 3), items(0, 0, "y"), items(0, 3, "y")):
+        with pytest.raises(InputError, match=r"dataset=40 .* contents (\w+), where .* has .* contents (?!\1)"):
+            lanes(other).load_state_dict(saved)
+
+
+def test_contents_that_differ_at_every_reading_are_not_compared():
+    class Noisy(list):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"x": torch.rand(3)}
+
+    saved = SequenceLanes(Noisy(counting([3, 3])), 2, 3, inputs="x").state_dict()
+    assert saved["fixed"]["dataset"].endswith("and contents that differ at every reading")
+    SequenceLanes(Noisy(counting([3, 3])), 2, 3, inputs="x").load_state_dict(saved)
+
+
+def test_a_dataset_is_not_read_beside_the_reading_thread():
+    threads = set()
+
+    class Watched(list):
+        def __getitem__(self, index):
+            threads.add(threading.current_thread())
+            return super().__getitem__(index)
+
+    lanes = SequenceLanes(Watched(counting([9, 9])), 2, 3, inputs="x")
+    batches = iter(lanes)
+    next(batches)
+    threads.clear()
+    lanes.state_dict()
+    assert threading.current_thread() not in threads
+    batches.close()
+
+
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_ranks_hold_the_lanes_of_one(num_ranks):
     lengths = [7, 3, 12, 5, 9, 2, 4]
@@ -242,6 +290,7 @@ def test_ranks_hold_the_lanes_of_one(num_ranks):
         rank = RankAmongThreads(number, num_ranks, all_gather)
         made = SequenceLanes(Opened(counting(lengths), number), **options, inputs="x", mask=in_use, rank=rank)
         assert sorted(opened[number]) == list(rank.share(len(lengths)))  # to find the lengths, each its share
+        made.state_dict()  # which opens some items on every rank, for a checksum
         opened[number].clear()
         return made
 
@@ -294,6 +343,8 @@ def test_a_transform_has_a_generator_for_each_sequence_and_epoch():
         (counting([9, 9]), {"inputs": "x", "random_lanes": 2}, "random_lanes=2 of num_lanes=2"),
         (counting([3, 3]), {"inputs": "x", "targets": "y", "shift": 1}, "shift=1 with targets='y'"),
         (counting([3, 3]), {"inputs": "x", "max_length": 0}, "max_length=0"),
+        (counting([3, 3]), {"inputs": "x", "shuffle": "no"}, "shuffle='no': must be True or False"),
+        (counting([3, 3]), {"inputs": "x", "repeat": 1}, "repeat=1: must be True or False"),
         (counting([3, 3]), {"inputs": "x", "lengths": [3]}, "lengths: 1 numbers for 2 items"),
         (counting([3, 3]), {}, r"inputs=None, and item 0 has the keys \['x', 'y', 'of'\]"),
     ],
@@ -333,6 +384,70 @@ class Failing(list):
 def test_a_wrong_item_is_named(items, message):
     with pytest.raises(InputError, match=message):
         list(SequenceLanes(items, 2, 3, inputs="x", targets="y", lengths=[len(item["x"]) for item in list(items)]))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.tensor([1.0, 0, 1, 1]), "item 1: the mask is torch.float32: must be bool, or integers 0 and 1"),
+        (torch.tensor([1, 2, 0, 1]), "item 1: the mask has the value 2: must be bool, or integers 0 and 1"),
+        (torch.tensor([1, -1, 0, 1], dtype=torch.int8), "item 1: the mask has the value -1"),
+        (torch.ones(4, 2, dtype=torch.bool), r"item 1: the mask must be one leaf, \[time\]"),
+    ],
+)
+def test_a_mask_is_true_or_false(mask, message):
+    items = [item | {"ok": torch.ones(len(item["x"]), dtype=torch.bool)} for item in broken({})]
+    items[1]["ok"] = mask
+    with pytest.raises(InputError, match=message):
+        list(SequenceLanes(items, 2, 4, inputs="x", targets="y", mask="ok"))
+
+
+def missing(time, features=()):
+    x = torch.zeros(5, *features)
+    x[time] = torch.nan
+    return [{"x": torch.zeros(4, *features), "y": torch.zeros(4)}, {"x": x, "y": torch.zeros(5)}]
+
+
+@pytest.mark.parametrize("features", [(), (2, 3)])
+@pytest.mark.parametrize("time", [0, 3, 4])
+def test_missing_inputs_are_named(time, features):
+    """Also where nothing is scored: the state would be NaN from there on."""
+    lanes = SequenceLanes(missing(time, features), 2, 2, inputs=["x"], targets="y", burn_in=3)
+    with pytest.raises(InputError, match=rf"item 1: inputs\['x'\] is NaN at time step {time}: it would stay in the"):
+        list(lanes)
+
+
+def test_missing_inputs_can_be_filled_and_infinite_ones_are_kept():
+    def filled(part):
+        return {"x": part["x"].nan_to_num(7.0, posinf=torch.inf), "known": ~part["x"].isnan()}
+
+    items = missing(3)
+    items[0]["x"][:2] = torch.tensor([torch.inf, -torch.inf])
+    (window,) = (batch.windows[0] for batch in SequenceLanes(items, 2, 5, inputs=filled, targets="y"))
+    assert window.inputs["x"][1].tolist() == [0, 0, 0, 7, 0]
+    assert window.inputs["known"][1].tolist() == [True, True, True, False, True]
+
+
+@pytest.mark.parametrize("inputs", ["x", lambda part: part["x"] + part["of"]])
+def test_wrong_lengths_are_named(inputs):
+    items = counting([3, 4, 5])
+    lanes = SequenceLanes(items, 2, 9, inputs=inputs, targets="y", static="of", lengths=[3, 4, 7])
+    with pytest.raises(InputError, match=r"item 2: lengths\[2\]=7, and its leaf 'x' has 5 time steps: correct lengths"):
+        list(lanes)
+    for wrong in ([3.0, 4.0, 5.0], [[3, 4, 5]], "length"):
+        with pytest.raises(InputError, match=r"lengths=.*: must be whole numbers, the time steps of every item"):
+            SequenceLanes(items, 2, 9, inputs=inputs, lengths=wrong)
+
+
+def test_a_leaf_more_or_less_is_named():
+    fewer, more = ({"x": torch.zeros(3), "y": {name: torch.zeros(3) for name in names}} for names in ("a", "ab"))
+    there = r"targets\['b'\] is floating-point of \(\) a time step"
+    for items, message in (
+        ([fewer, more], f"item 1: {there}, where in the items before there is no other leaf"),
+        ([more, fewer], f"item 1: there is no other leaf, where in the items before {there}"),
+    ):
+        with pytest.raises(InputError, match=message):
+            list(SequenceLanes(items, 2, 3, inputs="x", targets="y"))
 
 
 @pytest.mark.parametrize("second", [torch.zeros(3), "text", torch.zeros(2, dtype=torch.int64)])
@@ -376,6 +491,6 @@ def test_tuples_single_leaves_memory_maps_and_float64(tmp_path):
     assert window.inputs.dtype == torch.int64
     assert window.inputs.tolist() == [x.tolist()]
     assert window.targets.dtype == torch.float32
-    window = next(iter(SequenceLanes([np.linspace(0, 1, 7)], 1, 7, shift=1, dtype=torch.float64))).windows[0]
+    window = next(iter(SequenceLanes([np.linspace(0, 1, 7)], 1, 7, shift=1, dtypes=torch.float64))).windows[0]
     assert window.inputs.dtype == torch.float64
     assert_close(window.targets[0], torch.linspace(0, 1, 7, dtype=torch.float64)[1:])
