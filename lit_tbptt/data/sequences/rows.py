@@ -58,7 +58,8 @@ class Rows:
         while len(self._items) > 2 * max(1, len(lanes)):
             self._items.popitem(last=False)
         self.held = torch.tensor(
-            [(lane.sequence, lane.start, lane.num_time_steps) if lane.num_time_steps else (-1, 0, 0) for lane in lanes]
+            [(lane.sequence, lane.start, lane.num_time_steps) if lane.num_time_steps else (-1, 0, 0) for lane in lanes],
+            dtype=torch.int64,
         ).view(-1, 3)
         if not lanes:
             return Window(torch.zeros(0, 1), None)

@@ -494,3 +494,8 @@ def test_tuples_single_leaves_memory_maps_and_float64(tmp_path):
     window = next(iter(SequenceLanes([np.linspace(0, 1, 7)], 1, 7, shift=1, dtypes=torch.float64))).windows[0]
     assert window.inputs.dtype == torch.float64
     assert_close(window.targets[0], torch.linspace(0, 1, 7, dtype=torch.float64)[1:])
+
+
+def test_a_rank_without_lanes_has_rows_of_none():
+    lanes = SequenceLanes(counting([4, 5]), 2, 3, inputs="x", lengths=[4, 5], rank=Rank(2, 3))
+    assert [(batch.rows.dtype, *batch.rows.shape) for batch in lanes] == [(torch.int64, 1, 0, 3)] * 2
