@@ -41,7 +41,8 @@ from leftovers import _nothing_is_left  # noqa: E402, F401 - a fixture of every 
 
 from lit_tbptt import Batch, Carry, TruncatedLoss, Window, WindowLoss  # noqa: E402
 from lit_tbptt.cli import TextCLI  # noqa: E402, F401 - and all that it imports, for processes.py to fork from
-from lit_tbptt.tbptt.update import RunLoss, Updated  # noqa: E402
+from lit_tbptt.tbptt.run import RunLoss  # noqa: E402
+from lit_tbptt.tbptt.update import Updated  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_tbptt.errors import InputError
 
-VERSION = 1
+VERSION = 2
 """Version of `RunState`; increase it when a key changes its name or meaning."""
 
 
@@ -50,6 +50,8 @@ class RunState(TypedDict):
         ranks: The state of each rank, in order.
         truncation: The truncation settings.
         optimizers: The class names of the optimizer and its schedules.
+        ends_done: How many batches of the run have ended, with the validation after them. The position can be before
+            that while a gradient is pending.
         stopping: Whether a callback, such as EarlyStopping, has stopped the run but it has not ended yet.
         log: The result of `TrainingLog.state_dict`.
         metrics: The contents of the trainer's `callback_metrics`.
@@ -62,6 +64,7 @@ class RunState(TypedDict):
     ranks: list[RankState]
     truncation: TruncationState
     optimizers: list[str]
+    ends_done: int
     stopping: bool
     log: dict[str, Any]
     metrics: dict[str, Tensor]

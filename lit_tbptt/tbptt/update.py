@@ -4,86 +4,21 @@
     run           o      o      o              runs it from the carry (with `Run`, any number of times),
     step          |      |      |              and decides when to step the optimizer.
 
-An Update changes the weights through an `Optimizer`: three methods that a training framework implements.
+An Update changes the weights through an `Optimizer`, which a training framework implements.
 """
 
-import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import reduce
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.random_state import random_state, set_random_state
-from lit_tbptt.ranks import Agreement
 from lit_tbptt.tbptt.carry import Carry
-from lit_tbptt.tbptt.task import Task, sum_penalties
-from lit_tbptt.tbptt.truncation import Truncation
+from lit_tbptt.tbptt.run import Run
 from lit_tbptt.tbptt.window import Window
-
-
-class RunLoss(NamedTuple):
-    """The result of a run over windows.
-
-    Attributes:
-        loss: The loss of this rank's lanes, summed over the scored targets, with its graph.
-        penalty: The task's penalty, likewise. None: no penalty.
-        carry: What is passed to the next window, still attached to the graph.
-        total_loss: The summed loss of all ranks, without a graph.
-        total_targets: The number of scored targets of all ranks.
-    """
-
-    loss: Float[Tensor, ""]
-    penalty: Float[Tensor, ""] | None
-    carry: Carry
-    total_loss: Float[Tensor, ""]
-    total_targets: Tensor | int
-
-
-class Run:
-    """Runs a task over windows from a carry, on all ranks.
-
-    Args:
-        task: The task to run.
-        truncation: Truncates the graph of each window.
-        agreement: Sums losses and targets over the ranks.
-        repeatable: Whether a call with the same carry and window objects as the previous call draws the same random
-            numbers: dropout, and everything else that uses Python's, NumPy's and torch's global generators.
-    """
-
-    def __init__(
-        self, task: Task, truncation: Truncation, agreement: Agreement | None = None, repeatable: bool = False
-    ) -> None:
-        self.task = task
-        self.truncation = truncation
-        self.agreement = agreement or Agreement()
-        self.repeatable = repeatable
-        self._call: tuple[Any, ...] = ()
-        self._random: dict[str, Any] = {}
-
-    def __call__(self, windows: Sequence[Window], carry: Carry | None) -> RunLoss:
-        """Runs over one or more windows, each with its own horizon, and sums their losses."""
-        if not windows:
-            raise ValueError("windows: at least one is needed")
-        if self.repeatable:
-            call = (carry, *windows)
-            if len(call) == len(self._call) and all(map(operator.is_, call, self._call)):
-                set_random_state(self._random)
-            else:
-                self._call, self._random = call, random_state()
-        costs = []
-        for number, window in enumerate(windows):
-            carry = carry if carry is None or number == 0 else carry.detach()
-            loss, num_targets, carry, penalty = self.truncation(self.task, window, carry)
-            costs.append((loss, penalty, *self.agreement.exchange(loss, num_targets)))
-        losses, penalties, total_losses, total_targets = zip(*costs, strict=True)
-        assert carry is not None
-        loss, total_loss, num_targets = (reduce(operator.add, each) for each in (losses, total_losses, total_targets))
-        return RunLoss(loss, sum_penalties(penalties), carry, total_loss, num_targets)
 
 
 @runtime_checkable
@@ -93,98 +28,186 @@ class Optimizer(Protocol):
     def zero_grad(self) -> None:
         """Clears the gradients."""
 
-    def backward(self, loss: Float[Tensor, ""]) -> None:
-        """Accumulates the gradients of a loss, averaged over ranks."""
+    def backward(self, loss: Float[Tensor, ""], more: bool = False) -> None:
+        """Accumulates the gradients of a loss, averaged over ranks.
 
-    def step(self) -> None:
-        """Updates the weights."""
+        Args:
+            loss: The loss.
+            more: Whether more gradients follow before the step, so that ranks need not exchange these yet.
+        """
+
+    def scale_gradients(self, factor: Tensor | float) -> None:
+        """Multiplies the gradients by a factor."""
+
+    def step(self, factor: float = 1.0, closure: Callable[[], Tensor] | None = None) -> None:
+        """Updates the weights.
+
+        Args:
+            factor: What the learning rate is multiplied by for this step.
+            closure: Computes gradients and returns the loss, for optimizers that do so several times a step.
+        """
+
+
+class Place(NamedTuple):
+    """Where a window is.
+
+    Attributes:
+        window: The number of windows in the run before it.
+        batch_window: The number of windows in the batch before it.
+        scored: By window of the batch, whether any process has a target there.
+        last_batch: Whether the batch is the last of the epoch.
+        step_factor: What the learning rate of a step after this window is multiplied by.
+    """
+
+    window: int = 0
+    batch_window: int = 0
+    scored: tuple[bool, ...] = (True,)
+    last_batch: bool = False
+    step_factor: float = 1.0
+
+    @property
+    def ends_batch(self) -> bool:
+        """Whether no later window of the batch has a target."""
+        return not any(self.scored[self.batch_window + 1 :])
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether no later window of the epoch has a target."""
+        return self.last_batch and self.ends_batch
 
 
 class Updated(NamedTuple):
     """The result of an Update for one window.
 
     Attributes:
-        carry: The carry for the next window.
+        carry: The carry for the next window, detached.
         loss: The summed loss of all ranks, without a graph.
         num_targets: The number of targets in `loss`.
         stepped: Whether the weights changed; checkpoints can be taken after a step.
+        evaluations: How often the loss and its gradient were computed for the step.
     """
 
     carry: Carry
     loss: Float[Tensor, ""]
     num_targets: Tensor | int
     stepped: bool
+    evaluations: int = 1
 
 
 class Update(ABC):
     """Decides when the weights change.
 
-    Args:
-        loss_reduction: Whether the gradient is that of the mean or of the sum over the scored targets.
-
     Attributes:
         repeats: Whether the Update runs the same windows more than once; its runs are then repeatable.
-
-    Raises:
-        InputError: `loss_reduction` is neither.
+        steps_every_window: Whether every call makes a step. If not, a checkpoint between two steps contains the run as
+            it was before the first window after the last step, and a resumed run repeats these windows.
+        spans_batches: Whether a batch may end without a step.
     """
 
     repeats = False
+    steps_every_window = False
+    spans_batches = False
 
-    def __init__(self, loss_reduction: Literal["mean", "sum"] = "mean") -> None:
-        if loss_reduction not in ("mean", "sum"):
-            raise InputError(f"loss_reduction={loss_reduction!r}: must be mean or sum")
-        self.loss_reduction = loss_reduction
+    def begin(self, run: Run) -> None:  # noqa: B027 - most have nothing to do
+        """Called before the first window of a training. Forgets what an earlier one left, and checks the settings."""
+
+    def check_windows_per_batch(self, num_windows: int) -> None:  # noqa: B027 - likewise
+        """Checks the number of windows in a batch other than the last of an epoch.
+
+        Raises:
+            InputError: It does not fit the Update.
+        """
 
     def num_steps(self, num_windows: int) -> int | None:
         """Returns the number of optimizer steps in an epoch of `num_windows`. None: not known."""
         return None
 
     @abstractmethod
-    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, last: bool) -> Updated:
-        """Processes the next window.
+    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, place: Place) -> Updated:
+        """Processes the next window that has a target.
 
         Args:
             window: The window.
             carry: The carry returned for the previous window. None: every lane is reset.
             run: Runs windows.
             optimizer: Changes the weights.
-            last: Whether no gradient may be pending after this window: it is the last one of the epoch, or the last one
-                with a target of a batch in which there are windows without.
+            place: Where the window is. After the last one of an epoch no gradient may be pending.
         """
 
-    def objective(self, cost: RunLoss, num_ranks: int) -> Float[Tensor, ""]:
-        """Returns the value to backpropagate: loss plus penalty, divided by the targets of all ranks for the mean.
-
-        Args:
-            cost: The result of a run.
-            num_ranks: The number of ranks. They average their gradients, so the value is multiplied by it.
-        """
-        loss = cost.loss if cost.penalty is None else cost.loss + cost.penalty
-        if num_ranks > 1:
-            loss = loss * num_ranks
-        if self.loss_reduction == "sum":
-            return loss
-        targets = cost.total_targets
-        return loss / (targets.clamp(min=1).to(loss.dtype) if isinstance(targets, Tensor) else max(1, targets))
-
-
-def pass_over(window: Window, carry: Carry | None, run: Run) -> Updated:
-    """Runs a window without targets only for its carry: many optimizers change weights even if gradients are zero."""
-    with torch.no_grad():
-        cost = run((window,), carry)
-    return Updated(cost.carry.detach(), cost.total_loss, cost.total_targets, False)
+    def pass_over(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, place: Place) -> Updated:
+        """Processes a window without targets: no step, since many optimizers change weights even if gradients are 0."""
+        with torch.no_grad():
+            cost = run((window,), carry)
+        return Updated(cost.carry.detach(), cost.total_loss, cost.total_targets, False)
 
 
 class StepPerWindow(Update):
     """Makes one optimizer step per window and detaches the carry; the default."""
 
+    steps_every_window = True
+
     def num_steps(self, num_windows: int) -> int | None:
         return num_windows
 
-    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, last: bool) -> Updated:
+    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, place: Place) -> Updated:
         cost = run((window,), carry)
         optimizer.zero_grad()
-        optimizer.backward(self.objective(cost, run.agreement.num_ranks))
-        optimizer.step()
+        optimizer.backward(run.objective(cost))
+        optimizer.step(place.step_factor)
         return Updated(cost.carry.detach(), cost.total_loss, cost.total_targets, True)
+
+
+class StepPerWindows(Update):
+    """Makes one optimizer step per `windows_per_step` windows, with the gradient of all their losses together.
+
+    The state is detached after every window, so memory is that of one window. For the mean, the sum of the gradients is
+    divided once, by the targets of all windows. The last step of an epoch may have fewer windows.
+
+    Args:
+        windows_per_step: Windows per step; a divisor of the number of windows per batch, so that no batch ends between
+            two steps.
+
+    Raises:
+        InputError: `windows_per_step` is below 1.
+    """
+
+    def __init__(self, windows_per_step: int) -> None:
+        if windows_per_step < 1:
+            raise InputError(f"windows_per_step={windows_per_step}: must be 1 or more")
+        self.windows_per_step = windows_per_step
+
+    def num_steps(self, num_windows: int) -> int | None:
+        return -(-num_windows // self.windows_per_step)
+
+    def check_windows_per_batch(self, num_windows: int) -> None:
+        if num_windows % self.windows_per_step:
+            raise InputError(
+                f"windows_per_step={self.windows_per_step} with {num_windows} windows in a batch: a step must end with "
+                "a batch, so that no checkpoint is between two steps; make windows_per_batch a multiple of "
+                "windows_per_step"
+            )
+
+    def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, place: Place) -> Updated:
+        number = place.batch_window % self.windows_per_step
+        first = place.batch_window - number
+        scored = place.scored[first : first + self.windows_per_step]
+        more = any(scored[number + 1 :])
+        cost = run((window,), carry)
+        if not any(scored[:number]):
+            optimizer.zero_grad()
+            # What the loss is divided by before the true number is known: a sum could overflow under fp16.
+            self._divisor = cost.total_targets * sum(scored)
+            self._targets: Tensor | int = 0
+            self._step_factors = 0.0
+        self._targets = self._targets + cost.total_targets
+        self._step_factors += place.step_factor
+        optimizer.backward(run.objective(cost, self._divisor), more)
+        if not more:
+            if run.loss_reduction == "mean":
+                optimizer.scale_gradients(_at_least_1(self._divisor) / _at_least_1(self._targets))
+            optimizer.step(self._step_factors / sum(scored))
+        return Updated(cost.carry.detach(), cost.total_loss, cost.total_targets, not more)
+
+
+def _at_least_1(count: Tensor | int) -> Tensor | int:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)

@@ -28,12 +28,12 @@ class TrainingLog:
 
     Attributes:
         num_targets: The number of targets in all entries so far.
-        gradient_norm: The gradient norm of the last optimizer step, for an entry at that step. None: not known.
+        step_values: Values of the last optimizer step, such as its gradient norm, for an entry at that step.
     """
 
     def __init__(self) -> None:
         self.num_targets = 0
-        self.gradient_norm: Tensor | float | None = None
+        self.step_values: dict[str, Tensor | float] = {}
         self._unread: list[_Unread] = []
         self._rows: list[dict[str, float]] = []
         self._rows_step = -1
@@ -71,8 +71,7 @@ class TrainingLog:
         values = describe(sum(losses) / max(1, num_targets))
         values |= {"lr": _learning_rate(trainer), "tokens_per_second": num_targets / (now - self._clock)}
         self._clock = now
-        if self.gradient_norm is not None:
-            values["gradient_norm"] = float(self.gradient_norm)
+        values |= {name: float(value) for name, value in self.step_values.items()}
         values = {f"train/{name}": value for name, value in values.items()}
         self.write(trainer, values)
         return values
@@ -108,27 +107,36 @@ class TrainingLog:
     def _num_unread(self) -> int:
         return sum(_number(entry.num_targets) for entry in self._unread)
 
-    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
-        """Returns the log as plain values; raises DivergenceError if a loss is not finite."""
+    @property
+    def num_unread(self) -> int:
+        """The number of losses since the last entry."""
+        return len(self._unread)
+
+    def state_dict(self, trainer: Trainer, num_unread: int) -> dict[str, Any]:
+        """Returns the log as plain values, with the first `num_unread` of the losses since the last entry.
+
+        Raises:
+            DivergenceError: A loss is not finite.
+        """
         losses = self.check(trainer)
         for logger in trainer.loggers:
             logger.save()  # the log files must not be older than the checkpoint
         unread = [
             (entry.step, loss, _number(entry.num_targets)) for entry, loss in zip(self._unread, losses, strict=True)
-        ]
+        ][:num_unread]
         return {
             "num_targets": self.num_targets,
             "unread": unread,
             "dtype": str(self._unread[0].loss.dtype).removeprefix("torch.") if self._unread else "float32",
             "rows": self._rows if self._rows_step == trainer.global_step else [],
-            "tokens": self.num_targets + self._num_unread(),
-            "gradient_norm": None if self.gradient_norm is None else float(self.gradient_norm),
+            "tokens": self.num_targets + sum(count for *_, count in unread),
+            "step_values": {name: float(value) for name, value in self.step_values.items()},
         }
 
     def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
         """Restores the result of `state_dict`, and logs the entries of that step again."""
         self.num_targets = state["num_targets"]
-        self.gradient_norm = state.get("gradient_norm")  # which older checkpoints lack
+        self.step_values = dict(state["step_values"])
         dtype = getattr(torch, state["dtype"])
         device = trainer.strategy.root_device
         self._unread = [

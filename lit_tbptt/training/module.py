@@ -8,13 +8,15 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import AdamW
 
+from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt import Batch, Run, StepPerWindow, Task, Truncation, Update, Window
-from lit_tbptt.tbptt.update import pass_over
+from lit_tbptt.tbptt import Batch, Place, Run, StepPerWindow, StepPerWindows, Task, Truncation, Update, Updated, Window
+from lit_tbptt.tbptt.closure import StepWithClosure
+from lit_tbptt.tbptt.run import check_reduction
 from lit_tbptt.training.ddp import check_strategy
 from lit_tbptt.training.evaluation import Evaluation
 from lit_tbptt.training.hooks import between_hooks, check_callbacks, step_hooks, window_hooks
-from lit_tbptt.training.optimization import ModuleOptimizer
+from lit_tbptt.training.optimization import ModuleOptimizer, check_closure, needs_closure
 from lit_tbptt.training.overrides import loop_hooks
 from lit_tbptt.training.stages import EvaluatingModule, check_batch
 
@@ -48,6 +50,8 @@ class LitTBPTT(Task, EvaluatingModule):
         carry_state: Whether a window starts from the final state of the previous one. If not, every window starts from
             the initial state; also in evaluation, where windows are then cut to k1 time steps.
         state_drop_probability: Probability that a lane is reset at the start of a window, in training.
+        windows_per_step: Windows whose gradients are added for one optimizer step; windows_per_batch is a multiple.
+        update: When the weights change, such as RandomTruncation. Left out: after every window, or `windows_per_step`.
         clip_norm: Maximum norm of the gradient over all parameters. Left out: no clipping.
         optimizer: Makes the optimizer from the parameters. On the command line: --optimizer.
         lr_scheduler: Makes the schedule from the optimizer. On the command line: --lr_scheduler.
@@ -60,7 +64,7 @@ class LitTBPTT(Task, EvaluatingModule):
         network_settings: The constructor arguments that determine the shapes of weights; a new run with `--init_from`
             takes them from the checkpoint.
         truncation: Truncates gradients; its `k2` may be changed between steps.
-        update: When the weights change.
+        update: When the weights change; an Update.
         evaluation: How validation, test and predictions are made.
         evaluation_metrics: A torchmetrics metric, or a collection, of a task with `predict_window`: it is updated with
             the outputs and targets that are scored (`Evaluation.update_metrics`), reset before an evaluation and logged
@@ -86,6 +90,8 @@ class LitTBPTT(Task, EvaluatingModule):
         loss_reduction: Literal["mean", "sum"] = "mean",
         carry_state: bool = True,
         state_drop_probability: float = 0.0,
+        windows_per_step: int = 1,
+        update: Update | None = None,
         clip_norm: float | None = None,
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -105,7 +111,14 @@ class LitTBPTT(Task, EvaluatingModule):
                 f"k2={k2} with carry_state=False: nothing lies before a window that a gradient could reach; leave k2 "
                 "out"
             )
-        self.update: Update = StepPerWindow(loss_reduction)
+        check_reduction(loss_reduction)
+        self.loss_reduction: Literal["mean", "sum"] = loss_reduction
+        if update is not None and windows_per_step != 1:
+            raise InputError(
+                f"windows_per_step={windows_per_step} with update={type(update).__name__}: give one of them"
+            )
+        given = StepPerWindow() if windows_per_step == 1 else StepPerWindows(windows_per_step)
+        self.update: Update = update or given
         self.carry_state = carry_state
         self.evaluation = Evaluation(reset_every=None if carry_state else k1)
         self.evaluation_metrics = None
@@ -120,7 +133,11 @@ class LitTBPTT(Task, EvaluatingModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._run = Run(self, self.truncation, self.agreement, self.update.repeats)
+        if needs_closure(self.trainer.optimizers[0]) and type(self.update) is StepPerWindow:
+            self.update = StepWithClosure()
+        check_closure(self)
+        self._run = Run(self, self.truncation, self.agreement, self.update.repeats, self.loss_reduction)
+        self.update.begin(self._run)
         # We log every n optimizer steps, for any number of steps per batch.
         warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
         # Our checkpoints are meant to contain the weights after a step.
@@ -150,40 +167,43 @@ class LitTBPTT(Task, EvaluatingModule):
             batch_finished=False,
             last_batch=trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches,
         )
+        self._skip_repeated_end()
+        if not self.position.last_batch:
+            self.update.check_windows_per_batch(len(batch.windows))
         optimizer, stepped = ModuleOptimizer(self), True
         on_window_end, on_step_end = window_hooks(trainer), step_hooks(trainer, batch, batch_idx)
         between = between_hooks(trainer, batch, batch_idx)
         scored = batch.scored or (True,) * len(batch.windows)
         if batch.scored_here:
             scored = self.rank.any_of(scored)
-        for number, window in enumerate(batch.windows[done:], done + 1):
+        for number, window in enumerate(batch.windows[done:], done):
             if trainer.global_step == trainer.max_steps:
                 break
-            for hook in between if number > 1 else ():
+            for hook in between if number else ():
                 hook()
+            if not self.update.steps_every_window and (scored[number] or self.update.spans_batches):
+                self._mark_step_boundary()
             window = self._with_resets(window)
-            if scored[number - 1]:
-                # Windows that are passed over change how many an Update gets of a batch, which must end with a step.
-                last = not any(scored[number:]) and (self.position.last_batch or not all(scored))
-                updated = self.update(window, self.carry, self._run, optimizer, last)
-                stepped = updated.stepped
-            else:
-                updated = pass_over(window, self.carry, self._run)
+            place = Place(self.position.window, number, scored, self.position.last_batch)
+            process = self.update if scored[number] else self.update.pass_over
+            updated = process(window, self.carry, self._run, optimizer, place)
+            stepped = updated.stepped if scored[number] else stepped
             self.carry = updated.carry
             self.log_book.add(self.position.step + 1, updated.loss, updated.num_targets)
             self.position.window += 1
             self.position.batch_window += 1
             if updated.stepped:
-                self._after_step()
+                self._step_boundary = None
+                self._after_step(updated)
             for hook in on_window_end:
                 hook(trainer, self, window)
             for hook in on_step_end if updated.stepped else ():
                 hook(trainer, self)
-        if not stepped:
+        if not stepped and not self.update.spans_batches:
             raise InputError(
                 f"{type(self.update).__name__} made no step after the last of {len(batch.windows)} windows of a batch, "
                 "and a checkpoint taken there would lose its gradient: choose windows_per_batch so that every batch "
-                "ends with a step, and let the update step where last is true"
+                "ends with a step, and let the update step where place.ends_batch is true"
             )
         self._end_batch()
 
@@ -195,11 +215,13 @@ class LitTBPTT(Task, EvaluatingModule):
             return window.with_reset(torch.rand(window.num_lanes, device=self.device) < self.state_drop_probability)
         return window
 
-    def _after_step(self) -> None:
+    def _after_step(self, updated: Updated) -> None:
         self.position.step += 1
         self.step_schedules("step", self.position.step)
         self.agreement.sync()
-        self.log_book.gradient_norm = self.gradient_norm
+        self.log_book.step_values = {} if self.gradient_norm is None else {"gradient_norm": self.gradient_norm}
+        if self.update.repeats:
+            self.log_book.step_values["evaluations"] = updated.evaluations
         every = self.trainer.log_every_n_steps
         if every and self.position.step % every == 0:
             values = self._log_training()
@@ -211,6 +233,8 @@ class LitTBPTT(Task, EvaluatingModule):
         self._epoch_ended = False
         loader = self.trainer.train_dataloader
         self._check_burn_in(loader)
+        if isinstance(loader, Lanes):
+            self.update.check_windows_per_batch(loader.windows_per_batch)
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(self.current_epoch)
 
@@ -230,16 +254,13 @@ class LitTBPTT(Task, EvaluatingModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         # Lightning also ends an epoch that is only interrupted, by max_steps or EarlyStopping.
         if self.position.at_epoch_end:
-            if self.position.step == 0 and not self.trainer.fast_dev_run:
-                raise InputError(
-                    "no window of the training data has a target, so a whole epoch made no step: make the mask true "
-                    "where targets count, and burn_in shorter than the sequences"
-                )
+            self._step_boundary = None
             self.step_schedules("epoch", self.position.epoch + 1)
             self.position = self.position.next_epoch()
 
     def on_train_end(self) -> None:
-        self._log_training()
+        if self._step_boundary is None:  # otherwise the last losses are those of windows that a resumed run repeats
+            self._log_training()
 
     def _log_training(self) -> dict[str, float]:
         return self.log_book.flush(self.trainer, lambda mean: self.describe_loss(mean, self.trainer.train_dataloader))

@@ -1,6 +1,7 @@
 """Optimizer steps, clipping and schedules under manual optimization, which Lightning leaves to the module."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from lightning.pytorch.core.optimizer import _configure_optimizers, _configure_s
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import LBFGS, Optimizer
 
@@ -23,14 +25,45 @@ def take_schedules(configured: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
     Under manual optimization, Lightning keeps the schedulers, to save them, but not when they should step.
 
     Raises:
-        InputError: There is not exactly one optimizer, or it needs a closure.
+        InputError: There is not exactly one optimizer.
     """
     optimizers, schedulers, monitor = _configure_optimizers(configured)
     if len(optimizers) != 1:
         raise InputError(f"configure_optimizers must give one optimizer, and gave {optimizers}")
-    if isinstance(optimizers[0], LBFGS):
-        raise InputError("configure_optimizers gave an LBFGS, which runs a window several times a step: not supported")
     return optimizers, _configure_schedulers_automatic_opt(schedulers, monitor)
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Returns whether an optimizer evaluates the loss several times in a step."""
+    return isinstance(optimizer, LBFGS) or getattr(optimizer, "needs_closure", False)
+
+
+def check_closure(module: Any) -> None:
+    """Checks the settings of a module whose update evaluates the loss several times in a step.
+
+    Raises:
+        InputError: The update does not do so although the optimizer needs it; or the gradients would be clipped or
+            scaled, and would no longer be those of the loss.
+    """
+    optimizer, update = module.trainer.optimizers[0], module.update
+    name = type(optimizer).__name__
+    if needs_closure(optimizer) and not update.repeats:
+        raise InputError(
+            f"{name} evaluates a window several times in a step, and {type(update).__name__} only once: leave update "
+            "and windows_per_step out"
+        )
+    if not update.repeats:
+        return
+    if module.clip_norm is not None:
+        raise InputError(
+            f"clip_norm={module.clip_norm} with {name}: it searches along the loss's own gradient; set clip_norm to "
+            "null (None in Python)"
+        )
+    if getattr(module.trainer.precision_plugin, "scaler", None) is not None:
+        raise InputError(
+            f"trainer.precision={module.trainer.precision} with {name}: it searches along the loss's own gradient, and "
+            "this precision scales it; use bf16-mixed or 32-true"
+        )
 
 
 class ModuleOptimizer:
@@ -53,11 +86,33 @@ class ModuleOptimizer:
             hook(self._optimizer.optimizer)
         self._optimizer.zero_grad()
 
-    def backward(self, loss: Tensor) -> None:
-        self._module.manual_backward(loss)
+    def backward(self, loss: Tensor, more: bool = False) -> None:
+        model = self._module.trainer.strategy.model
+        waits = more and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if waits else nullcontext():
+            self._module.manual_backward(loss)
 
-    def step(self) -> None:
-        self._optimizer.step()
+    def scale_gradients(self, factor: Tensor | float) -> None:
+        if isinstance(factor, float) and factor == 1.0:
+            return
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+    def step(self, factor: float = 1.0, closure: Callable[[], Tensor] | None = None) -> None:
+        if factor == 1.0:
+            self._optimizer.step(closure)
+            return
+        groups = self._optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = group["lr"] * factor
+        try:
+            self._optimizer.step(closure)
+        finally:  # the factor is no part of the schedule, which continues from the rate before
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
 
 @loop_hooks

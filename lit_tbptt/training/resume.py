@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +21,22 @@ from lit_tbptt.training.log import TrainingLog
 from lit_tbptt.training.optimization import ManualOptimization
 from lit_tbptt.training.overrides import is_watched, loop_hooks
 from lit_tbptt.training.position import Position
+
+
+class StepBoundary(NamedTuple):
+    """What a checkpoint contains while a gradient is pending: the run before the first window of that gradient.
+
+    Attributes:
+        position: The position there.
+        carry: The carry into that window.
+        random: The states of the random number generators.
+        num_unread: The number of losses that the log had not yet read.
+    """
+
+    position: Position
+    carry: Carry | None
+    random: dict[str, Any]
+    num_unread: int
 
 
 @loop_hooks
@@ -51,25 +68,42 @@ class ResumableModule(ManualOptimization):
         self._resume: RunState | None = None
         self._until_continued = ExitStack()
         self._skip_windows = 0
+        self._step_boundary: StepBoundary | None = None
+        self._ends_done = 0
         self._epoch_ended = False
         self._metrics_before: dict[str, Tensor] | None = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own: RankState = {"carry": None if self.carry is None else self.carry.describe(), "random": random_state()}
+        here = self._step_boundary or self._boundary_here()
+        own: RankState = {"carry": None if here.carry is None else here.carry.describe(), "random": here.random}
         # All ranks gather first; what may fail on one rank only comes after it.
-        datas, ranks = zip(*self.rank.gather((self.position.data, own)), strict=True)
-        position = self.position.united(datas)
+        datas, ranks = zip(*self.rank.gather((here.position.data, own)), strict=True)
+        position = here.position.united(datas)
         saved = new_run_state(checkpoint)
         saved["position"] = dict(vars(position))
         saved["ranks"] = list(ranks)
         saved["truncation"] = {"k1": self.truncation.k1, "k2_setting": self._first_k2, "k2": self.truncation.k2}
         saved["optimizers"] = self.optimizer_names()
         saved["stopping"] = self.trainer.should_stop and not self._epoch_ended
-        saved["log"] = self.log_book.state_dict(self.trainer)
+        saved["ends_done"] = self.position.batches_before + self.position.batch_finished
+        saved["log"] = self.log_book.state_dict(self.trainer, here.num_unread)
         metrics = self.trainer.callback_metrics if self._metrics_before is None else self._metrics_before
         saved["metrics"] = {name: torch.as_tensor(value).detach().cpu() for name, value in metrics.items()}
         loader = self.trainer.train_dataloader
         position.rewrite(checkpoint, saved["stopping"], loader.state_dict() if self._resumable_loader() else None)
+
+    def _boundary_here(self) -> StepBoundary:
+        return StepBoundary(replace(self.position), self.carry, random_state(), self.log_book.num_unread)
+
+    def _mark_step_boundary(self) -> None:
+        """Called before a window that may leave a gradient pending."""
+        if self._step_boundary is None:
+            self._step_boundary = self._boundary_here()
+
+    def _skip_repeated_end(self) -> None:
+        """Lets no validation follow a batch that is repeated because a gradient was pending, if it did before."""
+        if self.position.batches_before < self._ends_done:
+            self._set_until_continued(self.trainer, "limit_val_batches", 0)
 
     def _resumable_loader(self) -> bool:
         loader = self.trainer.train_dataloader
@@ -129,7 +163,8 @@ class ResumableModule(ManualOptimization):
         check_lanes(self.trainer.train_dataloader, self.trainer)
         saved, self._resume = self._resume, None
         self.carry, self.position, self.log_book, self._metrics_before = None, Position(), TrainingLog(), None
-        self._skip_windows = 0
+        self._skip_windows = self._ends_done = 0
+        self._step_boundary = None
         self._epoch_ended = False
         if saved is not None:
             self._continue(saved)
@@ -159,7 +194,7 @@ class ResumableModule(ManualOptimization):
             self.position.batch_finished = self.position.at_batch_end and not validates
 
     def _continue(self, saved: RunState) -> None:
-        self.position = Position(**saved["position"])
+        self.position, self._ends_done = Position(**saved["position"]), saved["ends_done"]
         if self.position.data is not None and not self._resumable_loader():
             raise InputError(
                 f"the checkpoint was written inside an epoch, and the training data, a "

@@ -6,11 +6,12 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+from descent import Descent
 from processes import together
 from tasks import Recurrence, windows_of
 from torch.testing import assert_close
 
-from lit_tbptt import GRU, InputError, RecurrentLM, Run, StepPerWindow, Task, Truncation, WindowLoss
+from lit_tbptt import GRU, InputError, Place, RecurrentLM, Run, StepPerWindow, Task, Truncation, WindowLoss
 from lit_tbptt.ranks import Agreement
 
 LANES, K1, K2, VOCABULARY = 3, 4, 9, 11
@@ -113,17 +114,10 @@ def test_what_truncation_returns_is_attached_and_an_update_detaches_it():
     inputs = torch.randn(LANES, K1, dtype=torch.float64)
     task, (window,) = Recurrence(), windows_of(inputs, inputs, K1)
     assert Truncation(K1)(task, window).carry.state["h"].requires_grad
-    optimizer = Plain(torch.optim.SGD(task.parameters(), 0.1))
-    updated = StepPerWindow()(window, None, Run(task, Truncation(K1)), optimizer, False)
+    optimizer = Descent(task, 0.1)
+    updated = StepPerWindow()(window, None, Run(task, Truncation(K1)), optimizer, Place())
     assert not updated.carry.state["h"].requires_grad
     assert updated.stepped
-
-
-class Plain:
-    """An optimizer of torch, as an update uses it."""
-
-    def __init__(self, optimizer):
-        self.zero_grad, self.step, self.backward = optimizer.zero_grad, optimizer.step, torch.Tensor.backward
 
 
 class Squares(Task, torch.nn.Module):
@@ -145,11 +139,11 @@ class Squares(Task, torch.nn.Module):
 def test_the_gradient_is_of_loss_and_penalty_and_the_loss_reported_is_not(reduction):
     inputs = torch.randn(LANES, 2 * K1, dtype=torch.float64)
     task, expected = Squares(), 0.7
-    update, run = StepPerWindow(reduction), Run(task, Truncation(K1))
-    optimizer = Plain(torch.optim.SGD(task.parameters(), 0.01))
+    update, run = StepPerWindow(), Run(task, Truncation(K1), loss_reduction=reduction)
+    optimizer = Descent(task, 0.01)
     for window in windows_of(inputs, inputs, K1):
         loss = (expected**2 * window.inputs**2).sum()
-        updated = update(window, None, run, optimizer, False)
+        updated = update(window, None, run, optimizer, Place())
         assert updated.loss.item() == pytest.approx(loss.item(), abs=1e-12)
         step = 2 * expected * ((window.inputs**2).sum() + window.inputs.numel())
         expected -= 0.01 * step.item() / (window.inputs.numel() if reduction == "mean" else 1)
@@ -157,6 +151,6 @@ def test_the_gradient_is_of_loss_and_penalty_and_the_loss_reported_is_not(reduct
 
 
 def test_there_are_two_reductions():
-    unchecked = inspect.unwrap(StepPerWindow.__init__)  # in the tests the type checker would be first
+    unchecked = inspect.unwrap(Run.__init__)  # in the tests the type checker would be first
     with pytest.raises(InputError, match="loss_reduction='median': must be mean or sum"):
-        unchecked(StepPerWindow(), "median")
+        unchecked(Run.__new__(Run), Squares(), Truncation(K1), loss_reduction="median")

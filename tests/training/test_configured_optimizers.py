@@ -98,13 +98,6 @@ def test_every_form_that_lightning_takes(form):
         assert {name} == {key for row in logged.rows for key in row if "SGD" in key or key == "mine"}
 
 
-def test_an_optimizer_that_needs_a_closure_is_refused():
-    module = Regression(k1=5)
-    module.configure_optimizers = lambda: torch.optim.LBFGS(module.parameters())
-    with pytest.raises(InputError, match="gave an LBFGS, which runs a window several times a step: not supported"):
-        fit(module, batches(5))
-
-
 def test_a_fit_that_fails_in_between_leaves_nothing_behind():
     class FailsOnce(Directly):
         failed = False

@@ -71,7 +71,7 @@ def test_the_exact_table_with_a_core_of_ones_own(k1, k2, recompute_every):
 
 def test_the_sum_is_the_mean_times_the_targets():
     summed, mean = pair(k1=5, lr=0.1)
-    summed.update.loss_reduction, summed.lr = "sum", 0.1 / (LANES * 5)
+    summed.loss_reduction, summed.lr = "sum", 0.1 / (LANES * 5)
     fit(summed, batches(5))
     fit(mean, batches(5))
     same_weights(summed, mean)

@@ -10,18 +10,17 @@ from lit_tbptt import Batch, InputError, RunCheckpoint, Update, Updated
 
 
 class EveryOther(Update):
-    """A step after every second window, with the sum of both gradients, and after the epoch's last window."""
+    """A step after every second window, with the sum of both gradients, and after a batch's last window."""
 
-    def __init__(self, heeds_last=True):
-        super().__init__()
-        self.waiting, self.heeds_last = False, heeds_last
+    def __init__(self, heeds_ends=True):
+        self.waiting, self.heeds_ends = False, heeds_ends
 
-    def __call__(self, window, carry, run, optimizer, last):
+    def __call__(self, window, carry, run, optimizer, place):
         cost = run((window,), carry)
         if not self.waiting:
             optimizer.zero_grad()
-        optimizer.backward(self.objective(cost, run.agreement.num_ranks))
-        stepped = self.waiting or (last and self.heeds_last)
+        optimizer.backward(run.objective(cost))
+        stepped = self.waiting or (place.ends_batch and self.heeds_ends)
         if stepped:
             optimizer.step()
         self.waiting = not stepped
@@ -74,10 +73,10 @@ def test_max_steps_counts_steps_and_not_windows():
     assert (trainer.global_step, model.position.window) == (9, 17)
 
 
-@pytest.mark.parametrize(("windows_per_batch", "heeds_last"), [(3, True), (2, False)])
-def test_a_batch_that_ends_without_a_step_is_refused(windows_per_batch, heeds_last):
+@pytest.mark.parametrize("windows_per_batch", [2, 3])
+def test_a_batch_that_ends_without_a_step_is_refused(windows_per_batch):
     model = Regression(k1=5)
-    model.update = EveryOther(heeds_last)
+    model.update = EveryOther(heeds_ends=False)
     with pytest.raises(InputError, match=r"EveryOther made no step after the last of \d windows of a batch"):
         fit(model, batches(5, windows_per_batch))
 

@@ -5,11 +5,12 @@ import torch
 from command_line import curve
 from letters import streamed, strided
 from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.callbacks import EarlyStopping
 from loops import batches, fit
 from resuming import EPOCHS, K1, LANES, WINDOWS, everything, fit_text, monitored, per_epoch, per_step, plain, same
 from tasks import Regression
 
-from lit_tbptt import InputError
+from lit_tbptt import InputError, RandomTruncation
 
 TEXTS = ["".join(chr(98 + (i * j) % 11) for j in range(i * i % 23)) for i in range(19)]
 
@@ -99,8 +100,8 @@ def test_every_kind_of_lanes_is_continued(kind, stop, tmp_path, uninterrupted):
 class Copies(Callback):
     """Saves wherever a callback could."""
 
-    def __init__(self, folder):
-        self.folder, self.paths = folder, []
+    def __init__(self, folder, windows=False):
+        self.folder, self.paths, self.windows = folder, [], windows
 
     def save(self, trainer, place):
         if not trainer.sanity_checking:
@@ -108,7 +109,11 @@ class Copies(Callback):
             trainer.save_checkpoint(self.paths[-1], weights_only=False)
 
     def on_step_end(self, trainer, module):
-        self.save(trainer, "window")
+        self.save(trainer, "step")
+
+    def on_window_end(self, trainer, module, window):
+        if self.windows:
+            self.save(trainer, "window")
 
     def on_train_batch_end(self, trainer, *args):
         self.save(trainer, "batch")
@@ -139,6 +144,35 @@ def test_continued_from_wherever_a_checkpoint_was_saved(windows_per_batch, val, 
         assert steps.run == list(range(int(path.name[:2]) + 1, EPOCHS * WINDOWS + 1)), path
         same(everything(trainer, module), expected)
         assert curve(folder) == whole_curve, path
+
+
+RULES = {
+    "windows_per_step": {"windows_per_step": 2},
+    "random truncation": {"update": RandomTruncation(0.4)},
+}
+
+
+@pytest.mark.parametrize("val", [0.5, 3])
+@pytest.mark.parametrize(
+    ("rule", "windows_per_batch"), [("windows_per_step", 4), *(("random truncation", n) for n in (1, 4))]
+)
+def test_no_checkpoint_holds_half_a_gradient(rule, windows_per_batch, val, tmp_path):
+    """Saved at windows, batches and validations inside a segment, a run goes on from its start to the same bits."""
+    copies, folder = Copies(tmp_path / "copies", windows=True), tmp_path / "run" / "version_0"
+    options = {"val": val, **RULES[rule]}
+    early = EarlyStopping("val/nats_per_token", patience=50)
+    options["callbacks"] = [early, copies]
+    trainer, module, steps = fit_text(folder, windows_per_batch, per_step, **options)
+    expected, whole_curve, waited = everything(trainer, module), curve(folder), early.wait_count
+    assert 4 < len(steps.run) < EPOCHS * WINDOWS
+    for path in copies.paths:
+        early = EarlyStopping("val/nats_per_token", patience=50)
+        options["callbacks"] = [early]
+        trainer, module, again = fit_text(folder, windows_per_batch, per_step, resume=path, **options)
+        assert again.run == steps.run[int(path.name[:2]) :], path
+        same(everything(trainer, module), expected)
+        assert curve(folder) == whole_curve, path
+        assert early.wait_count == waited, path
 
 
 @pytest.mark.parametrize("windows_per_batch", [1, 4])
