@@ -27,8 +27,9 @@ class EchoState(RecurrentCore):
             depend on its start forever, unless the inputs are large.
         leak: The share of the state that is replaced at each time step: 1 replaces it all, small values suit slow
             signals.
-        input_scale: The weights W are uniform from -input_scale to input_scale.
-        bias_scale: Likewise for the biases b.
+        input_scale: The weights W are uniform from -input_scale to input_scale, divided by the square root of
+            `input_size`.
+        bias_scale: The biases b are uniform from -bias_scale to bias_scale.
         num_connections: Units that each unit gets input from; all of them if there are fewer.
         seed: Determines W, U and b.
         input_size: Input features per time step. Default: `hidden_size`.
@@ -84,10 +85,11 @@ class EchoState(RecurrentCore):
         weights = uniform(*sources.shape)
         dense = torch.zeros(hidden_size, hidden_size, dtype=torch.float64).scatter_(1, sources, weights)
         weights *= spectral_radius / torch.linalg.eigvals(dense).abs().max()
+        inputs = uniform(hidden_size, self.input_size) / self.input_size**0.5
         dtype = torch.get_default_dtype()
         self.register_buffer("sources", sources)
         self.register_buffer("recurrent_weights", weights.to(dtype))
-        self.register_buffer("input_weights", (input_scale * uniform(hidden_size, self.input_size)).to(dtype))
+        self.register_buffer("input_weights", (input_scale * inputs).to(dtype))
         self.register_buffer("bias", (bias_scale * uniform(hidden_size)).to(dtype))
 
     def initial_state(self, num_lanes: int) -> State:

@@ -31,8 +31,8 @@ class RidgeReadout:
     ```
 
     `add` runs the task in eval mode over windows, with the state carried and reset as in training. Time steps that the
-    lanes mask, such as the `burn_in` ones after a reset, are not counted. It computes in float64, in memory for three
-    times the square of the readout's inputs; the data is not kept. `solve` may be called with one `l2` after another.
+    lanes mask, such as the `burn_in` ones after a reset, are not counted. It computes in float64, in memory that grows with
+    the square of the readout's inputs; the data is not kept. `solve` may be called with one `l2` after another.
 
     Args:
         task: Its `predict_window` returns what the readout returns.

@@ -54,7 +54,7 @@ def test_the_spectral_radius_is_the_given_one(size, connections, radius):
 
 
 def test_scales_bound_the_weights_and_the_seed_determines_them():
-    core, same, other = (EchoState(50, input_scale=3.0, bias_scale=0.2, seed=seed) for seed in (4, 4, 5))
+    core, same, other = (EchoState(50, 0.9, 1.0, 12.0, 0.2, seed=seed, input_size=16) for seed in (4, 4, 5))
     for weights, bound in ((core.input_weights, 3.0), (core.bias, 0.2)):
         assert 0.9 * bound < weights.abs().max() <= bound
         assert abs(weights.mean()) < 0.3 * bound
