@@ -31,7 +31,7 @@ class RidgeReadout:
     ```
 
     `add` runs the task in eval mode over windows, with the state carried and reset as in training. Time steps that the
-    lanes mask, such as the `burn_in` ones after a reset, are not counted. It computes in float64, in memory that grows with
+    lanes mask, such as the `burn_in` ones after a reset, are not counted. It computes in float64. Its memory grows with
     the square of the readout's inputs; the data is not kept. `solve` may be called with one `l2` after another.
 
     Args:

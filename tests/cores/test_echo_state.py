@@ -59,6 +59,12 @@ def test_scales_bound_the_weights_and_the_seed_determines_them():
         assert 0.9 * bound < weights.abs().max() <= bound
         assert abs(weights.mean()) < 0.3 * bound
     assert_close(dict(core.state_dict()), dict(same.state_dict()), rtol=0, atol=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = EchoState(50, 0.9, 1.0, 12.0, 0.2, seed=4, input_size=16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(dict(double.float().state_dict()), dict(core.state_dict()), rtol=0, atol=0)
     assert all((core.state_dict()[name] != value).any() for name, value in other.state_dict().items())
 
 
