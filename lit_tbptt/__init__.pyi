@@ -1,11 +1,11 @@
-from .cores import GRU, LSTM, RNN, RecurrentCore
+from .cores import GRU, LSTM, RNN, EchoState, RecurrentCore
 from .data import Normalization, SequenceLanes, StreamedLanes, StridedLanes, Tokenizer
 from .errors import DivergenceError, InputError, SourceError
 from .files.run_folder import RunFolder
 from .models.adaptive_softmax import Adaptive
 from .models.language_model import RecurrentLM
 from .models.metrics import summed_nats
-from .optim import WarmupCosineLR
+from .optim import RidgeReadout, WarmupCosineLR
 from .ranks import Rank
 from .tbptt import (
     Batch,
@@ -42,6 +42,7 @@ __all__ = [
     "Batch",
     "Carry",
     "DivergenceError",
+    "EchoState",
     "Evaluation",
     "FallingProbability",
     "GradientHorizon",
@@ -54,6 +55,7 @@ __all__ = [
     "Rank",
     "RecurrentCore",
     "RecurrentLM",
+    "RidgeReadout",
     "Run",
     "RunCheckpoint",
     "RunFolder",

@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lit_tbptt import GRU, LSTM, RNN, InputError
+from lit_tbptt import GRU, LSTM, RNN, EchoState, InputError
 from lit_tbptt.cores.base import check_core
 
 CORES = {
@@ -16,6 +16,7 @@ CORES = {
     "lstm": lambda: LSTM(5, 3, input_size=7),
     "lstm dropout learned": lambda: LSTM(5, 2, 0.4, True, input_size=7),
     "gru": lambda: GRU(5, 2, learned_initial_state=True, input_size=7),
+    "echo state": lambda: EchoState(31, leak=0.4, num_connections=6, input_size=7),
     "a user's": Leaky,
 }
 
