@@ -2,7 +2,7 @@
 
     python benchmarks/crash.py --rounds 2
 
-A case is a number of processes, a kind of lanes, and what is sent to whom. Prints a row a case: the exit status of each
+A case is a number of processes, a kind of lanes or update, and what is sent to whom. Prints a row a case: the exit status of each
 process, the seconds until the last of them had ended, the step resumed from, the steps the second run made, and whether
 weights, optimizer, carried state of every lane, random generators of every process, position and logged curve are equal
 to the last bit. Linux only.
@@ -30,7 +30,17 @@ from lit_tbptt.files.schema import run_state
 STEPS = 160
 RUN = Path("runs/default/version_0")
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-KINDS = {"strided": [], "streamed": ["--data.streaming=true", "--data.num_readers=2"]}
+KINDS = {
+    "strided": [],
+    "streamed": ["--data.streaming=true", "--data.num_readers=2"],
+    "windows_per_step": ["--model.windows_per_step=2"],
+    "window_lengths": [
+        "--data.window_lengths=NormalLengths",
+        "--data.window_lengths.mean=9",
+        "--data.window_lengths.deviation=2",
+    ],
+    "random truncation": ["--model.update=RandomTruncation", "--model.update.probability=0.4", "--model.k2=null"],
+}
 # What is sent, to which processes, by the number of processes.
 HITS = {
     1: [("SIGKILL", [0]), ("SIGTERM", [0])],
@@ -56,12 +66,12 @@ def command(corpus: Path, kind: str, num_ranks: int, *options: str) -> list[str]
         "--data.num_lanes=6",
         "--data.windows_per_batch=4",
         "--data.document_reset=true",
-        *KINDS[kind],
         "--model.core=LSTM",
         "--model.core.hidden_size=96",
         "--model.output_dropout=0.2",
         "--model.k1=12",
         "--model.k2=20",
+        *KINDS[kind],
         f"--trainer.max_steps={STEPS}",
         "--trainer.val_check_interval=9",
         "--trainer.log_every_n_steps=7",
@@ -164,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=2, help="moments for each case")
     parser.add_argument("--num_ranks", type=int, nargs="+", default=list(HITS), help="numbers of processes")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of lanes or updates")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     draw = random.Random(options.seed)
@@ -173,7 +184,7 @@ def main() -> None:
         write_corpus(root / "corpus")
         expected = {}
         for num_ranks in options.num_ranks:
-            for kind in KINDS:
+            for kind in options.kinds:
                 whole = root / f"{kind}-{num_ranks}"
                 whole.mkdir()
                 run(whole, command(root / "corpus", kind, num_ranks))
@@ -182,14 +193,14 @@ def main() -> None:
                 expected[num_ranks, kind] = end_of(whole), seconds
                 print(f"undisturbed, {num_ranks} processes, {kind}: {STEPS} steps in {seconds:.1f} s", flush=True)
         print(
-            f"\n{'case':>4} {'ranks':>5} {'lanes':9} {'sent':8} {'to':5} {'exit':9} {'ended in':>8} {'in a write':10} "
+            f"\n{'case':>4} {'ranks':>5} {'kind':17} {'sent':8} {'to':5} {'exit':9} {'ended in':>8} {'in a write':10} "
             f"{'resumed from':>12} {'steps run':>9}  equal"
         )
         cases = [
             (num_ranks, kind, *hit)
             for _ in range(options.rounds)
             for num_ranks in options.num_ranks
-            for kind in KINDS
+            for kind in options.kinds
             for hit in HITS[num_ranks]
         ]
         failed = 0
@@ -210,7 +221,7 @@ def main() -> None:
             assert resumed == step > 0, (resumed, step)
             failed += not same
             print(
-                f"{case:4} {num_ranks:5} {kind:9} {sent:8} {'all' if len(whom) == num_ranks else whom[0]!s:5} "
+                f"{case:4} {num_ranks:5} {kind:17} {sent:8} {'all' if len(whom) == num_ranks else whom[0]!s:5} "
                 f"{' '.join(ended):9} {took:6.1f} s {'yes' if writing else 'no':10} {resumed:12} {STEPS - resumed:9}  "
                 f"{'yes' if same else 'NO'}",
                 flush=True,
