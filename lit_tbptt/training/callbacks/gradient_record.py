@@ -27,10 +27,13 @@ class GradientRecord(Callback):
     Args:
         every_n_steps: A curve is measured every N optimizer steps, or later, once enough tokens have passed since the
             last curve and the last token of some lane is scored.
+        num_places: A curve is the mean of those for the losses at so many places: at the end of the latest window, and
+            at equal distances before it.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
+    def __init__(self, every_n_steps: int, num_places: int = 1) -> None:
         self.every_n_steps = every_n_steps
+        self.num_places = num_places
         # The recorded windows, and the state that was carried into the first of them.
         self._record: Carry | None = None
         self._record_window = 0
@@ -42,10 +45,11 @@ class GradientRecord(Callback):
         """Checks the settings.
 
         Raises:
-            InputError: `every_n_steps` is below 1.
+            InputError: `every_n_steps` or `num_places` is below 1.
         """
-        if self.every_n_steps < 1:
-            raise InputError(f"{type(self).__name__}: every_n_steps={self.every_n_steps}: must be 1 or more")
+        for name in ("every_n_steps", "num_places"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{type(self).__name__}: {name}={getattr(self, name)}: must be 1 or more")
 
     @abstractmethod
     def reach(self, truncation: Truncation) -> int:
@@ -69,17 +73,21 @@ class GradientRecord(Callback):
         """Records the windows for the next curve, and measures it when it is due."""
         step, number, truncation = trainer.global_step, pl_module.position.window, pl_module.truncation
         back = self.reach(truncation)
+        apart = max(1, back // self.num_places)
+        num_tokens = back + 1 + apart * (self.num_places - 1)
         if self._record is not None and self._record_window == number - 1:
             self._record = Carry(self._record.state, (*self._record.context, window))
         else:
             self._record = None
         self._record_window = number
-        if self._record is not None and step >= self._due and _num_tokens(self._record) > back:
-            if self._measure(trainer, pl_module, self._record, back):
+        if self._record is not None and step >= self._due and _num_tokens(self._record) >= num_tokens:
+            ends = [_num_tokens(self._record) - apart * place for place in range(self.num_places)]
+            records = [_beginning(self._record, end) for end in ends]
+            if self._measure(trainer, pl_module, records, back):
                 self._due = (step // self.every_n_steps + 1) * self.every_n_steps
             self._record = None
         # One window more than needed, since the last one of an epoch may be short.
-        num_windows = -(-(back + 1) // truncation.k1) + 1
+        num_windows = -(-num_tokens // truncation.k1) + 1
         if self._record is None and self._due - step <= num_windows:
             self._record = pl_module.carry
 
@@ -90,15 +98,18 @@ class GradientRecord(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, record: Carry, back: int) -> bool:
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, records: list[Carry], back: int) -> bool:
         pl_module.log_book.check(trainer)  # raises if the loss is not finite
         pl_module.log_book.pause_clock()
         before, buffers = random_state(), [buffer.clone() for buffer in pl_module.buffers()]
+        parts = []
         with torch.autocast(pl_module.device.type, enabled=False):
-            norms = gradient_norms(pl_module, record, back)
-        # The mean over the scored lanes of all processes; each process has the mean over its own.
-        num_scored = record.context[-1].mask_or_ones()[:, -1].sum().to(norms)[None]
-        sums = trainer.strategy.reduce(torch.cat([norms * num_scored, num_scored]), reduce_op="sum").cpu()
+            for record in records:
+                norms = gradient_norms(pl_module, record, back)
+                # The mean over the scored lanes of all processes; each process has the mean over its own.
+                num_scored = record.context[-1].mask_or_ones()[:, -1].sum().to(norms)[None]
+                parts.append(torch.cat([norms * num_scored, num_scored]))
+        sums = trainer.strategy.reduce(torch.stack(parts).sum(0), reduce_op="sum").cpu()
         norms = sums[:-1] / sums[-1].clamp(min=1)
         set_random_state(before)
         for buffer, value in zip(pl_module.buffers(), buffers, strict=True):
@@ -112,3 +123,13 @@ class GradientRecord(Callback):
 
 def _num_tokens(record: Carry) -> int:
     return sum(window.num_time_steps for window in record.context)
+
+
+def _beginning(record: Carry, num_tokens: int) -> Carry:
+    """Returns the record of the first `num_tokens` tokens."""
+    windows = []
+    for window in record.context:
+        if num_tokens > 0:
+            windows.append(window if window.num_time_steps <= num_tokens else window.split(num_tokens)[0])
+        num_tokens -= window.num_time_steps
+    return Carry(record.state, tuple(windows))
