@@ -16,6 +16,7 @@ The echo task (examples/echo.py) is trained once through 10,000 steps of 200 lan
 
 import csv
 import json
+import re
 import resource
 import statistics
 import subprocess

@@ -10,6 +10,9 @@ What these bounds need is not measured here, nor in the authors' program, so the
 ||g_K|| is replaced by M * (phi_1 + ... + phi_K), the sum of the norms, and M cancels out. Inequality (B.6) holds for
 every K; as in their program, the largest of its lower bounds is used for all horizons. With sums of norms, that is the
 one of the longest K.
+
+In a window, the first loss reaches back k2 - k1 + 1 tokens and the last one k2. The bias of the window's gradient is at
+most the mean of theirs.
 """
 
 from typing import NamedTuple
@@ -25,8 +28,8 @@ class RelativeBias(NamedTuple):
     """The estimated relative bias of the gradient, by horizon.
 
     Attributes:
-        by_horizon: The relative bias for k2 = 1, 2, ..., never increasing. Infinite: the norms beyond the measured ones
-            may outweigh these.
+        by_horizon: The relative bias for k2 = 1, 2, ..., never increasing. Infinite: k2 is below k1, or the norms
+            beyond the measured ones may outweigh these.
         ratio_per_token: The factor by which the norm changes per token back in the second half of the measured norms,
             and beyond.
     """
@@ -39,16 +42,18 @@ class RelativeBias(NamedTuple):
         return next((k2 for k2, bias in enumerate(self.by_horizon, 1) if bias < max_relative_bias), None)
 
 
-def relative_bias(norms: Float[Tensor, "tokens"], max_k2: int) -> RelativeBias | None:
+def relative_bias(norms: Float[Tensor, "tokens"], max_k2: int, k1: int = 1) -> RelativeBias | None:
     """Estimates the relative bias for every horizon up to `max_k2`.
 
-    A horizon of k2 reaches the states that enter the last k2 - 1 tokens, so it cuts off the norms from entry k2 - 1 on.
+    A loss that reaches back K tokens, its own included, reaches the states that enter the last K - 1 of them, so the
+    norms from entry K - 1 on are cut off.
 
     Args:
         norms: The result of `gradient_norms`, or a mean of several. They are used up to the first zero: there all lanes
             were reset, and what lies beyond is extrapolated. Once they have fallen below `SMALLEST` of the first one,
             nothing is extrapolated.
         max_k2: The longest horizon; it may be longer than the curve.
+        k1: The number of losses in a window.
 
     Returns:
         None if all lanes were reset before their last token: nothing can be estimated.
@@ -74,4 +79,5 @@ def relative_bias(norms: Float[Tensor, "tokens"], max_k2: int) -> RelativeBias |
     if lower_bound <= 0:
         return RelativeBias([np.inf] * max_k2, ratio)
     cut_off = np.concatenate([curve[::-1].cumsum()[::-1] + beyond, beyond * min(ratio, 1.0) ** np.arange(max_k2)])
-    return RelativeBias((cut_off[:max_k2] / lower_bound).tolist(), ratio)
+    windows = np.convolve(cut_off[:max_k2] / lower_bound, np.full(k1, 1 / k1), "valid")
+    return RelativeBias([np.inf] * (k1 - 1) + windows.tolist(), ratio)

@@ -28,6 +28,13 @@ def test_the_least_horizon_is_the_first_below_the_limit():
     assert bias.least_horizon(0.01) is None
 
 
+def test_of_a_window_it_is_the_mean_over_its_losses():
+    """Of k1 = 4 and k2 = 6 they reach back 3, 4, 5 and 6 tokens."""
+    reaches, windows = relative_bias(powers(0.6, 9), 11).by_horizon, relative_bias(powers(0.6, 9), 11, 4).by_horizon
+    assert windows[:3] == [math.inf] * 3
+    assert windows[3:] == pytest.approx([sum(reaches[k2 - 4 : k2]) / 4 for k2 in range(4, 12)])
+
+
 def test_what_was_measured_counts_and_only_what_lies_beyond_is_fitted():
     norms = torch.tensor([1.0, 1.0, 1.0, 1.0, 8.0, 4.0, 2.0, 1.0])  # 1 + 1/2 + ... = 1 beyond
     bias = relative_bias(norms, 10)

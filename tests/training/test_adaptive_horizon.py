@@ -70,7 +70,8 @@ def test_the_least_horizon_is_found_from_1_upwards(w, limit, k2):
 def test_it_stays_within_its_limits():
     options = {"every_n_steps": 2, "num_places": 1, "tokens_back": 6}
     assert horizons(Decay(0.5, k1=1), max_relative_bias=0.3, min_k2=5, **options)[-1] == 5
-    assert horizons(Decay(0.5, k1=4), max_relative_bias=0.3, max_k2=9, **options)[-1] == 4
+    assert horizons(Decay(0.5, k1=4), max_relative_bias=0.3, max_k2=9, **options)[-1] == 5
+    assert horizons(Decay(0.5, k1=4), max_relative_bias=0.9, max_k2=9, **options)[-1] == 4
     # Longer than what is measured: .8 ** (k2 - 1) / (1 - 2 * .8 ** 7) < .05
     assert horizons(Decay(0.8, k1=1), max_relative_bias=0.05, **options)[-1] == 17
     assert horizons(Decay(0.8, k1=1, k2=33), max_relative_bias=0.05, **options)[-1] == 17

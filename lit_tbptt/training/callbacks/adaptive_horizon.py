@@ -27,7 +27,8 @@ class AdaptiveHorizon(GradientRecord):
     both. A resumed run continues with the same k2 and makes the same choices.
 
     Args:
-        max_relative_bias: The limit: the norm of the gradient's bias over the norm of the gradient.
+        max_relative_bias: The limit: the norm of the bias over the norm of the gradient; a mean over the losses of a
+            window, of which the first reaches back k2 - k1 + 1 tokens and the last k2.
         min_k2: The least horizon; k2 is also never below k1.
         max_k2: The longest horizon.
         every_n_steps: k2 is chosen every N optimizer steps, or later, once enough tokens have passed since the last
@@ -95,13 +96,13 @@ class AdaptiveHorizon(GradientRecord):
         return max(2, self.tokens_back or self.max_k2)
 
     def on_norms(self, trainer: Trainer, pl_module: LightningModule, norms: Tensor) -> None:
-        bias = relative_bias(norms, self.max_k2)
+        bias = relative_bias(norms, self.max_k2, pl_module.truncation.k1)
         if bias is None:
             return
         least = bias.least_horizon(self.max_relative_bias)
         if least is None:
             rank_zero_info(f"step {trainer.global_step}: {self._too_biased(bias)}: k2 = {self.max_k2}")
-        k2 = min(self.max_k2, max(least or self.max_k2, self.min_k2, pl_module.truncation.k1))
+        k2 = self.max_k2 if least is None else max(least, self.min_k2)
         self._next_k2 = k2
         values: dict[str, float] = {"horizon/k2": k2}
         if math.isfinite(bias.by_horizon[k2 - 1]):
