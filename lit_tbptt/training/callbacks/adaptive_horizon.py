@@ -111,7 +111,7 @@ class AdaptiveHorizon(GradientRecord):
 
     def _too_biased(self, bias: RelativeBias) -> str:
         if math.isinf(bias.by_horizon[-1]):
-            return f"gradients do not decay with the distance (x {bias.ratio_per_token:.3f} per token)"
+            return f"beyond the measured tokens gradients may still be large (x {bias.ratio_per_token:.3f} per token)"
         return f"the relative bias at max_k2 is {bias.by_horizon[-1]:.2g}, above {self.max_relative_bias:g}"
 
     def _set_k2(self, pl_module: LightningModule) -> None:
