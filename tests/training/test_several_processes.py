@@ -157,6 +157,7 @@ def alone(tmp_path_factory):
 def test_so_many_processes_train_as_one(num_ranks, alone, tmp_path):
     corpus, expected = alone
     found = together(tmp_path, num_ranks, fit_all, tmp_path, corpus, num_ranks)
+    assert expected["strided", 12, False]["k2"] not in (K1, 12)  # AdaptiveHorizon has chosen another one
     for case in CASES:
         per_rank = [results[case] for results in found]
         windows = joined(per_rank)
