@@ -26,7 +26,7 @@ from .tbptt import (
     WindowLoss,
 )
 from .text_model import TextModel
-from .training.callbacks import GradientHorizon, RunCheckpoint, SignalHandling, TextSamples
+from .training.callbacks import AdaptiveHorizon, GradientHorizon, RunCheckpoint, SignalHandling, TextSamples
 from .training.evaluation import Evaluation
 from .training.language_model import LitLanguageModel
 from .training.loggers import run_loggers
@@ -39,6 +39,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "Adaptive",
+    "AdaptiveHorizon",
     "Batch",
     "Carry",
     "DivergenceError",

@@ -44,6 +44,8 @@ _SMALL = (
     _Panel("gradient norm, before clipping", "train/gradient_norm"),
     _Panel("tokens per second", "train/tokens_per_second"),
 )
+_HORIZON = (_Panel("k2", "horizon/k2"), _Panel("relative bias, estimated", "horizon/relative_bias"))
+_ROWS = (_LARGE, _SMALL, _HORIZON)
 
 
 def draw_curves(runs: Sequence[LoggedRun], file: Path) -> None:
@@ -67,7 +69,7 @@ def _figure(runs: Sequence[LoggedRun]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [[panel for panel in row if any(any(panel.series(run)) for run in runs)] for row in (_LARGE, _SMALL)]
+    rows = [[panel for panel in row if any(any(panel.series(run)) for run in runs)] for row in _ROWS]
     rows = [row for row in rows if row]
     heights = [1.5 if row[0] in _LARGE else 1 for row in rows]
     # Opaque, because the background of a viewer may be dark.
@@ -93,6 +95,8 @@ def _draw(axes: Any, panel: _Panel, runs: Sequence[LoggedRun]) -> None:
                 look = _line(number, split, len(series.tokens), len(runs) == 1)
                 if panel.train == "train/lr":  # often identical, so lines would hide each other
                     look |= {"linestyle": _DASHES[number % len(_DASHES)], "alpha": 1, "linewidth": 1.6}
+                elif panel.train == "horizon/k2":  # it stays the same until it is chosen again
+                    look |= {"drawstyle": "steps-post"}
                 axes.plot(*series, **look)
                 drawn.append(series)
     axes.set_title(panel.title, loc="left", color=_INK, fontsize=11)

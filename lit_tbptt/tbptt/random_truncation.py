@@ -72,6 +72,7 @@ class RandomTruncation(Update):
     """
 
     spans_batches = True
+    takes_context = False
 
     def __init__(
         self, probability: float | FallingProbability | Callable[[int], float] = 1 / 16, seed: int = 1
@@ -83,11 +84,7 @@ class RandomTruncation(Update):
         self._forget()
 
     def begin(self, run: Run) -> None:
-        if run.truncation.k2 != run.truncation.k1:
-            raise InputError(
-                f"k2={run.truncation.k2} with k1={run.truncation.k1} and RandomTruncation: gradients already pass "
-                "through all windows of a segment; leave k2 out"
-            )
+        super().begin(run)
         self._forget()
 
     def _forget(self) -> None:

@@ -102,14 +102,23 @@ class Update(ABC):
         steps_every_window: Whether every call makes a step. If not, a checkpoint between two steps contains the run as
             it was before the first window after the last step, and a resumed run repeats these windows.
         spans_batches: Whether a batch may end without a step.
+        takes_context: Whether k2 may be above k1.
     """
 
     repeats = False
     steps_every_window = False
     spans_batches = False
+    takes_context = True
 
-    def begin(self, run: Run) -> None:  # noqa: B027 - most have nothing to do
-        """Called before the first window of a training. Forgets what an earlier one left, and checks the settings."""
+    def begin(self, run: Run) -> None:
+        """Called before the first window of a training. Forgets what an earlier one left, and checks the settings.
+
+        Raises:
+            InputError: A setting does not fit the Update.
+        """
+        k1, k2 = run.truncation.k1, run.truncation.k2
+        if k2 != k1 and not self.takes_context:
+            raise InputError(f"k2={k2} with k1={k1} and {type(self).__name__}, which needs k2 = k1: leave k2 out")
 
     def check_windows_per_batch(self, num_windows: int) -> None:  # noqa: B027 - likewise
         """Checks the number of windows in a batch other than the last of an epoch.

@@ -150,6 +150,16 @@ def test_what_is_drawn():
     assert axes["speed"].get_ylim()[0] == 0
 
 
+def test_a_horizon_that_changed_is_drawn_as_steps():
+    text = "step,tokens,horizon/k2,horizon/relative_bias,train/loss\n3,10,4,0.25,\n5,20,,,3\n6,40,9,,\n"
+    axes = _figure([read_run(Path(write("a", text)) / "metrics.csv")]).axes
+    assert [each.get_title("left") for each in axes] == ["loss", "k2", "relative bias, estimated"]
+    (k2,), (bias,) = axes[1].lines, axes[2].lines
+    assert k2.get_xydata().tolist() == [[10, 4], [40, 9]]
+    assert k2.get_drawstyle() == "steps-post"
+    assert bias.get_xydata().tolist() == [[10, 0.25]]
+
+
 def test_the_axis_of_the_loss_leaves_out_the_fall_at_the_beginning():
     run = read_run(Path(write("a", "step,tokens,train/loss\n1,10,9\n5,100,3\n10,1000,2\n")) / "metrics.csv")
     low, high = _limits([run.metrics["train/loss"]])

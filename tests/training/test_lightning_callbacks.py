@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import (
 from resuming import WINDOWS, everything, fit_text, monitored, per_epoch, per_step, same
 from torch.utils._pytree import tree_flatten
 
-from lit_tbptt import GradientHorizon, InputError, RunCheckpoint, SignalHandling
+from lit_tbptt import AdaptiveHorizon, GradientHorizon, InputError, RunCheckpoint, SignalHandling
 from lit_tbptt.files.checkpoint import read_checkpoint
 
 # Of a ModelCheckpoint whose run is continued.
@@ -94,6 +94,7 @@ CALLBACKS = {
     "WeightAveraging": lambda folder: WeightAveraging(),
     "LearningRateMonitor": lambda folder: LearningRateMonitor(),
     "GradientHorizon": lambda folder: GradientHorizon(every_n_steps=3),
+    "AdaptiveHorizon": lambda folder: AdaptiveHorizon(0.3, max_k2=9, every_n_steps=3, num_places=2),
     "Timer": lambda folder: Timer("01:00:00:00"),
     "ModelSummary": lambda folder: ModelSummary(2),
     "RichProgressBar": lambda folder: RichProgressBar(),

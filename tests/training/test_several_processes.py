@@ -15,6 +15,7 @@ from torch.optim import SGD
 
 from lit_tbptt import (
     GRU,
+    AdaptiveHorizon,
     GradientHorizon,
     InputError,
     LitLanguageModel,
@@ -81,6 +82,8 @@ def fit(folder, corpus, num_ranks, kind, k2, document_reset, max_steps=STEPS, re
     callbacks = [Windows(), RunCheckpoint(every_n_steps=1000)]
     if kind == "strided" and k2:
         callbacks.append(GradientHorizon(every_n_steps=17, tokens_back=19))
+    if kind == "strided" and k2 and not document_reset:
+        callbacks.append(AdaptiveHorizon(0.3, max_k2=17, every_n_steps=9, num_places=2))
     trainer = Trainer(
         max_steps=max_steps,
         accelerator="cpu",
@@ -103,6 +106,7 @@ def fit(folder, corpus, num_ranks, kind, k2, document_reset, max_steps=STEPS, re
         "epoch": trainer.current_epoch,
         "values": {name: float(value) for name, value in trainer.callback_metrics.items() if "second" not in name},
         "horizon": {path.name: path.read_text() for path in sorted(folder.glob("gradient_horizon/*.csv"))},
+        "k2": module.truncation.k2,
         "random": random,
         "sums": torch.cat([module.evaluation._sums, module.evaluation_metrics.num_right[None]]),
     }
@@ -136,6 +140,7 @@ def assert_same(per_rank, expected, tolerance):
         for name, value in expected["values"].items():
             assert found["values"][name] == pytest.approx(value, rel=1e-12), name
         assert found["epoch"] == expected["epoch"]
+        assert found["k2"] == expected["k2"]
     curves = [
         [[float(cell) for row in text.split()[1:] for cell in row.split(",")] for text in found["horizon"].values()]
         for found in (expected, per_rank[0])
@@ -155,6 +160,7 @@ def alone(tmp_path_factory):
 def test_so_many_processes_train_as_one(num_ranks, alone, tmp_path):
     corpus, expected = alone
     found = together(tmp_path, num_ranks, fit_all, tmp_path, corpus, num_ranks)
+    assert expected["strided", 12, False]["k2"] not in (K1, 12)  # AdaptiveHorizon has chosen another one
     for case in CASES:
         per_rank = [results[case] for results in found]
         windows = joined(per_rank)

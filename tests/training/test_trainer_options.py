@@ -97,6 +97,20 @@ def test_learning_rate_monitor_counts_optimizer_steps(fit):
     assert [int(row["step"]) for row in rows(cli) if row.get("lr-AdamW")] == list(range(14))
 
 
+def test_the_adaptive_horizon(fit):
+    cli = fit(
+        "--trainer.max_steps=14",
+        "--model.state_drop_probability=0.1",
+        "--trainer.callbacks+=AdaptiveHorizon",
+        "--trainer.callbacks.max_relative_bias=0.5",
+        "--trainer.callbacks.max_k2=9",
+        "--trainer.callbacks.every_n_steps=6",
+    )
+    chosen = {int(row["step"]): float(row["horizon/k2"]) for row in rows(cli) if row["horizon/k2"]}
+    assert list(chosen) == [6, 12]
+    assert chosen[12] == cli.model.truncation.k2
+
+
 def test_the_gradient_horizon(fit):
     cli = fit(
         "--trainer.max_steps=14",

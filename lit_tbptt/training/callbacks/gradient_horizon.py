@@ -6,28 +6,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.atomic import replacing
-from lit_tbptt.random_state import random_state, set_random_state
-from lit_tbptt.ranks import Rank
-from lit_tbptt.tbptt.carry import Carry
-from lit_tbptt.tbptt.gradient_norms import SMALLEST, Horizon, gradient_norms, measure
-from lit_tbptt.tbptt.window import Window
+from lit_tbptt.tbptt import Truncation
+from lit_tbptt.tbptt.gradient_norms import SMALLEST, Horizon, measure
+from lit_tbptt.training.callbacks.gradient_record import GradientRecord
 from lit_tbptt.training.loggers import TokensTensorBoardLogger, run_folder
 
 
-class GradientHorizon(Callback):
+class GradientHorizon(GradientRecord):
     """Plots the norm of d(loss at a window's last token) / d(state j tokens before it), on the training data.
 
-    It shows what a choice of k2 cuts off. One extra backward pass runs token by token over the latest windows, with the
-    current weights, from the state that was carried into them, without autocast. It does not change the training:
-    random numbers, carried state, gradients and buffers stay the same. This pass keeps the activations of `tokens_back`
-    tokens, even with `recompute_every`.
+    It shows what a choice of k2 cuts off, and does not change the training (see `GradientRecord`). The extra backward
+    pass keeps the activations of `tokens_back` tokens, even with `recompute_every`.
 
     Every curve is logged as `horizon/ratio_per_token`, `horizon/tokens_to_1_percent` and `horizon/share_beyond_k2` (see
     `lit_tbptt.tbptt.gradient_norms`), and written to `gradient_horizon/` in the run's folder (without a logger, in
@@ -41,14 +37,8 @@ class GradientHorizon(Callback):
     """
 
     def __init__(self, every_n_steps: int = 1000, tokens_back: int | None = None) -> None:
-        self.every_n_steps = every_n_steps
+        super().__init__(every_n_steps)
         self.tokens_back = tokens_back
-        # The recorded windows, and the state that was carried into the first of them.
-        self._record: Carry | None = None
-        self._record_window = 0
-        self._due = every_n_steps
-        self._rank = Rank()
-        self._resume: dict[str, Any] | None = None
 
     @property
     def state_key(self) -> str:
@@ -60,9 +50,8 @@ class GradientHorizon(Callback):
         Raises:
             InputError: A number is out of range, or matplotlib is missing.
         """
+        super().setup(trainer, pl_module, stage)
         k2 = pl_module.truncation.k2
-        if self.every_n_steps < 1:
-            raise InputError(f"GradientHorizon: every_n_steps={self.every_n_steps}: must be 1 or more")
         if self.tokens_back is not None and self.tokens_back < k2:
             raise InputError(
                 f"GradientHorizon: tokens_back={self.tokens_back}: must be at least k2={k2}, to show what lies beyond"
@@ -70,68 +59,16 @@ class GradientHorizon(Callback):
         if find_spec("matplotlib") is None:
             raise InputError("GradientHorizon draws with matplotlib, which is missing: pip install matplotlib")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        saved, self._resume = self._resume, None
-        self._record, self._due, self._rank = None, self.every_n_steps, pl_module.rank
-        if saved is not None:
-            self._record_window, self._due = saved["window"], saved["due"]
-            if saved["record"] is not None:
-                self._record = Carry.from_descriptions(
-                    saved["record"], pl_module.rank.share, pl_module.initial_state, pl_module.device
-                )
+    def reach(self, truncation: Truncation) -> int:
+        return max(self.tokens_back or 2 * truncation.k2, truncation.k2)  # k2 may have been increased
 
-    def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
-        """Records the windows for the next curve, and measures it when it is due."""
-        step, number, truncation = trainer.global_step, pl_module.position.window, pl_module.truncation
-        back = max(self.tokens_back or 2 * truncation.k2, truncation.k2)  # k2 may have been increased
-        if self._record is not None and self._record_window == number - 1:
-            self._record = Carry(self._record.state, (*self._record.context, window))
-        else:
-            self._record = None
-        self._record_window = number
-        if self._record is not None and step >= self._due and _num_tokens(self._record) > back:
-            if self._draw(trainer, pl_module, self._record, back):
-                self._due = (step // self.every_n_steps + 1) * self.every_n_steps
-            self._record = None
-        # One window more than needed, since the last one of an epoch may be short.
-        num_windows = -(-(back + 1) // truncation.k1) + 1
-        if self._record is None and self._due - step <= num_windows:
-            self._record = pl_module.carry
-
-    def state_dict(self) -> dict[str, Any]:
-        record = None if self._record is None else self._rank.gather(self._record.describe())
-        return {"record": record, "window": self._record_window, "due": self._due}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resume = state_dict
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, record: Carry, back: int) -> bool:
-        pl_module.log_book.check(trainer)  # raises if the loss is not finite
-        pl_module.log_book.pause_clock()
-        before, buffers = random_state(), [buffer.clone() for buffer in pl_module.buffers()]
-        with torch.autocast(pl_module.device.type, enabled=False):
-            norms = gradient_norms(pl_module, record, back)
-        # The mean over the scored lanes of all processes; each process has the mean over its own.
-        num_scored = record.context[-1].mask_or_ones()[:, -1].sum().to(norms)[None]
-        sums = trainer.strategy.reduce(torch.cat([norms * num_scored, num_scored]), reduce_op="sum").cpu()
-        norms = sums[:-1] / sums[-1].clamp(min=1)
-        set_random_state(before)
-        for buffer, value in zip(pl_module.buffers(), buffers, strict=True):
-            buffer.copy_(value)
-        drawn = 0 < float(norms[0]) < math.inf  # false if no lane's last token is scored
-        if drawn:
-            found = measure(norms, pl_module.truncation.k2)
-            names = ("ratio_per_token", "tokens_to_1_percent", "share_beyond_k2")
-            values = {f"horizon/{name}": getattr(found, name) for name in names}
-            pl_module.log_book.write(trainer, {name: value for name, value in values.items() if value is not None})
-            if not trainer.fast_dev_run:
-                _write(trainer, run_folder(trainer).gradient_horizon, norms.tolist(), found, pl_module.truncation.k2)
-        pl_module.log_book.resume_clock()
-        return drawn
-
-
-def _num_tokens(record: Carry) -> int:
-    return sum(window.num_time_steps for window in record.context)
+    def on_norms(self, trainer: Trainer, pl_module: LightningModule, norms: Tensor) -> None:
+        found = measure(norms, pl_module.truncation.k2)
+        names = ("ratio_per_token", "tokens_to_1_percent", "share_beyond_k2")
+        values = {f"horizon/{name}": getattr(found, name) for name in names}
+        pl_module.log_book.write(trainer, {name: value for name, value in values.items() if value is not None})
+        if not trainer.fast_dev_run:
+            _write(trainer, run_folder(trainer).gradient_horizon, norms.tolist(), found, pl_module.truncation.k2)
 
 
 @rank_zero_only
