@@ -5,7 +5,7 @@ from .files.run_folder import RunFolder
 from .models.adaptive_softmax import Adaptive
 from .models.language_model import RecurrentLM
 from .models.metrics import summed_nats
-from .optim import WarmupCosineLR
+from .optim import HessianFree, WarmupCosineLR
 from .ranks import Rank
 from .tbptt import (
     Batch,
@@ -39,6 +39,7 @@ __all__ = [
     "DivergenceError",
     "Evaluation",
     "GradientHorizon",
+    "HessianFree",
     "InputError",
     "LitLanguageModel",
     "LitTBPTT",
