@@ -5,7 +5,7 @@ from .files.run_folder import RunFolder
 from .models.adaptive_softmax import Adaptive
 from .models.language_model import RecurrentLM
 from .models.metrics import summed_nats
-from .optim import RidgeReadout, WarmupCosineLR
+from .optim import HessianFree, RidgeReadout, WarmupCosineLR
 from .ranks import Rank
 from .tbptt import (
     Batch,
@@ -47,6 +47,7 @@ __all__ = [
     "Evaluation",
     "FallingProbability",
     "GradientHorizon",
+    "HessianFree",
     "InputError",
     "LitLanguageModel",
     "LitTBPTT",

@@ -97,6 +97,13 @@ class Agreement:
             self._event.record()
         return sums[0], sums[1]
 
+    def sum(self, values: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all ranks."""
+        if self.num_ranks > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
     def sync(self) -> None:
         """Updates `agreed` with the requests made before the last exchange. Call it once per boundary."""
         agreed = set(self._requests)

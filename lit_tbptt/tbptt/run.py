@@ -1,7 +1,7 @@
 """Runs a task over windows from a carry, as often as an update asks for it."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.random_state import random_state, set_random_state
 from lit_tbptt.ranks import Agreement
 from lit_tbptt.tbptt.carry import Carry
+from lit_tbptt.tbptt.gauss_newton import Linearization, linearize
 from lit_tbptt.tbptt.task import Task, sum_penalties
 from lit_tbptt.tbptt.truncation import Truncation
 from lit_tbptt.tbptt.window import Window
@@ -103,6 +104,30 @@ class Run:
             return loss
         targets = cost.total_targets if num_targets is None else num_targets
         return loss / (targets.clamp(min=1).to(loss.dtype) if isinstance(targets, Tensor) else max(1, targets))
+
+    def linearize(
+        self,
+        windows: Sequence[Window],
+        carry: Carry | None,
+        parameters: Iterable[Tensor],
+        num_targets: Tensor | int,
+        hidden: bool = False,
+    ) -> Linearization:
+        """Linearizes a run that was made before, with its random numbers, for products with the curvature.
+
+        Args:
+            windows: The windows of the run.
+            carry: Its carry.
+            parameters: What a vector belongs to.
+            num_targets: The targets of the run, of all ranks.
+            hidden: Whether to keep all hidden states too.
+        """
+        set_random_state(self._random)
+        divisor: Tensor | int = 1
+        if self.loss_reduction == "mean":
+            divisor = num_targets.clamp(min=1) if isinstance(num_targets, Tensor) else max(1, num_targets)
+        reduce = self.agreement.sum if self.agreement.num_ranks > 1 else None
+        return linearize(self.task, self.truncation, windows, carry, parameters, divisor, hidden, reduce)
 
     def total_objective(self, cost: RunLoss) -> Float[Tensor, ""]:
         """Returns the same value over the lanes of all ranks, without a graph: what the gradient is of."""

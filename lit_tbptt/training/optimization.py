@@ -16,6 +16,8 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import LBFGS, Optimizer
 
 from lit_tbptt.errors import InputError
+from lit_tbptt.optim import HessianFree
+from lit_tbptt.tbptt.closure import WindowClosure
 from lit_tbptt.training.overrides import leave_overrides, loop_hooks, watch_overrides
 
 
@@ -101,6 +103,8 @@ class ModuleOptimizer:
                     parameter.grad.mul_(factor)
 
     def step(self, factor: float = 1.0, closure: Callable[[], Tensor] | None = None) -> None:
+        if isinstance(closure, WindowClosure) and isinstance(self._optimizer.optimizer, HessianFree):
+            self._give_curvature(self._optimizer.optimizer, closure)
         if factor == 1.0:
             self._optimizer.step(closure)
             return
@@ -113,6 +117,14 @@ class ModuleOptimizer:
         finally:  # the factor is no part of the schedule, which continues from the rate before
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
+
+    @staticmethod
+    def _give_curvature(optimizer: HessianFree, closure: WindowClosure) -> None:
+        # Lightning wraps the closure, and hides what else it can do.
+        group = optimizer.param_groups[0]
+        hidden = bool(group["structural_damping"])
+        optimizer.linearize = partial(closure.linearize, group["params"], hidden)
+        optimizer.loss_only = closure.loss
 
 
 @loop_hooks
