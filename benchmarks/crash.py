@@ -2,10 +2,10 @@
 
     python benchmarks/crash.py --rounds 2
 
-A case is a number of processes, a kind of lanes or update, and what is sent to whom. Prints a row a case: the exit status of each
-process, the seconds until the last of them had ended, the step resumed from, the steps the second run made, and whether
-weights, optimizer, carried state of every lane, random generators of every process, position and logged curve are equal
-to the last bit. Linux only.
+A case is a number of processes, a kind of lanes or update, and what is sent to whom. Prints a row a case: the exit
+status of each process, the seconds until the last of them had ended, the step resumed from, the steps the second run
+made, and whether weights, optimizer, carried state of every lane, random generators of every process, position and
+logged curve are equal to the last bit. Linux only.
 """
 
 import argparse

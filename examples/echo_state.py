@@ -37,7 +37,7 @@ class Reservoir(Task, nn.Module):
 
     def train_and_test(self, train, test, burn_in, l2):
         """Fits the readout to a pair of series, (inputs, targets); returns the one-step NRMSE on another pair."""
-        lanes = SequenceLanes([train], num_lanes=1, k1=100, burn_in=burn_in, dtype=torch.float64)
+        lanes = SequenceLanes([train], num_lanes=1, k1=100, burn_in=burn_in, dtypes=torch.float64)
         RidgeReadout(self, self.readout).add(lanes).solve(l2)
         outputs, _ = self.predict_window(Window(test[0][None], None), self.initial_state(1))
         return nrmse(outputs[0, burn_in:], test[1][burn_in:], test[1].var())

@@ -103,8 +103,12 @@ class ModuleOptimizer:
                     parameter.grad.mul_(factor)
 
     def step(self, factor: float = 1.0, closure: Callable[[], Tensor] | None = None) -> None:
-        if isinstance(closure, WindowClosure) and isinstance(self._optimizer.optimizer, HessianFree):
-            self._give_curvature(self._optimizer.optimizer, closure)
+        optimizer = self._optimizer.optimizer
+        if isinstance(closure, WindowClosure) and isinstance(optimizer, HessianFree):
+            # Lightning wraps the closure, and hides what else it can do.
+            group = optimizer.param_groups[0]
+            optimizer.linearize = partial(closure.linearize, group["params"], bool(group["structural_damping"]))
+            optimizer.loss_only = closure.loss
         if factor == 1.0:
             self._optimizer.step(closure)
             return
@@ -117,14 +121,6 @@ class ModuleOptimizer:
         finally:  # the factor is no part of the schedule, which continues from the rate before
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
-
-    @staticmethod
-    def _give_curvature(optimizer: HessianFree, closure: WindowClosure) -> None:
-        # Lightning wraps the closure, and hides what else it can do.
-        group = optimizer.param_groups[0]
-        hidden = bool(group["structural_damping"])
-        optimizer.linearize = partial(closure.linearize, group["params"], hidden)
-        optimizer.loss_only = closure.loss
 
 
 @loop_hooks

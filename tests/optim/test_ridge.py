@@ -49,7 +49,7 @@ def sequences(num_outputs=2):
 
 def lanes_of(data, **options):
     options = {"burn_in": BURN_IN, "mask": "mask"} | options
-    return SequenceLanes(list(data), 3, 5, 2, dtype=torch.float64, **options)
+    return SequenceLanes(list(data), 3, 5, 2, dtypes=torch.float64, **options)
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def test_how_the_data_is_cut_changes_nothing_and_several_penalties_take_one_pass
     task, data = Reservoir(), list(sequences())
     readout = RidgeReadout(task, task.readout).add(lanes_of(data[:3])).add(lanes_of(data[3:] + data[:2]))
     other = RidgeReadout(task, task.readout)
-    other.add(SequenceLanes(data[:3] + data[3:] + data[:2], 1, 50, burn_in=BURN_IN, mask="mask", dtype=torch.float64))
+    other.add(SequenceLanes(data[:3] + data[3:] + data[:2], 1, 50, burn_in=BURN_IN, mask="mask", dtypes=torch.float64))
     for l2 in (0.1, 2.0, 0.1):
         expected = solution(readout.solve(l2).task).clone()
         assert_close(solution(other.solve(l2).task), expected, rtol=1e-10, atol=1e-10)
@@ -139,7 +139,9 @@ def over_ranks(num_lanes):
     rank = Rank(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
     dist.init_process_group("gloo", rank=rank.number, world_size=rank.num_ranks)
     task = Reservoir()
-    lanes = SequenceLanes(list(sequences()), num_lanes, 5, burn_in=BURN_IN, mask="mask", dtype=torch.float64, rank=rank)
+    lanes = SequenceLanes(
+        list(sequences()), num_lanes, 5, burn_in=BURN_IN, mask="mask", dtypes=torch.float64, rank=rank
+    )
     batches = lanes if lanes.local_lanes else [Batch((Window(torch.zeros(0, 1), None),), {})]
     readout = RidgeReadout(task, task.readout, rank).add(batches).solve(0.1)
     dist.destroy_process_group()
