@@ -1,7 +1,10 @@
 """A task of one's own on columns of a dataset, from the command line."""
 
+import warnings
+
 import pytest
 import torch
+import yaml
 from command_line import curve, trained
 from datasets import Dataset
 from torch import nn
@@ -82,6 +85,17 @@ def test_a_run_is_stopped_continued_and_tested(waves, capfd, caplog):
     capfd.readouterr()
     run("test", "--ckpt_path=last")
     assert "loss" in capfd.readouterr().out
+
+
+def test_a_run_is_continued_where_warnings_are_only_printed(waves):
+    """As in a user's own process; a warning that is raised made jsonargparse try the next type."""
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        run("fit", *OPTIONS, "--trainer.max_steps=3")
+        run("fit", "--ckpt_path=last", "--trainer.max_steps=5")
+        run("test", f"--config={RUN.path}/config.yaml", f"--ckpt_path={RUN.path}")
+    assert not [each for each in given if "serialize" in str(each.message)]
+    assert yaml.safe_load((RUN.path / "config.yaml").read_text())["data"]["inputs"] == ["speed", "angle"]
 
 
 def test_a_run_whose_schedule_monitors_a_metric_is_continued_without_naming_it(waves):
