@@ -1,4 +1,4 @@
-"""Everything that the README shows is run, and the program of docs/sequences.md."""
+"""Everything that the README shows is run, and the programs of some documents."""
 
 import re
 import shlex
@@ -13,12 +13,16 @@ from lit_tbptt.cli.commands import COMMANDS as COMMANDS_ALONE
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
-# Those of docs/sequences.md are parts of one program.
-PYTHON = [*SNIPPET.findall(README), "\n".join(SNIPPET.findall((ROOT / "docs" / "sequences.md").read_text()))]
+DOCUMENTS = ("sequences", "echo_state")
+# Those of a document are parts of one program.
+PYTHON = [
+    *SNIPPET.findall(README),
+    *("\n".join(SNIPPET.findall((ROOT / "docs" / f"{name}.md").read_text())) for name in DOCUMENTS),
+]
 COMMANDS = re.findall(r"^python train\.py (.*)$", README, re.MULTILINE)
 
 
-@pytest.mark.parametrize("snippet", PYTHON, ids=["language model", "any task", "pieces", "core", "sequences"])
+@pytest.mark.parametrize("snippet", PYTHON, ids=["language model", "any task", "pieces", "core", *DOCUMENTS])
 def test_the_snippets_run(snippet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(snippet, {"__name__": "snippet"})
