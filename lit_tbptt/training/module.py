@@ -176,6 +176,7 @@ class LitTBPTT(Task, EvaluatingModule):
         scored = batch.scored or (True,) * len(batch.windows)
         if batch.scored_here:
             scored = self.rank.any_of(scored)
+        factors = batch.step_factors or (1.0,) * len(batch.windows)
         for number, window in enumerate(batch.windows[done:], done):
             if trainer.global_step == trainer.max_steps:
                 break
@@ -184,7 +185,7 @@ class LitTBPTT(Task, EvaluatingModule):
             if not self.update.steps_every_window and (scored[number] or self.update.spans_batches):
                 self._mark_step_boundary()
             window = self._with_resets(window)
-            place = Place(self.position.window, number, scored, self.position.last_batch)
+            place = Place(self.position.window, number, scored, self.position.last_batch, factors[number])
             process = self.update if scored[number] else self.update.pass_over
             updated = process(window, self.carry, self._run, optimizer, place)
             stepped = updated.stepped if scored[number] else stepped

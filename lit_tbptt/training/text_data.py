@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_tbptt.data.corpus_lanes import corpus_lanes
 from lit_tbptt.data.lanes.base import Lanes
+from lit_tbptt.data.lanes.window_lengths import WindowLengths
 from lit_tbptt.data.summary import run_summary
 from lit_tbptt.data.text.corpus import open_corpus
 from lit_tbptt.data.text.documents import NO_STREAM_IS_CUT, load_documents
@@ -71,6 +72,8 @@ class TextLanesDataModule(LightningDataModule):
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
         windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
             Lightning counts in batches; a resumed run keeps it.
+        window_lengths: Draws the lengths of the windows of training, such as NormalLengths. k1 is then the maximum. The
+            learning rate of a step is multiplied by its window's length / the mean. Left out: all have k1 tokens.
         eval_num_lanes: Parallel sequences in validation, test and prediction. Prediction reads the test split.
         streaming: Whether the corpus is read as it is needed and never stored. For one that does not fit on the disk
             or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
@@ -108,6 +111,7 @@ class TextLanesDataModule(LightningDataModule):
         num_lanes: int = 16,
         k1: int = 64,
         windows_per_batch: int = 8,
+        window_lengths: WindowLengths | None = None,
         eval_num_lanes: int = 16,
         streaming: bool = False,
         num_readers: int = 1,
@@ -132,12 +136,16 @@ class TextLanesDataModule(LightningDataModule):
                 f"data.num_readers={num_readers}, data.repeat={repeat} with data.streaming=False: they are for "
                 "streams, leave them out"
             )
+        if window_lengths is not None:
+            window_lengths.check(k1, document_reset, "data.")
         super().__init__()
+        self.window_lengths = window_lengths
         self.path = os.fspath(path) if isinstance(path, os.PathLike) else path
         self.tokenizer = None if isinstance(tokenizer, str) else from_object(tokenizer)
         # Data and objects stay out of the checkpoint, which holds plain values only.
         path, tokenizer = _plain(self.path), _plain(tokenizer)
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key")}
+        left_out = ("self", "__class__", "key", "window_lengths")
+        given = {key: value for key, value in locals().items() if key not in left_out}
         self.save_hyperparameters(given, logger=False)
         # Preparing a stream only creates its vocabulary, which all machines share.
         self.prepare_data_per_node = not streaming
@@ -203,6 +211,7 @@ class TextLanesDataModule(LightningDataModule):
         )
         return {
             "model.k1": settings.k1,
+            "data.window_lengths": self.window_lengths and repr(self.window_lengths),
             **{f"data.{name}": settings[name] for name in _FIXED_IN_A_RUN},
             "data.path": f"{settings.path or 'the default corpus'}, {size}, {content[:16]}",
         }
@@ -216,11 +225,12 @@ class TextLanesDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         for name, ours in self.state_dict().items():
-            # The path may differ if the tokens are the same.
-            if str(ours).split(", ")[-2:] != str(state_dict.get(name, ours)).split(", ")[-2:]:
+            # Earlier versions had no window_lengths: all windows had k1 tokens.
+            theirs = state_dict.get(name, None if name == "data.window_lengths" else ours)
+            if _compared(name, ours) != _compared(name, theirs):
                 raise InputError(
-                    f"{name}: {ours}, where the run to be resumed has {state_dict[name]}: a resumed run cannot change "
-                    "it; keep it, or start a new run from these weights with --init_from"
+                    f"{name}: {ours}, where the run to be resumed has {theirs}: a resumed run cannot change it; keep "
+                    "it, or start a new run from these weights with --init_from"
                 )
 
     def has_split(self, split: str) -> bool:
@@ -240,7 +250,7 @@ class TextLanesDataModule(LightningDataModule):
             order = {"num_readers": settings.num_readers, "repeat": settings.repeat, "shuffle_seed": shuffle_seed}
         else:
             order = {"shuffle_seed": shuffle_seed, "rotation_seed": settings.seed if settings.rotate_lanes else None}
-        return self._lanes("train", "num_lanes", **sizes, **order)
+        return self._lanes("train", "num_lanes", window_lengths=self.window_lengths, **sizes, **order)
 
     def val_dataloader(self) -> Lanes | list[Lanes]:
         if "validation" in self.splits:
@@ -282,6 +292,11 @@ class TextLanesDataModule(LightningDataModule):
             self.cache,
             settings.streaming,
         )
+
+
+def _compared(name: str, value: Any) -> list[str]:
+    # The path may differ if the tokens are the same.
+    return str(value).split(", ")[-2:] if name == "data.path" else [str(value)]
 
 
 def _plain(value: Any) -> Any:
