@@ -34,16 +34,11 @@ else:
 
 # Settings that determine the windows, which a resumed run cannot change.
 _FIXED_IN_A_RUN = (
-    "num_lanes",
-    "windows_per_batch",
-    "streaming",
-    "num_readers",
-    "document_reset",
-    "shuffle",
-    "rotate_lanes",
-    "repeat",
-    "seed",
+    *("num_lanes", "windows_per_batch", "streaming", "num_readers"),
+    *("document_reset", "shuffle", "rotate_lanes", "repeat", "seed"),
 )
+# Objects are not saved as hyperparameters, which are plain values.
+_NOT_SAVED = ("self", "__class__", "key", "window_lengths")
 
 
 class TextLanesDataModule(LightningDataModule):
@@ -144,8 +139,7 @@ class TextLanesDataModule(LightningDataModule):
         self.tokenizer = None if isinstance(tokenizer, str) else from_object(tokenizer)
         # Data and objects stay out of the checkpoint, which holds plain values only.
         path, tokenizer = _plain(self.path), _plain(tokenizer)
-        left_out = ("self", "__class__", "key", "window_lengths")
-        given = {key: value for key, value in locals().items() if key not in left_out}
+        given = {key: value for key, value in locals().items() if key not in _NOT_SAVED}
         self.save_hyperparameters(given, logger=False)
         # Preparing a stream only creates its vocabulary, which all machines share.
         self.prepare_data_per_node = not streaming
@@ -225,8 +219,7 @@ class TextLanesDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         for name, ours in self.state_dict().items():
-            # Earlier versions had no window_lengths: all windows had k1 tokens.
-            theirs = state_dict.get(name, None if name == "data.window_lengths" else ours)
+            theirs = state_dict.get(name, ours)
             if _compared(name, ours) != _compared(name, theirs):
                 raise InputError(
                     f"{name}: {ours}, where the run to be resumed has {theirs}: a resumed run cannot change it; keep "
@@ -244,13 +237,13 @@ class TextLanesDataModule(LightningDataModule):
                 f"data.num_lanes={settings.num_lanes} with {num_ranks} processes: each needs a lane to train on; use "
                 f"at least {num_ranks} lanes, or fewer devices"
             )
-        sizes = {"k1": settings.k1, "windows_per_batch": settings.windows_per_batch}
+        sizes = {name: settings[name] for name in ("k1", "windows_per_batch")} | {"window_lengths": self.window_lengths}
         shuffle_seed = settings.seed if settings.shuffle else None
         if settings.streaming:
             order = {"num_readers": settings.num_readers, "repeat": settings.repeat, "shuffle_seed": shuffle_seed}
         else:
             order = {"shuffle_seed": shuffle_seed, "rotation_seed": settings.seed if settings.rotate_lanes else None}
-        return self._lanes("train", "num_lanes", window_lengths=self.window_lengths, **sizes, **order)
+        return self._lanes("train", "num_lanes", **sizes, **order)
 
     def val_dataloader(self) -> Lanes | list[Lanes]:
         if "validation" in self.splits:
@@ -294,9 +287,9 @@ class TextLanesDataModule(LightningDataModule):
         )
 
 
-def _compared(name: str, value: Any) -> list[str]:
+def _compared(name: str, value: Any) -> Any:
     # The path may differ if the tokens are the same.
-    return str(value).split(", ")[-2:] if name == "data.path" else [str(value)]
+    return value.split(", ")[-2:] if name == "data.path" else value
 
 
 def _plain(value: Any) -> Any:

@@ -59,9 +59,8 @@ class WindowLengths(ABC):
         """
         if k1 < self.mean:
             raise InputError(
-                f"{prefix}k1={k1} with {prefix}window_lengths={self}: k1 (on the command line model.k1) is the maximum, "
-                f"to which longer windows are shortened; set it above the mean, {self.mean}, such as "
-                f"{round(1.3 * self.mean)}"
+                f"{prefix}k1={k1} with {prefix}window_lengths={self}: k1 is the maximum, to which longer windows are "
+                f"shortened; set it (on the command line model.k1) above the mean, such as {round(1.3 * self.mean)}"
             )
         if document_reset:
             raise InputError(
@@ -102,7 +101,7 @@ class NormalLengths(WindowLengths):
         half_probability: float = 0.05,
         seed: int = 1,
     ) -> None:
-        if not 1 <= least <= mean:
+        if not 1 <= least <= mean < float("inf"):
             raise InputError(f"least={least} with mean={mean}: must be from 1 to the mean")
         if not 0 <= deviation < float("inf"):
             raise InputError(f"deviation={deviation}: must be 0 or more")
@@ -110,10 +109,10 @@ class NormalLengths(WindowLengths):
             raise InputError(f"half_probability={half_probability}: must be from 0 to 1")
         if seed < 0:
             raise InputError(f"seed={seed}: must be 0 or more")
-        self.mean = mean
-        self.deviation = deviation
+        self.mean = float(mean)
+        self.deviation = float(deviation)
         self.least = least
-        self.half_probability = half_probability
+        self.half_probability = float(half_probability)
         self.seed = seed
 
     def __call__(self, epoch: int, first: int, num_windows: int) -> np.ndarray:
