@@ -5,6 +5,7 @@ from itertools import islice
 
 from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.data.lanes.streamed import StreamedLanes
+from lit_tbptt.data.lanes.strided import StridedLanes
 from lit_tbptt.data.text.documents import NO_STREAM_IS_CUT
 from lit_tbptt.data.text.stream import DocumentStream
 from lit_tbptt.data.text.token_file import TokenFile
@@ -109,9 +110,10 @@ def drawn_lengths(lanes: Lanes) -> list[str]:
     lengths = drawn(0, 0, _DRAWN)
     shortened = _percent(int((lengths > lanes.k1).sum()), _DRAWN)
     lengths = lengths.clip(max=lanes.k1)
+    epoch = f"; {lanes.count_windows():,} windows in the first epoch" if isinstance(lanes, StridedLanes) else ""
     return [
         f"{drawn}: windows of {lengths.min()} to {lengths.max()} tokens, {lengths.mean():.1f} on average; {shortened} "
-        f"of {_DRAWN:,} drawn ones are longer than k1={lanes.k1}, the maximum, and are shortened to it"
+        f"of {_DRAWN:,} drawn ones are longer than k1={lanes.k1}, the maximum, and are shortened to it{epoch}"
     ]
 
 

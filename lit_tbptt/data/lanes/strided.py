@@ -123,6 +123,15 @@ class StridedLanes(TokenLanes):
             return None
         return -(-self._layout().num_time_steps // self.k1)
 
+    def count_windows(self) -> int:
+        """Returns the number of windows of the epoch that the next iteration is of."""
+        num_time_steps, count, at_once = self._layout().num_time_steps, 0, 1024
+        while num_time_steps > 0:
+            ends = np.cumsum(self.lengths(self.epoch, count, at_once))
+            count += min(at_once, int(np.searchsorted(ends, num_time_steps)) + 1)
+            num_time_steps -= int(ends[-1])
+        return count
+
     def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
         layout, epoch = self._layout(), self.epoch
         window, first = self._place(position)

@@ -47,7 +47,7 @@ class TokenLanes(Lanes):
         return super()._sizes() | {"eos": self.eos, "window_lengths": lengths}
 
     def lengths(self, epoch: int, first: int, num_windows: int) -> list[int]:
-        """Returns the time steps of windows, if no epoch ends before.
+        """Returns the time steps of windows, if the epoch does not end before.
 
         Args:
             epoch: The number of the epoch.

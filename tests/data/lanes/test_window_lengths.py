@@ -74,7 +74,10 @@ def test_the_report_has_the_share_of_shortened_windows(k1, said):
     assert said in line
     assert f"longer than k1={k1}, the maximum" in line
     assert max(lanes.lengths(0, 0, 100_000)) == min(k1, NormalLengths()(0, 0, 100_000).max())
+    assert line.endswith("; 2 windows in the first epoch")
     assert drawn_lengths(strided([LETTERS], 2, 5)) == []
+    (line,) = drawn_lengths(streamed([LETTERS], 2, k1, window_lengths=NormalLengths()))
+    assert line.endswith("are shortened to it")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,15 @@ def test_the_number_of_batches_differs_from_epoch_to_epoch():
     for epoch in range(4):
         lanes.set_epoch(epoch)
         numbers.add(sum(1 for _ in lanes))
+        assert lanes.count_windows() == sum(1 for _ in lanes)
     assert len(numbers) > 1
+
+
+@pytest.mark.parametrize("num_tokens", [1023, 1024, 1025, 2048, 2049, 5000])
+@pytest.mark.parametrize("lengths", [Listed((1,)), Listed((2, 1)), None])
+def test_windows_are_counted(num_tokens, lengths):
+    lanes = strided(["a" * (num_tokens - 1)], 1, 4, window_lengths=lengths)
+    assert lanes.count_windows() == sum(1 for _ in lanes)
 
 
 @pytest.mark.parametrize("make", [strided, streamed])
