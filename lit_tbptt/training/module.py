@@ -50,7 +50,7 @@ class LitTBPTT(Task, EvaluatingModule):
         carry_state: Whether a window starts from the final state of the previous one. If not, every window starts from
             the initial state; also in evaluation, where windows are then cut to k1 time steps.
         state_drop_probability: Probability that a lane is reset at the start of a window, in training.
-        windows_per_step: Windows whose gradients are added for one optimizer step; windows_per_batch is a multiple.
+        windows_per_step: Windows whose gradients are added for a step; windows_per_batch is a multiple of it.
         update: When the weights change, such as RandomTruncation. Left out: after every window, or `windows_per_step`.
         clip_norm: Maximum norm of the gradient over all parameters. Left out: no clipping.
         optimizer: Makes the optimizer from the parameters. On the command line: --optimizer.

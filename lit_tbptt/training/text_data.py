@@ -67,7 +67,7 @@ class TextLanesDataModule(LightningDataModule):
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
         windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
             Lightning counts in batches; a resumed run keeps it.
-        window_lengths: Draws the lengths of the windows of training, such as NormalLengths. k1 is then the maximum. The
+        window_lengths: Draws the lengths of the windows of training, such as NormalLengths. The maximum is k1. The
             learning rate of a step is multiplied by its window's length / the mean. Left out: all have k1 tokens.
         eval_num_lanes: Parallel sequences in validation, test and prediction. Prediction reads the test split.
         streaming: Whether the corpus is read as it is needed and never stored. For one that does not fit on the disk
