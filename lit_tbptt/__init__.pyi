@@ -1,5 +1,13 @@
 from .cores import GRU, LSTM, RNN, EchoState, RecurrentCore
-from .data import Normalization, SequenceLanes, StreamedLanes, StridedLanes, Tokenizer
+from .data import (
+    Normalization,
+    NormalLengths,
+    SequenceLanes,
+    StreamedLanes,
+    StridedLanes,
+    Tokenizer,
+    WindowLengths,
+)
 from .errors import DivergenceError, InputError, SourceError
 from .files.run_folder import RunFolder
 from .models.adaptive_softmax import Adaptive
@@ -51,6 +59,7 @@ __all__ = [
     "InputError",
     "LitLanguageModel",
     "LitTBPTT",
+    "NormalLengths",
     "Normalization",
     "Place",
     "RandomTruncation",
@@ -81,6 +90,7 @@ __all__ = [
     "Updated",
     "WarmupCosineLR",
     "Window",
+    "WindowLengths",
     "WindowLoss",
     "run_loggers",
     "summed_nats",

@@ -5,6 +5,7 @@ from itertools import islice
 
 from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.data.lanes.streamed import StreamedLanes
+from lit_tbptt.data.lanes.strided import StridedLanes
 from lit_tbptt.data.text.documents import NO_STREAM_IS_CUT
 from lit_tbptt.data.text.stream import DocumentStream
 from lit_tbptt.data.text.token_file import TokenFile
@@ -15,6 +16,8 @@ from lit_tbptt.ranks import Rank
 _MOST_CHARACTERS = 60
 # Among languages that separate words by white space, some average up to 31 bytes per word in UTF-8.
 _MOST_BYTES_PER_WORD = 40
+# The windows whose lengths are summarized.
+_DRAWN = 100_000
 
 
 def run_summary(
@@ -99,6 +102,25 @@ def reading_cost(num_readers: int, shares: Sequence[range]) -> list[str]:
     ]
 
 
+def drawn_lengths(lanes: Lanes) -> list[str]:
+    """Describes the windows of varying length, with the share of those that k1 shortens, from the first epoch's."""
+    drawn = getattr(lanes, "window_lengths", None)
+    if drawn is None:
+        return []
+    lengths = drawn(0, 0, _DRAWN)
+    shortened = _percent(int((lengths > lanes.k1).sum()), _DRAWN)
+    lengths = lengths.clip(max=lanes.k1)
+    epoch = f"; {lanes.count_windows():,} windows in the first epoch" if isinstance(lanes, StridedLanes) else ""
+    return [
+        f"{drawn}: windows of {lengths.min()} to {lengths.max()} tokens, {lengths.mean():.1f} on average; {shortened} "
+        f"of {_DRAWN:,} drawn ones are longer than k1={lanes.k1}, the maximum, and are shortened to it{epoch}"
+    ]
+
+
+def _lengths(lanes: Lanes) -> str:
+    return str(lanes.k1) if getattr(lanes, "window_lengths", None) is None else f"up to {lanes.k1}"
+
+
 def first_windows(lanes: Lanes, tokenizer: Tokenizer) -> str:
     """Returns the first two windows of two lanes as text: row i continues row i of the previous window."""
     windows = list(islice((window for batch in lanes for window in batch.windows), 2))
@@ -110,7 +132,7 @@ def first_windows(lanes: Lanes, tokenizer: Tokenizer) -> str:
         if lanes.num_unknown:
             about += f", {_percent(lanes.num_unknown, lanes.num_tokens)} {UNKNOWN} (no bits per byte)"
         notes = long_words(tokenizer, bytes_per_token)
-    lines = [f"{about}; windows of {lanes.k1} tokens, the first ones:"]
+    lines = [*drawn_lengths(lanes), f"{about}; windows of {_lengths(lanes)} tokens, the first ones:"]
     for lane in sorted({0, len(lanes.local_lanes) // 2}):
         for number, window in enumerate(windows):
             text = tokenizer.decode(window.targets[lane][window.mask_or_ones()[lane]].tolist())

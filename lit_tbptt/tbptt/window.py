@@ -179,6 +179,8 @@ class Batch(NamedTuple):
             whose masks may leave a whole window without a target sets it.
         scored_here: Whether `scored` is only of the lanes of this process. The loop then asks the other processes, for
             which it must be true as well.
+        step_factors: By window, what the learning rate of an optimizer step after it is multiplied by. A step after
+            several windows is multiplied by the mean of those that have a target. None: 1.
     """
 
     windows: tuple[Window, ...]
@@ -186,6 +188,7 @@ class Batch(NamedTuple):
     rows: Int[Tensor, "window lane 3"] | None = None
     scored: tuple[bool, ...] | None = None
     scored_here: bool = False
+    step_factors: tuple[float, ...] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """Moves the windows to a device; Lightning calls this for every batch."""

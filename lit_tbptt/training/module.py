@@ -50,7 +50,7 @@ class LitTBPTT(Task, EvaluatingModule):
         carry_state: Whether a window starts from the final state of the previous one. If not, every window starts from
             the initial state; also in evaluation, where windows are then cut to k1 time steps.
         state_drop_probability: Probability that a lane is reset at the start of a window, in training.
-        windows_per_step: Windows whose gradients are added for one optimizer step; windows_per_batch is a multiple.
+        windows_per_step: Windows whose gradients are added for a step; windows_per_batch is a multiple of it.
         update: When the weights change, such as RandomTruncation. Left out: after every window, or `windows_per_step`.
         clip_norm: Maximum norm of the gradient over all parameters. Left out: no clipping.
         optimizer: Makes the optimizer from the parameters. On the command line: --optimizer.
@@ -176,6 +176,7 @@ class LitTBPTT(Task, EvaluatingModule):
         scored = batch.scored or (True,) * len(batch.windows)
         if batch.scored_here:
             scored = self.rank.any_of(scored)
+        factors = batch.step_factors or (1.0,) * len(batch.windows)
         for number, window in enumerate(batch.windows[done:], done):
             if trainer.global_step == trainer.max_steps:
                 break
@@ -184,7 +185,7 @@ class LitTBPTT(Task, EvaluatingModule):
             if not self.update.steps_every_window and (scored[number] or self.update.spans_batches):
                 self._mark_step_boundary()
             window = self._with_resets(window)
-            place = Place(self.position.window, number, scored, self.position.last_batch)
+            place = Place(self.position.window, number, scored, self.position.last_batch, factors[number])
             process = self.update if scored[number] else self.update.pass_over
             updated = process(window, self.carry, self._run, optimizer, place)
             stepped = updated.stepped if scored[number] else stepped

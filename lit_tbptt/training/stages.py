@@ -157,10 +157,15 @@ def check_batch(batch: Any) -> None:
     """Makes sure that the data are batches of windows.
 
     Raises:
-        InputError: They are something else.
+        InputError: They are something else, or have a wrong number of `step_factors`.
     """
     if not isinstance(batch, Batch):
         raise InputError(
             f"the data give a {type(batch).__name__} where a Batch of windows is expected: give one iterable of Batch, "
             "such as StridedLanes, for training and for each evaluation, not a list or a dictionary of them"
+        )
+    if batch.step_factors is not None and len(batch.step_factors) != len(batch.windows):
+        raise InputError(
+            f"step_factors: a batch of {len(batch.windows)} windows has {len(batch.step_factors)} of them: give one "
+            "for each window, or None"
         )

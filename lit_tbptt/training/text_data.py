@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_tbptt.data.corpus_lanes import corpus_lanes
 from lit_tbptt.data.lanes.base import Lanes
+from lit_tbptt.data.lanes.window_lengths import WindowLengths
 from lit_tbptt.data.summary import run_summary
 from lit_tbptt.data.text.corpus import open_corpus
 from lit_tbptt.data.text.documents import NO_STREAM_IS_CUT, load_documents
@@ -33,16 +34,11 @@ else:
 
 # Settings that determine the windows, which a resumed run cannot change.
 _FIXED_IN_A_RUN = (
-    "num_lanes",
-    "windows_per_batch",
-    "streaming",
-    "num_readers",
-    "document_reset",
-    "shuffle",
-    "rotate_lanes",
-    "repeat",
-    "seed",
+    *("num_lanes", "windows_per_batch", "streaming", "num_readers"),
+    *("document_reset", "shuffle", "rotate_lanes", "repeat", "seed"),
 )
+# Objects are not saved as hyperparameters, which are plain values.
+_NOT_SAVED = ("self", "__class__", "key", "window_lengths")
 
 
 class TextLanesDataModule(LightningDataModule):
@@ -71,6 +67,8 @@ class TextLanesDataModule(LightningDataModule):
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
         windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
             Lightning counts in batches; a resumed run keeps it.
+        window_lengths: Draws the lengths of the windows of training, such as NormalLengths. The maximum is k1. The
+            learning rate of a step is multiplied by its window's length / the mean. Left out: all have k1 tokens.
         eval_num_lanes: Parallel sequences in validation, test and prediction. Prediction reads the test split.
         streaming: Whether the corpus is read as it is needed and never stored. For one that does not fit on the disk
             or changes. Lanes then take whole documents as they run dry, instead of stretches of the corpus.
@@ -108,6 +106,7 @@ class TextLanesDataModule(LightningDataModule):
         num_lanes: int = 16,
         k1: int = 64,
         windows_per_batch: int = 8,
+        window_lengths: WindowLengths | None = None,
         eval_num_lanes: int = 16,
         streaming: bool = False,
         num_readers: int = 1,
@@ -132,12 +131,15 @@ class TextLanesDataModule(LightningDataModule):
                 f"data.num_readers={num_readers}, data.repeat={repeat} with data.streaming=False: they are for "
                 "streams, leave them out"
             )
+        if window_lengths is not None:
+            window_lengths.check(k1, document_reset, "data.")
         super().__init__()
+        self.window_lengths = window_lengths
         self.path = os.fspath(path) if isinstance(path, os.PathLike) else path
         self.tokenizer = None if isinstance(tokenizer, str) else from_object(tokenizer)
         # Data and objects stay out of the checkpoint, which holds plain values only.
         path, tokenizer = _plain(self.path), _plain(tokenizer)
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__", "key")}
+        given = {key: value for key, value in locals().items() if key not in _NOT_SAVED}
         self.save_hyperparameters(given, logger=False)
         # Preparing a stream only creates its vocabulary, which all machines share.
         self.prepare_data_per_node = not streaming
@@ -203,6 +205,7 @@ class TextLanesDataModule(LightningDataModule):
         )
         return {
             "model.k1": settings.k1,
+            "data.window_lengths": self.window_lengths and repr(self.window_lengths),
             **{f"data.{name}": settings[name] for name in _FIXED_IN_A_RUN},
             "data.path": f"{settings.path or 'the default corpus'}, {size}, {content[:16]}",
         }
@@ -216,11 +219,11 @@ class TextLanesDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         for name, ours in self.state_dict().items():
-            # The path may differ if the tokens are the same.
-            if str(ours).split(", ")[-2:] != str(state_dict.get(name, ours)).split(", ")[-2:]:
+            theirs = state_dict.get(name, ours)
+            if _compared(name, ours) != _compared(name, theirs):
                 raise InputError(
-                    f"{name}: {ours}, where the run to be resumed has {state_dict[name]}: a resumed run cannot change "
-                    "it; keep it, or start a new run from these weights with --init_from"
+                    f"{name}: {ours}, where the run to be resumed has {theirs}: a resumed run cannot change it; keep "
+                    "it, or start a new run from these weights with --init_from"
                 )
 
     def has_split(self, split: str) -> bool:
@@ -234,7 +237,7 @@ class TextLanesDataModule(LightningDataModule):
                 f"data.num_lanes={settings.num_lanes} with {num_ranks} processes: each needs a lane to train on; use "
                 f"at least {num_ranks} lanes, or fewer devices"
             )
-        sizes = {"k1": settings.k1, "windows_per_batch": settings.windows_per_batch}
+        sizes = {name: settings[name] for name in ("k1", "windows_per_batch")} | {"window_lengths": self.window_lengths}
         shuffle_seed = settings.seed if settings.shuffle else None
         if settings.streaming:
             order = {"num_readers": settings.num_readers, "repeat": settings.repeat, "shuffle_seed": shuffle_seed}
@@ -282,6 +285,11 @@ class TextLanesDataModule(LightningDataModule):
             self.cache,
             settings.streaming,
         )
+
+
+def _compared(name: str, value: Any) -> Any:
+    # The path may differ if the tokens are the same.
+    return value.split(", ")[-2:] if name == "data.path" else value
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from loops import batches, fit
 from resuming import EPOCHS, K1, LANES, WINDOWS, everything, fit_text, monitored, per_epoch, per_step, plain, same
 from tasks import Regression
 
-from lit_tbptt import InputError, RandomTruncation
+from lit_tbptt import InputError, NormalLengths, RandomTruncation
 
 TEXTS = ["".join(chr(98 + (i * j) % 11) for j in range(i * i % 23)) for i in range(19)]
 
@@ -23,11 +23,15 @@ def of_documents(make, **options):
     )
 
 
+# Of 1 to 4 tokens, and other ones in the second epoch.
+DRAWN = NormalLengths(3, 1.5, 1, 0.2, seed=4)
 KINDS = {
     "strided": of_documents(strided, document_reset=True, shuffle_seed=3, rotation_seed=4),
     "streamed": of_documents(streamed, num_shards=5, num_readers=3, shuffle_seed=3),
     "streamed, reset": of_documents(streamed, num_shards=5, document_reset=True),
     "repeated": of_documents(streamed, num_shards=5, num_readers=3, shuffle_seed=3, repeat=True),
+    "strided, drawn lengths": of_documents(strided, rotation_seed=4, window_lengths=DRAWN),
+    "streamed, drawn lengths": of_documents(streamed, num_shards=5, num_readers=3, window_lengths=DRAWN),
 }
 
 

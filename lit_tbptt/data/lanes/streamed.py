@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_tbptt.data.lanes.tokens import NOTHING, TokenLanes
+from lit_tbptt.data.lanes.window_lengths import WindowLengths
 from lit_tbptt.data.read_ahead import ReadAhead
 from lit_tbptt.data.text.stream import DocumentReader, DocumentStream, TextReader
 from lit_tbptt.data.text.tokenizers import Tokenizer
@@ -46,6 +47,7 @@ class StreamedLanes(TokenLanes):
             before it is padded and masked.
         shuffle_seed: Seed for shuffling the shards differently in every epoch. None: the original order.
         repeat: Whether to restart the stream at its end, so that no lane runs out and the epoch never ends.
+        window_lengths: Draws the lengths of windows, at most k1, which is then the maximum. None: all have k1 tokens.
         local_lanes: The lanes of this process. None: all.
         all_gather: Gathers numbers from every process, such as `Rank.all_gather`, so that all make the same number of
             batches. Called once per batch.
@@ -74,10 +76,15 @@ class StreamedLanes(TokenLanes):
         document_reset: bool = False,
         shuffle_seed: int | None = None,
         repeat: bool = False,
+        window_lengths: WindowLengths | None = None,
         local_lanes: range | None = None,
         all_gather: Callable[[Sequence[int]], list[list[int]]] = lambda numbers: [list(numbers)],
     ) -> None:
-        super().__init__(tokenizer.eos, num_lanes, k1, windows_per_batch, local_lanes)
+        super().__init__(
+            *(tokenizer.eos, num_lanes, k1, windows_per_batch, local_lanes),
+            document_reset=document_reset,
+            window_lengths=window_lengths,
+        )
         if num_readers < 1 or num_lanes % num_readers:
             raise InputError(
                 f"num_readers={num_readers} with num_lanes={num_lanes}: the readers divide the lanes evenly; choose a "
@@ -92,7 +99,6 @@ class StreamedLanes(TokenLanes):
         self.stream = stream
         self.tokenizer = tokenizer
         self.num_readers = num_readers
-        self.document_reset = document_reset
         self.shuffle_seed = shuffle_seed
         self.repeat = repeat
         self.all_gather = all_gather
@@ -124,9 +130,9 @@ class StreamedLanes(TokenLanes):
                 self.bytes_per_token = self.num_bytes / self.num_tokens if known else None
                 windows = read.windows
                 if num_time_steps != read.num_time_steps:
-                    windows = self._cut(read.tokens[:, : num_time_steps + 1], read.resets)
-                yield Batch(windows, read.position)
-                if num_time_steps < self.k1 * self.windows_per_batch:
+                    windows = self._cut(read.tokens[:, : num_time_steps + 1], read.resets, read.lengths)
+                yield self._batch_of(windows, read.position)
+                if num_time_steps < sum(read.lengths):
                     break
         finally:
             ahead.close()
@@ -151,20 +157,23 @@ class StreamedLanes(TokenLanes):
             reader = DocumentReader(texts, self.tokenizer, self.repeat, None if saved is None else saved["reader"])
             lanes = range(number * per_group, (number + 1) * per_group)
             groups.append(_LaneGroup(lanes, self.local_lanes, reader, self.k1, self.document_reset, saved))
-        window = 0 if position is None else position["window"]
+        window, first = self._place(position)
         while True:
-            here = {"window": window, "groups": {group.reader.texts.reader: group.position() for group in groups}}
-            tokens = np.full((len(self.local_lanes), self.k1 * self.windows_per_batch + 1), NOTHING, np.int64)
+            positions = {group.reader.texts.reader: group.position() for group in groups}
+            here = self._position(window, first) | {"groups": positions}
+            lengths = self.lengths(epoch, window, self.windows_per_batch)
+            tokens = np.full((len(self.local_lanes), sum(lengths) + 1), NOTHING, np.int64)
             resets = np.zeros((self.windows_per_batch, len(tokens)), np.bool_)
-            num_time_steps = max((group.fill(tokens, resets, window * self.k1) for group in groups), default=0)
+            num_time_steps = max((group.fill(tokens, resets, first) for group in groups), default=0)
             if window == 0:
                 resets[0] = True
             # If several processes read for a group, the one with its first lane counts it.
             own = [group.counts() for group in groups if group.lanes.start in self.local_lanes]
             counts = [sum(some) for some in zip([0] * 5, *own, strict=True)]
-            windows = self._cut(tokens[:, : num_time_steps + 1], resets)
-            yield _Read(tokens, resets, num_time_steps, windows, here, counts)
+            windows = self._cut(tokens[:, : num_time_steps + 1], resets, lengths)
+            yield _Read(tokens, resets, lengths, num_time_steps, windows, here, counts)
             window += self.windows_per_batch
+            first += sum(lengths)
 
 
 class _Read(NamedTuple):
@@ -173,6 +182,7 @@ class _Read(NamedTuple):
     Attributes:
         tokens: `[lane, time + 1]` ids, starting at the token before the first target; NOTHING where there is none.
         resets: `[window, lane]`, true where a lane is reset.
+        lengths: Time steps of its windows, if the data does not end before.
         num_time_steps: Number of targets of the longest lane.
         windows: The tokens cut into windows.
         position: The position before this batch.
@@ -181,6 +191,7 @@ class _Read(NamedTuple):
 
     tokens: np.ndarray
     resets: np.ndarray
+    lengths: list[int]
     num_time_steps: int
     windows: tuple[Window, ...]
     position: Mapping[str, Any]

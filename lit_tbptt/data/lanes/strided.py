@@ -7,13 +7,14 @@ lane 1   t5 t6 t7 t8 t9 |
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
 
 from lit_tbptt.data.lanes.tokens import NOTHING, TokenLanes
+from lit_tbptt.data.lanes.window_lengths import WindowLengths
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.window import Batch
 
@@ -59,6 +60,7 @@ class StridedLanes(TokenLanes):
         shuffle_seed: Seed for shuffling the documents differently in every epoch. None: the original order.
         rotation_seed: Seed for the token at which every epoch except the first begins; it wraps around. None: always
             the first token.
+        window_lengths: Draws the lengths of windows, at most k1, which is then the maximum. None: all have k1 tokens.
         local_lanes: The lanes of this process. None: all.
 
     Raises:
@@ -78,9 +80,14 @@ class StridedLanes(TokenLanes):
         document_reset: bool = False,
         shuffle_seed: int | None = None,
         rotation_seed: int | None = None,
+        window_lengths: WindowLengths | None = None,
         local_lanes: range | None = None,
     ) -> None:
-        super().__init__(eos, num_lanes, k1, windows_per_batch, local_lanes)
+        super().__init__(
+            *(eos, num_lanes, k1, windows_per_batch, local_lanes),
+            document_reset=document_reset,
+            window_lengths=window_lengths,
+        )
         if len(ids) < num_lanes:
             raise InputError(
                 f"num_lanes={num_lanes} over {len(ids)} tokens: every lane needs at least one token; use fewer lanes"
@@ -92,7 +99,6 @@ class StridedLanes(TokenLanes):
         self.ids = np.asarray(ids)
         self.bytes_per_token = bytes_per_token
         self.document_ends = document_ends
-        self.document_reset = document_reset
         self.shuffle_seed = shuffle_seed
         self.rotation_seed = rotation_seed
         self._layout_of: tuple[int, _Layout] | None = None
@@ -101,7 +107,8 @@ class StridedLanes(TokenLanes):
         """Returns the number of batches, if it is the same in all epochs.
 
         Raises:
-            TypeError: It is not: with document resets and a changing order, padding differs between epochs.
+            TypeError: It is not: with document resets and a changing order, padding differs between epochs; with
+                `window_lengths`, lengths do.
         """
         if self.num_windows is None:
             raise TypeError("the number of batches differs from epoch to epoch")
@@ -109,28 +116,45 @@ class StridedLanes(TokenLanes):
 
     @property
     def num_windows(self) -> int | None:
-        """Windows per epoch. None: it differs, because documents in a changing order are padded differently."""
+        """Windows per epoch. None: it differs, because of `window_lengths` or documents that are padded differently."""
+        if self.window_lengths is not None:
+            return None
         if self.document_reset and (self.shuffle_seed is not None or self.rotation_seed is not None):
             return None
         return -(-self._layout().num_time_steps // self.k1)
 
-    def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
-        layout = self._layout()
-        first = (0 if position is None else position["window"]) + skip * self.windows_per_batch
-        windows = range(first, -(-layout.num_time_steps // self.k1), self.windows_per_batch)
-        return map(partial(self._batch, layout), windows)
+    def count_windows(self) -> int:
+        """Returns the number of windows of the epoch that the next iteration is of."""
+        num_time_steps, count, at_once = self._layout().num_time_steps, 0, 1024
+        while num_time_steps > 0:
+            ends = np.cumsum(self.lengths(self.epoch, count, at_once))
+            count += min(at_once, int(np.searchsorted(ends, num_time_steps)) + 1)
+            num_time_steps -= int(ends[-1])
+        return count
 
-    def _batch(self, layout: _Layout, window: int) -> Batch:
-        first = window * self.k1
-        last = min(first + self.k1 * self.windows_per_batch, layout.num_time_steps)
+    def _batches(self, position: Mapping[str, Any] | None, skip: int) -> Iterator[Batch]:
+        layout, epoch = self._layout(), self.epoch
+        window, first = self._place(position)
+        first += sum(self.lengths(epoch, window, skip * self.windows_per_batch))
+        return self._batches_from(layout, epoch, window + skip * self.windows_per_batch, first)
+
+    def _batches_from(self, layout: _Layout, epoch: int, window: int, first: int) -> Iterator[Batch]:
+        while first < layout.num_time_steps:
+            lengths = self.lengths(epoch, window, self.windows_per_batch)
+            yield self._batch(layout, window, first, lengths)
+            window += self.windows_per_batch
+            first += sum(lengths)
+
+    def _batch(self, layout: _Layout, window: int, first: int, lengths: list[int]) -> Batch:
+        last = min(first + sum(lengths), layout.num_time_steps)
         tokens = np.full((len(self.local_lanes), last - first + 1), NOTHING, np.int64)
-        resets = np.zeros((-(-(last - first) // self.k1), len(tokens)), np.bool_)
+        resets = np.zeros((len(lengths), len(tokens)), np.bool_)
         if window == 0:
             resets[0] = True
         for row, lane in enumerate(self.local_lanes):
             start, end = layout.starts[lane], min(layout.starts[lane] + last, layout.starts[lane + 1])
             self._fill(layout, tokens[row], resets[:, row], start + first - 1, end)
-        return Batch(self._cut(tokens, resets), {"window": window})
+        return self._batch_of(self._cut(tokens, resets, lengths), self._position(window, first))
 
     def _fill(self, layout: _Layout, row: np.ndarray, resets: np.ndarray, begin: int, end: int) -> None:
         """Copies the tokens of the epoch from `begin` up to `end` into a row."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from letters import Letters, as_lists, stream_of, streamed, strided
 from side_by_side import SideBySide, joined
 
-from lit_tbptt import LSTM, Rank, RecurrentLM, StreamedLanes, StridedLanes, Truncation
+from lit_tbptt import LSTM, NormalLengths, Rank, RecurrentLM, StreamedLanes, StridedLanes, Truncation
 
 EOS = 0
 SETTINGS = settings(
@@ -33,8 +33,22 @@ def numbered(lengths):
     return ["" if not n else f"{end - n} {end}" for n, end in zip(lengths, ends.tolist(), strict=True)]
 
 
-def lanes_of(kind, texts, num_shards, num_lanes, k1, windows_per_batch, num_readers, document_reset, shuffle, **rest):
+def lanes_of(
+    kind,
+    texts,
+    num_shards,
+    num_lanes,
+    k1,
+    windows_per_batch,
+    num_readers,
+    document_reset,
+    shuffle,
+    seed_of_lengths,
+    **rest,
+):
     seed = 3 if shuffle else None
+    if seed_of_lengths is not None:
+        rest["window_lengths"] = NormalLengths(max(1, 0.7 * k1), 3, 1, 0.3, seed_of_lengths)
     if kind == "streamed":
         options = {"num_readers": num_readers, "document_reset": document_reset, "shuffle_seed": seed}
         stream = stream_of(texts, num_shards)
@@ -56,14 +70,17 @@ def corpora(draw):
     lengths[draw(st.integers(0, len(lengths) - 1))] += 1
     num_readers = draw(st.integers(1, min(3, len(lengths))))
     num_lanes = num_readers * draw(st.integers(1, 4))
+    k1, document_reset = draw(st.integers(1, 9)), draw(st.booleans())
+    seeds = st.none() if document_reset else st.one_of(st.none(), st.integers(0, 5))
     return {
+        "seed_of_lengths": draw(seeds),
         "texts": numbered(lengths),
         "num_shards": draw(st.integers(num_readers, len(lengths))),
         "num_lanes": num_lanes,
-        "k1": draw(st.integers(1, 9)),
+        "k1": k1,
         "windows_per_batch": draw(st.integers(1, 4)),
         "num_readers": num_readers,
-        "document_reset": draw(st.booleans()),
+        "document_reset": document_reset,
         "shuffle": draw(st.booleans()),
     }
 
