@@ -255,6 +255,11 @@ class LitTBPTT(Task, EvaluatingModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         # Lightning also ends an epoch that is only interrupted, by max_steps or EarlyStopping.
         if self.position.at_epoch_end:
+            if self.position.step == 0 and not self.trainer.fast_dev_run:
+                raise InputError(
+                    "no window of the training data has a target, so a whole epoch made no step: make the mask true "
+                    "where targets count, and burn_in shorter than the sequences"
+                )
             self._step_boundary = None
             self.step_schedules("epoch", self.position.epoch + 1)
             self.position = self.position.next_epoch()

@@ -243,7 +243,7 @@ def fit_masked(num_ranks):
         for heard in (torch.isin(places, torch.tensor([1, 6])), torch.isin(places, torch.tensor([7, 8, 9])))
     ]
     data = SequenceLanesDataModule(
-        items, inputs="x", targets="y", mask="ok", num_lanes=2, k1=2, windows_per_batch=3, dtype="float64"
+        items, inputs="x", targets="y", mask="ok", num_lanes=2, k1=2, windows_per_batch=3, dtypes="float64"
     )
     torch.manual_seed(3)
     module, steps = Masked(k1=2, lr=0.1), []
