@@ -13,7 +13,7 @@ from lit_tbptt.data.sequences.arrow import ArrowSequences
 from lit_tbptt.data.sequences.contents import contents
 from lit_tbptt.data.sequences.dataset import check_dataset, reading
 from lit_tbptt.data.sequences.dtypes import DtypeChoice, Dtypes
-from lit_tbptt.data.sequences.kinds import Kinds, as_mask, has_length, kind_of, path_name
+from lit_tbptt.data.sequences.kinds import Kinds, as_mask, check_static, has_length, kind_of, path_name
 from lit_tbptt.data.sequences.leaves import (
     Key,
     Selector,
@@ -246,6 +246,7 @@ class SequenceSource:
                 f"{self._static_kinds}: they must be numbers or arrays of the same shapes"
             )
         self._static_kinds = kinds
+        check_static(number, found)
         return found
 
     def _choose(self, inputs: Selector | None, targets: Selector | None) -> tuple[Selector, Selector | None]:

@@ -9,7 +9,6 @@ ITEMS = [{"x": torch.zeros(n, 3), "y": torch.zeros(n), "goal": torch.zeros(2)} f
 READ = {"inputs": "x", "targets": "y"}
 
 
-
 def of_item_1(result):
     """Returns a transform that changes what it returns where the second item is read."""
     return lambda part, generator: result(part) if len(part["x"]) == 3 else part
