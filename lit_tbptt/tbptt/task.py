@@ -35,20 +35,7 @@ class WindowLoss(NamedTuple):
         Raises:
             InputError: The value has another form.
         """
-        if not isinstance(returned, tuple | list) or len(returned) not in (3, 4):
-            raise InputError(
-                f"{type(task).__name__}.window_loss returned a {type(returned).__name__}"
-                + (f" of {len(returned)} values" if isinstance(returned, tuple | list) else "")
-                + ": it must return (loss, num_targets, state), or these and a penalty"
-            )
-        loss = returned[0]
-        if not isinstance(loss, Tensor) or loss.ndim:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise InputError(
-                f"{type(task).__name__}.window_loss returned a loss of {shape}: it must be a tensor without axes, "
-                "summed over the scored targets"
-            )
-        return cls(*returned)
+        return cls(*_checked(task, "window_loss", returned, ("loss", "num_targets", "state")))
 
     def followed_by(self, later: "WindowLoss") -> "WindowLoss":
         """Adds the loss of the part of the window that follows this one."""
@@ -58,6 +45,32 @@ class WindowLoss(NamedTuple):
             later.state,
             sum_penalties((self.penalty, later.penalty)),
         )
+
+
+def loss_of_outputs(task: Any, outputs: Any, window: Window) -> tuple[Any, ...]:
+    """Returns what a task's `outputs_loss` returns.
+
+    Raises:
+        InputError: It returns something else than a loss, a number of targets, and perhaps a penalty.
+    """
+    return _checked(task, "outputs_loss", task.outputs_loss(outputs, window), ("loss", "num_targets"))
+
+
+def _checked(task: Any, method: str, returned: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    if not isinstance(returned, tuple | list) or len(returned) not in (len(names), len(names) + 1):
+        raise InputError(
+            f"{type(task).__name__}.{method} returned a {type(returned).__name__}"
+            + (f" of {len(returned)} values" if isinstance(returned, tuple | list) else "")
+            + f": it must return ({', '.join(names)}), or these and a penalty"
+        )
+    loss = returned[0]
+    if not isinstance(loss, Tensor) or loss.ndim:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(
+            f"{type(task).__name__}.{method} returned a loss of {shape}: it must be a tensor without axes, summed over "
+            "the scored targets"
+        )
+    return tuple(returned)
 
 
 def sum_penalties(penalties: Iterable[Tensor | None]) -> Tensor | None:
@@ -171,7 +184,7 @@ class Task:
     def window_loss(self, window: Window, state: State) -> WindowLoss:
         """Returns the loss of the window and the state after it; by default from `predict_window`, `outputs_loss`."""
         outputs, state = self.predict_window(window, state)
-        loss, num_targets, *penalty = self.outputs_loss(outputs, window)
+        loss, num_targets, *penalty = loss_of_outputs(self, outputs, window)
         return WindowLoss(loss, num_targets, state, *penalty)
 
     def advance(self, window: Window, state: State) -> State:
