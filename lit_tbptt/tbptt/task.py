@@ -5,10 +5,11 @@ from functools import wraps
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_structure
+from torch.utils._pytree import tree_map, tree_structure
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State, check_versions, versions
+from lit_tbptt.tbptt.state import num_lanes as state_lanes
 from lit_tbptt.tbptt.window import Window
 
 
@@ -95,13 +96,30 @@ def initial_state_for(task: Any, window: Window, initial: State) -> State:
     computed = task.initial_state_of(window.static)
     if computed is None:
         return initial
-    shapes = [[tuple(leaf.shape) for leaf in tree_leaves(state)] for state in (computed, initial)]
-    if tree_structure(computed) != tree_structure(initial) or shapes[0] != shapes[1]:
+    shapes = [tree_map(_shape, state) for state in (computed, initial)]
+    if shapes[0] != shapes[1] or tree_structure(computed) != tree_structure(initial):
         raise InputError(
-            f"{type(task).__name__}.initial_state_of returned tensors of {shapes[0]}, where initial_state has "
-            f"{shapes[1]}: both must return the same structure and shapes"
+            f"{type(task).__name__}.initial_state_of returned tensors of the shapes {shapes[0]}, where initial_state "
+            f"returned {shapes[1]}: both must return the same structure and shapes"
         )
     return computed
+
+
+def _shape(leaf: Any) -> Any:
+    return tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+
+
+def check_initial_state(task: Any, initial: State, num_lanes: int) -> None:
+    """Checks the result of a task's `initial_state`.
+
+    Raises:
+        InputError: A leaf is not a tensor with the lane axis first.
+    """
+    if state_lanes(initial) not in (None, num_lanes):
+        raise InputError(
+            f"{type(task).__name__}.initial_state({num_lanes}) returned tensors of the shapes "
+            f"{tree_map(_shape, initial)}: every one must have the lane axis first"
+        )
 
 
 def faster_form_of(*names: str) -> Callable[[Callable], Callable]:

@@ -142,6 +142,28 @@ def test_an_evaluation_uses_the_statistics_of_the_checkpoint(tmp_path):
         trainer(tmp_path).test(Policy(), SequenceLanesDataModule(test=episodes(4, 3), **OPTIONS, normalize=True))
 
 
+def louder(part, generator):
+    return part | {"speed": part["speed"] * 2}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"normalize": True}, {}, "data.normalize=False, where the run to be resumed has data.normalize=True"),
+        ({}, {"normalize": True}, "data.normalize=True, where the run to be resumed has data.normalize=False"),
+        ({"transform": louder}, {}, "transform=None, where the run to be resumed has transform=louder"),
+        ({}, {"transform": louder}, "transform=louder, where the run to be resumed has transform=None"),
+    ],
+)
+def test_a_resumed_run_keeps_its_normalization_and_transform(before, after, message, tmp_path):
+    first = trainer(tmp_path, max_steps=3)
+    first.fit(Policy(), data(**before))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=message):
+        trainer(tmp_path, max_steps=5).fit(Policy(), data(**after), ckpt_path=tmp_path / "a.ckpt")
+    trainer(tmp_path).test(Policy(), data(**after), ckpt_path=tmp_path / "a.ckpt", verbose=False)
+
+
 @pytest.mark.parametrize("steps", [1, 5, 8])
 def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bits(steps, tmp_path):
     options = {"normalize": True, "burn_in": 5, "max_length": 9, "random_lanes": 0}

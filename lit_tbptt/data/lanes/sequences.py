@@ -149,7 +149,9 @@ class SequenceLanes(Lanes):
     def _fixed(self) -> dict[str, Any]:
         names = ("max_length", "burn_in", "shuffle", "repeat", "random_lanes", "seed")
         settings = {name: getattr(self, name) for name in names}
-        return self._sizes() | settings | {"shift": self.source.shift, "dataset": self._content}
+        transform = self.source.transform
+        name = transform and getattr(transform, "__qualname__", type(transform).__qualname__)
+        return self._sizes() | settings | {"shift": self.source.shift, "transform": name, "dataset": self._content}
 
     @cached_property
     def _content(self) -> str:

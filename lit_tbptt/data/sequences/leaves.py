@@ -66,7 +66,7 @@ def call(name: str, function: Callable[..., Any], part: Any, *arguments: Any) ->
 
 
 def as_tensor(values: Any) -> Tensor:
-    """Returns an array or a number as a new tensor; a tensor is returned as it is. Unsigned numbers become int64."""
+    """Returns an array or a number as a new tensor; a tensor is returned as it is. uint16 to uint64 become int64."""
     if isinstance(values, Tensor):
         return values
     array = np.array(values)  # a copy: a memory map may not be written to
