@@ -124,6 +124,8 @@ class SequenceLanesDataModule(LightningDataModule):
             Dtypes(dtypes)
         except InputError as error:
             raise InputError(f"data.{error}") from error
+        if lengths is not None and not isinstance(lengths, dict):
+            raise InputError(f"data.lengths={lengths}: must be a dictionary by split, such as {{'train': [40, 13]}}")
         for name in lengths or ():
             if given.get(name) is None:
                 raise InputError(
@@ -204,10 +206,10 @@ class SequenceLanesDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the statistics of the training split, which an evaluation of a checkpoint uses again."""
-        statistics = {} if self.normalization is None else self.normalization.statistics
-        return {"normalize": self.normalize} | (
-            {"statistics": {place: list(pair) for place, pair in statistics.items()}} if statistics else {}
-        )
+        state: dict[str, Any] = {"normalize": self.normalize}
+        if self.normalization is not None:
+            state["statistics"] = {place: list(pair) for place, pair in self.normalization.statistics.items()}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the statistics of a checkpoint.

@@ -308,6 +308,7 @@ def test_columns_of_a_dataset_are_sequences(tmp_path, capsys):
         ({"train": [1], "normalize": "no"}, "data.normalize='no': must be True or False"),
         ({"train": [1], "shuffle": 0}, "data.shuffle=0: must be True or False"),
         ({"train": [1], "lengths": {"validation": [3]}}, "data.lengths: there is no dataset 'validation'"),
+        ({"train": [1], "lengths": [3]}, "data.lengths=.3.: must be a dictionary by split, such as"),
         ({"path": "x", "lengths": {"train": [3]}}, "data.lengths: there is no dataset 'train'"),
     ],
 )

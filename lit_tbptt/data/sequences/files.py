@@ -19,6 +19,8 @@ _FORMATS = ("parquet", "json", "arrow", "csv")
 def _is_local(path: str) -> bool:
     """Returns whether a path cannot be a dataset of the Hub: these are asked for several times when there is none."""
     first, *rest = Path(path).parts or ("",)
+    if "://" in path:
+        return False
     return path.startswith(("/", ".", "~")) or len(rest) > 1 or (len(rest) == 1 and Path(first).is_dir())
 
 
