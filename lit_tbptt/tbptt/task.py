@@ -5,10 +5,11 @@ from functools import wraps
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_structure
+from torch.utils._pytree import tree_map, tree_structure
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State, check_versions, versions
+from lit_tbptt.tbptt.state import num_lanes as state_lanes
 from lit_tbptt.tbptt.window import Window
 
 
@@ -35,20 +36,7 @@ class WindowLoss(NamedTuple):
         Raises:
             InputError: The value has another form.
         """
-        if not isinstance(returned, tuple | list) or len(returned) not in (3, 4):
-            raise InputError(
-                f"{type(task).__name__}.window_loss returned a {type(returned).__name__}"
-                + (f" of {len(returned)} values" if isinstance(returned, tuple | list) else "")
-                + ": it must return (loss, num_targets, state), or these and a penalty"
-            )
-        loss = returned[0]
-        if not isinstance(loss, Tensor) or loss.ndim:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise InputError(
-                f"{type(task).__name__}.window_loss returned a loss of {shape}: it must be a tensor without axes, "
-                "summed over the scored targets"
-            )
-        return cls(*returned)
+        return cls(*_checked(task, "window_loss", returned, ("loss", "num_targets", "state")))
 
     def followed_by(self, later: "WindowLoss") -> "WindowLoss":
         """Adds the loss of the part of the window that follows this one."""
@@ -58,6 +46,32 @@ class WindowLoss(NamedTuple):
             later.state,
             sum_penalties((self.penalty, later.penalty)),
         )
+
+
+def loss_of_outputs(task: Any, outputs: Any, window: Window) -> tuple[Any, ...]:
+    """Returns what a task's `outputs_loss` returns.
+
+    Raises:
+        InputError: It returns something else than a loss, a number of targets, and perhaps a penalty.
+    """
+    return _checked(task, "outputs_loss", task.outputs_loss(outputs, window), ("loss", "num_targets"))
+
+
+def _checked(task: Any, method: str, returned: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    if not isinstance(returned, tuple | list) or len(returned) not in (len(names), len(names) + 1):
+        raise InputError(
+            f"{type(task).__name__}.{method} returned a {type(returned).__name__}"
+            + (f" of {len(returned)} values" if isinstance(returned, tuple | list) else "")
+            + f": it must return ({', '.join(names)}), or these and a penalty"
+        )
+    loss = returned[0]
+    if not isinstance(loss, Tensor) or loss.ndim:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(
+            f"{type(task).__name__}.{method} returned a loss of {shape}: it must be a tensor without axes, summed over "
+            "the scored targets"
+        )
+    return tuple(returned)
 
 
 def sum_penalties(penalties: Iterable[Tensor | None]) -> Tensor | None:
@@ -82,13 +96,30 @@ def initial_state_for(task: Any, window: Window, initial: State) -> State:
     computed = task.initial_state_of(window.static)
     if computed is None:
         return initial
-    shapes = [[tuple(leaf.shape) for leaf in tree_leaves(state)] for state in (computed, initial)]
-    if tree_structure(computed) != tree_structure(initial) or shapes[0] != shapes[1]:
+    shapes = [tree_map(_shape, state) for state in (computed, initial)]
+    if shapes[0] != shapes[1] or tree_structure(computed) != tree_structure(initial):
         raise InputError(
-            f"{type(task).__name__}.initial_state_of returned tensors of {shapes[0]}, where initial_state has "
-            f"{shapes[1]}: both must return the same structure and shapes"
+            f"{type(task).__name__}.initial_state_of returned tensors of the shapes {shapes[0]}, where initial_state "
+            f"returned {shapes[1]}: both must return the same structure and shapes"
         )
     return computed
+
+
+def _shape(leaf: Any) -> Any:
+    return tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+
+
+def check_initial_state(task: Any, initial: State, num_lanes: int) -> None:
+    """Checks the result of a task's `initial_state`.
+
+    Raises:
+        InputError: A leaf is not a tensor with the lane axis first.
+    """
+    if state_lanes(initial) not in (None, num_lanes):
+        raise InputError(
+            f"{type(task).__name__}.initial_state({num_lanes}) returned tensors of the shapes "
+            f"{tree_map(_shape, initial)}: every one must have the lane axis first"
+        )
 
 
 def faster_form_of(*names: str) -> Callable[[Callable], Callable]:
@@ -171,7 +202,7 @@ class Task:
     def window_loss(self, window: Window, state: State) -> WindowLoss:
         """Returns the loss of the window and the state after it; by default from `predict_window`, `outputs_loss`."""
         outputs, state = self.predict_window(window, state)
-        loss, num_targets, *penalty = self.outputs_loss(outputs, window)
+        loss, num_targets, *penalty = loss_of_outputs(self, outputs, window)
         return WindowLoss(loss, num_targets, state, *penalty)
 
     def advance(self, window: Window, state: State) -> State:

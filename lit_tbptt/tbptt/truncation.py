@@ -30,7 +30,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.recompute import Recomputed
 from lit_tbptt.tbptt.state import State, detach, num_lanes, requires_grad, reset_lanes
-from lit_tbptt.tbptt.task import Task, WindowLoss, initial_state_for
+from lit_tbptt.tbptt.task import Task, WindowLoss, check_initial_state, initial_state_for
 from lit_tbptt.tbptt.window import Window
 
 
@@ -112,7 +112,7 @@ class Truncation:
             )
         initial = task.initial_state(window.num_lanes)
         if carry is None:
-            num_lanes(initial)
+            check_initial_state(task, initial, window.num_lanes)
             carry = Carry(detach(initial))
             window = window.with_reset(torch.ones(window.num_lanes, dtype=torch.bool, device=window.device))
         if num_lanes(carry.state) not in (None, window.num_lanes):

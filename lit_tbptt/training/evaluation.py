@@ -11,8 +11,8 @@ from torchmetrics import Metric, MetricCollection
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch, Window, WindowLoss
-from lit_tbptt.tbptt.state import State, detach, num_lanes, reset_lanes
-from lit_tbptt.tbptt.task import initial_state_for
+from lit_tbptt.tbptt.state import State, detach, reset_lanes
+from lit_tbptt.tbptt.task import check_initial_state, initial_state_for
 from lit_tbptt.training.task_metrics import check_metrics, metric_values, update_metrics
 
 
@@ -109,7 +109,7 @@ class Evaluation:
                 initial = initial_state_for(module, window, module.initial_state(window.num_lanes))
                 state = self._state
                 if state is None or self.reset_every:
-                    num_lanes(initial)
+                    check_initial_state(module, initial, window.num_lanes)
                     state = initial
                 elif window.reset is not None:
                     state = reset_lanes(window.reset, initial, state)

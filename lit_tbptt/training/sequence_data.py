@@ -124,6 +124,8 @@ class SequenceLanesDataModule(LightningDataModule):
             Dtypes(dtypes)
         except InputError as error:
             raise InputError(f"data.{error}") from error
+        if lengths is not None and not isinstance(lengths, dict):
+            raise InputError(f"data.lengths={lengths}: must be a dictionary by split, such as {{'train': [40, 13]}}")
         for name in lengths or ():
             if given.get(name) is None:
                 raise InputError(
@@ -204,12 +206,23 @@ class SequenceLanesDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the statistics of the training split, which an evaluation of a checkpoint uses again."""
-        if self.normalization is None:
-            return {}
-        return {"statistics": {place: list(pair) for place, pair in self.normalization.statistics.items()}}
+        state: dict[str, Any] = {"normalize": self.normalize}
+        if self.normalization is not None:
+            state["statistics"] = {place: list(pair) for place, pair in self.normalization.statistics.items()}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the statistics of a checkpoint."""
+        """Takes over the statistics of a checkpoint.
+
+        Raises:
+            InputError: A run is resumed that had another `normalize`.
+        """
+        theirs = state_dict.get("normalize", self.normalize)
+        if theirs != self.normalize and self.trainer is not None and self.trainer.state.fn == "fit":
+            raise InputError(
+                f"data.normalize={self.normalize}, where the run to be resumed has data.normalize={theirs}: a resumed "
+                "run cannot change it; keep it, or start a new run from these weights"
+            )
         if "statistics" in state_dict:
             self.normalization = Normalization(
                 {place: (mean, deviation) for place, (mean, deviation) in state_dict["statistics"].items()}

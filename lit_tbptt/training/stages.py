@@ -10,6 +10,7 @@ from torchmetrics import Metric, MetricCollection
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch, Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt.task import loss_of_outputs
 from lit_tbptt.training.ddp import check_lanes
 from lit_tbptt.training.evaluation import Evaluation
 from lit_tbptt.training.overrides import loop_hooks
@@ -44,7 +45,7 @@ class EvaluatingModule(ResumableModule):
             return self.window_loss(window, state)
         self._need_outputs("evaluation_metrics are updated with outputs")
         outputs, state = self.predict_window(window, state)
-        loss, num_targets, *_ = self.outputs_loss(outputs, window)  # first: without targets, its error says why
+        loss, num_targets, *_ = loss_of_outputs(self, outputs, window)  # first: without targets, its error says why
         self.evaluation.update_metrics(self.evaluation_metrics, outputs, window)
         return WindowLoss(loss, num_targets, state)
 

@@ -75,7 +75,14 @@ def metric_values(metrics: Metric | MetricCollection, num_targets: float) -> dic
     with warnings.catch_warnings():
         # Other ranks may have updated it.
         warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before the ``update`` method")
-        values = metrics.compute()
+        if isinstance(metrics, MetricCollection):  # whose own `compute` drops the key of a metric of a dictionary
+            values: Any = {}
+            for key, metric in metrics.items():
+                value = metric.compute()
+                inner = value.items() if isinstance(value, Mapping) else ()
+                values |= {f"{key}_{name}": each for name, each in inner} or {key: value}
+        else:
+            values = metrics.compute()
     if not isinstance(values, Mapping):
         values = {type(metrics).__name__: values}
     return {name: number for key, value in values.items() for name, number in _numbers(str(key), value)}

@@ -170,10 +170,18 @@ def test_windows_that_change_their_leaves_are_refused():
 def test_a_computed_initial_state_has_the_shapes_of_the_other():
     class Wrong(Nested):
         def initial_state_of(self, static):
-            return {"h": torch.zeros(NUM_LANES, 5)}
+            return self.returned
 
-    with pytest.raises(InputError, match=r"Wrong.initial_state_of returned tensors of \[\(3, 5\)\].*\[\(3, 4\)\]"):
-        Truncation(2)(Wrong(), windows_of(2, True)[0])
+    for returned, shown in (
+        ({"h": torch.zeros(NUM_LANES, 5)}, r"{'h': \(3, 5\)}"),
+        (torch.zeros(NUM_LANES, 4), r"\(3, 4\)"),
+        ({"h": 2.5}, "{'h': 'float'}"),
+    ):
+        expected = rf"Wrong.initial_state_of returned tensors of the shapes {shown}, where .* {{'h': \(3, 4\)}}"
+        task = Wrong()
+        task.returned = returned
+        with pytest.raises(InputError, match=expected):
+            Truncation(2)(task, windows_of(2, True)[0])
 
 
 def test_a_batch_of_nested_windows_goes_to_a_device():

@@ -107,6 +107,24 @@ def test_a_task_that_returns_something_else_is_named(returned, message):
         Truncation(3)(Odd(), Window(torch.zeros(2, 3), torch.zeros(2, 3)))
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.zeros(()), r"Odd\.outputs_loss returned a Tensor: it must return \(loss, num_targets\), or these and a"),
+        ((torch.zeros(2, 3), 6), r"Odd\.outputs_loss returned a loss of \(2, 3\): it must be a tensor without axes"),
+        ((2.5, 6), r"Odd\.outputs_loss returned a loss of float"),
+        ((torch.zeros(()), 1, None, ()), r"Odd\.outputs_loss returned a tuple of 4 values"),
+    ],
+)
+def test_outputs_loss_that_returns_something_else_is_named(returned, message):
+    class Odd(Predicting):
+        def outputs_loss(self, outputs, window):
+            return returned
+
+    with pytest.raises(InputError, match=message):
+        Truncation(3)(Odd(), Window(torch.zeros(2, 3), torch.zeros(2, 3)))
+
+
 def test_outputs_loss_may_give_a_penalty_too():
     class Penalizing(Predicting):
         def outputs_loss(self, outputs, window):

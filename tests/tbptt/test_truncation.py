@@ -162,6 +162,16 @@ def test_a_state_that_is_changed_in_place_is_named(options):
         truncation(InPlace(), windows[0])
 
 
+def test_an_initial_state_whose_first_axis_is_another_is_named():
+    class Layers(Recurrence):
+        def initial_state(self, num_lanes):
+            return torch.zeros(1, num_lanes, 8)
+
+    message = r"Layers.initial_state\(2\) returned tensors of the shapes \(1, 2, 8\): .* the lane axis first"
+    with pytest.raises(InputError, match=message):
+        Truncation(3)(Layers(), windows_of(torch.ones(2, 3), torch.zeros(2, 3), 3)[0])
+
+
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [(None, r"state\['more'\] is a NoneType"), (3, r"state\['more'\] is a int"), (torch.zeros(5), "lane axis first")],

@@ -81,8 +81,8 @@ def test_metrics_get_outputs_targets_and_rows_of_what_is_scored(carry_state):
         absolute.append(difference.abs())
     expected = {"test/loss": torch.cat(errors).mean(), "test/error": torch.cat(errors).mean()}
     expected["test/absolute"] = torch.cat(absolute).mean()
-    expected |= {f"test/all_{i}": each.sum() for i, each in enumerate(errors)}
-    expected |= {f"test/late_{i}": each[7:].sum() for i, each in enumerate(errors)}
+    expected |= {f"test/each_all_{i}": each.sum() for i, each in enumerate(errors)}
+    expected |= {f"test/each_late_{i}": each[7:].sum() for i, each in enumerate(errors)}
     assert_close(values, {name: value.item() for name, value in expected.items()}, rtol=1e-5, atol=1e-6)
 
 
@@ -126,7 +126,7 @@ class ByQuarter(Metric):
         (MetricCollection({"all": ByQuarter("vector")}, prefix="of_"), [f"of_all_{i}" for i in range(4)]),
         (
             MetricCollection({"by": ClasswiseWrapper(ByQuarter("vector"), list("abcd"), "in_")}),
-            ["in_a", "in_b", "in_c", "in_d"],
+            ["by_in_a", "by_in_b", "by_in_c", "by_in_d"],
         ),
     ],
 )

@@ -105,6 +105,30 @@ def test_missing_numbers_do_not_count_and_constants_are_shifted():
     assert_close(made.normalization.statistics["targets"], (torch.tensor([2.0, 7.0]).double(), torch.ones(2).double()))
 
 
+@pytest.mark.parametrize("missing", [-999.0, np.nan, np.inf])
+def test_targets_that_the_mask_leaves_out_do_not_count(missing):
+    """The inputs there do: they are run."""
+    items = [
+        {"x": np.array([2.0, 4.0, 6.0]), "y": np.array([1.0, missing, 5.0]), "known": np.array([1, 0, 1])},
+        {"x": np.array([8.0, 10.0]), "y": np.array([missing, missing]), "known": np.array([0, 0])},
+    ]
+    made = SequenceLanesDataModule(items, inputs="x", targets="y", mask="known", num_lanes=2, normalize=True)
+    made.setup("fit")
+    made.train_dataloader()
+    numbers = {place: tuple(map(float, pair)) for place, pair in made.normalization.statistics.items()}
+    assert numbers == {"inputs": (6.0, pytest.approx(8**0.5)), "targets": (3.0, 2.0)}
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_infinite_values_have_no_statistics(name):
+    items = [{"x": torch.ones(3), "y": torch.ones(3)} for _ in range(3)]
+    items[2][name][1] = -torch.inf
+    made = SequenceLanesDataModule(items, inputs="x", targets="y", num_lanes=2, normalize=True)
+    made.setup("fit")
+    with pytest.raises(InputError, match=rf"item 2: {'inputs' if name == 'x' else 'targets'} has an infinite value"):
+        made.train_dataloader()
+
+
 def test_an_evaluation_uses_the_statistics_of_the_checkpoint(tmp_path):
     first = trainer(tmp_path, max_steps=3)
     model = Policy()
@@ -116,6 +140,28 @@ def test_an_evaluation_uses_the_statistics_of_the_checkpoint(tmp_path):
     assert ours == expected
     with pytest.raises(InputError, match="of a training split, and there is none"):
         trainer(tmp_path).test(Policy(), SequenceLanesDataModule(test=episodes(4, 3), **OPTIONS, normalize=True))
+
+
+def louder(part, generator):
+    return part | {"speed": part["speed"] * 2}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"normalize": True}, {}, "data.normalize=False, where the run to be resumed has data.normalize=True"),
+        ({}, {"normalize": True}, "data.normalize=True, where the run to be resumed has data.normalize=False"),
+        ({"transform": louder}, {}, "transform=None, where the run to be resumed has transform=louder"),
+        ({}, {"transform": louder}, "transform=louder, where the run to be resumed has transform=None"),
+    ],
+)
+def test_a_resumed_run_keeps_its_normalization_and_transform(before, after, message, tmp_path):
+    first = trainer(tmp_path, max_steps=3)
+    first.fit(Policy(), data(**before))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=message):
+        trainer(tmp_path, max_steps=5).fit(Policy(), data(**after), ckpt_path=tmp_path / "a.ckpt")
+    trainer(tmp_path).test(Policy(), data(**after), ckpt_path=tmp_path / "a.ckpt", verbose=False)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 8])
@@ -262,6 +308,7 @@ def test_columns_of_a_dataset_are_sequences(tmp_path, capsys):
         ({"train": [1], "normalize": "no"}, "data.normalize='no': must be True or False"),
         ({"train": [1], "shuffle": 0}, "data.shuffle=0: must be True or False"),
         ({"train": [1], "lengths": {"validation": [3]}}, "data.lengths: there is no dataset 'validation'"),
+        ({"train": [1], "lengths": [3]}, "data.lengths=.3.: must be a dictionary by split, such as"),
         ({"path": "x", "lengths": {"train": [3]}}, "data.lengths: there is no dataset 'train'"),
     ],
 )

@@ -34,7 +34,7 @@ class SequenceLanes(Lanes):
         num_lanes: Parallel lanes, those of all processes together.
         k1: Time steps per lane and window. A window is shorter if no lane fills it, unless there are random lanes.
         windows_per_batch: Windows per batch; the last batch may have fewer.
-        max_length: Longer sequences are cut into pieces with this number of scored time steps. None: they are not cut.
+        max_length: Longer sequences are cut into pieces of this number of time steps. None: they are not cut.
         burn_in: Number of time steps after a reset that are run but not scored. Later pieces of a sequence are run from
             this many steps earlier, so only the first steps of the sequence are not scored.
         shuffle: Whether every epoch has a different order of pieces.
@@ -149,7 +149,9 @@ class SequenceLanes(Lanes):
     def _fixed(self) -> dict[str, Any]:
         names = ("max_length", "burn_in", "shuffle", "repeat", "random_lanes", "seed")
         settings = {name: getattr(self, name) for name in names}
-        return self._sizes() | settings | {"shift": self.source.shift, "dataset": self._content}
+        transform = self.source.transform
+        name = None if transform is None else getattr(transform, "__qualname__", type(transform).__qualname__)
+        return self._sizes() | settings | {"shift": self.source.shift, "transform": name, "dataset": self._content}
 
     @cached_property
     def _content(self) -> str:

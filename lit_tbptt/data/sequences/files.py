@@ -16,6 +16,14 @@ from lit_tbptt.errors import InputError
 _FORMATS = ("parquet", "json", "arrow", "csv")
 
 
+def _is_local(path: str) -> bool:
+    """Returns whether a path cannot be a dataset of the Hub: these are asked for several times when there is none."""
+    first, *rest = Path(path).parts or ("",)
+    if "://" in path:
+        return False
+    return path.startswith(("/", ".", "~")) or len(rest) > 1 or (len(rest) == 1 and Path(first).is_dir())
+
+
 def load_sequences(path: str, name: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """Returns the splits of a dataset.
 
@@ -48,6 +56,8 @@ def load_sequences(path: str, name: str | None, options: dict[str, Any]) -> dict
             )
         chosen, files = local_files(local, None) or (builder, {"data_files": str(local)})
         loaded = read_dataset(chosen, name, options, path, files)
+    elif _is_local(path) and not local.exists():
+        raise InputError(f"data.path={path!r}: there is no such file or folder")
     else:
         loaded = read_dataset(str(local) if local.is_dir() else path, name, options, path)
     splits = {"train": loaded} if isinstance(loaded, Dataset) or not isinstance(loaded, dict) else dict(loaded)

@@ -78,6 +78,31 @@ def kind_of(leaf: Tensor, axes: int = 1) -> tuple[str, tuple[int, ...]]:
     return "floating-point" if leaf.is_floating_point() else str(leaf.dtype), tuple(leaf.shape[axes:])
 
 
+def check_static(number: int, static: Any) -> None:
+    """Refuses NaN and infinity in what belongs to a whole sequence.
+
+    Raises:
+        InputError: A leaf of this item has one; the message has its path.
+    """
+    for path, leaf in tree_flatten_with_path(static)[0]:
+        if not is_finite(leaf):
+            raise InputError(
+                f"item {number}: static{path_name(path)} is {value_name(leaf[~leaf.isfinite()][0])}: fill missing "
+                "values in the dataset or in a function of static="
+            )
+
+
+def is_finite(leaf: Tensor) -> bool:
+    """Returns whether no value is NaN or infinite."""
+    # A finite number minus itself is zero, and NaN is not. This takes less than half of `isfinite().all()` on a CPU.
+    return not leaf.is_floating_point() or not bool((leaf - leaf).any())
+
+
+def value_name(value: Tensor) -> str:
+    """Returns what a number is called that is NaN or infinite."""
+    return "NaN" if bool(value.isnan()) else f"{float(value)}"
+
+
 def path_name(path: Any) -> str:
     """Returns the place of a leaf, as Python would write it."""
     return "".join(f"[{getattr(entry, 'key', getattr(entry, 'idx', entry))!r}]" for entry in path)

@@ -28,17 +28,45 @@ def keys_of(*selectors: Selector | None) -> list[Key] | None:
     return list(keys)
 
 
-def select(selector: Selector, part: Any) -> Any:
-    """Applies a selector to an item, or to a slice of one."""
+def select(name: str, selector: Selector, part: Any) -> Any:
+    """Applies the selector of this name to an item, or to a slice of one.
+
+    Raises:
+        InputError: It is a function that raises an error, or returns None.
+    """
     if callable(selector):
-        return selector(part)
+        return call(name, selector, part)
     if isinstance(selector, str | int):
         return part[selector]
     return {key: part[key] for key in selector}
 
 
+def call(name: str, function: Callable[..., Any], part: Any, *arguments: Any) -> Any:
+    """Calls a function of the user on a slice of an item.
+
+    Args:
+        name: The argument that it was given as: `transform`, `inputs`, ...
+        function: The function.
+        part: The slice.
+        *arguments: Further arguments of the function.
+
+    Raises:
+        InputError: It raises an error, or returns None.
+    """
+    try:
+        result = function(part, *arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        given = f" (it was called with the leaves {all_keys(part)})" if isinstance(error, KeyError) else ""
+        raise InputError(f"{name} raised {type(error).__name__}: {error}{given}") from error
+    if result is None:
+        raise InputError(f"{name} returned None: the function must return the leaves")
+    return result
+
+
 def as_tensor(values: Any) -> Tensor:
-    """Returns an array or a number as a new tensor; a tensor is returned as it is. Unsigned numbers become int64."""
+    """Returns an array or a number as a new tensor; a tensor is returned as it is. uint16 to uint64 become int64."""
     if isinstance(values, Tensor):
         return values
     array = np.array(values)  # a copy: a memory map may not be written to

@@ -34,14 +34,14 @@ class Moments(NamedTuple):
         values = values.double()
         known = ~values.isnan()
         count = known.sum(0)
-        mean = values.nan_to_num().sum(0) / count.clamp(min=1)
+        mean = values.where(known, 0.0).sum(0) / count.clamp(min=1)
         return cls(count, mean, torch.where(known, values - mean, 0.0).square().sum(0))
 
     def with_others(self, other: "Moments") -> "Moments":
         """Returns what is known of both together (Chan, Golub & LeVeque 1983)."""
         count = self.num_values + other.num_values
         difference = other.mean - self.mean
-        share = other.num_values / count.clamp(min=1)
+        share = other.num_values.double() / count.clamp(min=1)
         squares = self.squares + other.squares + difference.square() * self.num_values * share
         return Moments(count, self.mean + difference * share, squares)
 
@@ -116,9 +116,14 @@ class Normalization:
 def measure(source: SequenceSource, numbers: Iterable[int]) -> dict[str, tuple[Tensor, ...]]:
     """Returns the moments of the floating-point inputs and targets of some sequences, by the place of the leaf.
 
+    Targets that the mask leaves out do not count.
+
     Args:
         source: Reads the sequences; without a transform, which would be of training only.
         numbers: Which sequences.
+
+    Raises:
+        InputError: A value is infinite.
     """
     totals: dict[str, Moments] = {}
     for number in numbers:
@@ -128,7 +133,11 @@ def measure(source: SequenceSource, numbers: Iterable[int]) -> dict[str, tuple[T
             for name, part in (("inputs", stretch.inputs), ("targets", None if source.shift else stretch.targets)):
                 for path, leaf in tree_flatten_with_path(part)[0] if part is not None else ():
                     if leaf.is_floating_point():
-                        place, moments = f"{name}{keystr(path)}", Moments.of(leaf)
+                        place = f"{name}{keystr(path)}"
+                        scored = name == "inputs" or stretch.mask is None  # inputs are run where nothing is scored
+                        moments = Moments.of(leaf if scored else leaf[stretch.mask])
+                        if not bool(moments.mean.isfinite().all()):
+                            raise InputError(f"item {number}: {place} has an infinite value: it has no mean")
                         totals[place] = totals[place].with_others(moments) if place in totals else moments
     if source.shift:
         totals |= {f"targets{place.removeprefix('inputs')}": moments for place, moments in totals.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_structure, tree_unflatten
 
 from lit_tbptt.data.sequences.dtypes import Dtypes
-from lit_tbptt.data.sequences.kinds import path_name
+from lit_tbptt.data.sequences.kinds import is_finite, path_name, value_name
 from lit_tbptt.data.sequences.leaves import flatten, map_leaves
 from lit_tbptt.data.sequences.source import SequenceSource, Stretch
 from lit_tbptt.errors import InputError
@@ -75,7 +75,7 @@ class Rows:
             targets = _stack([each.targets for each in stretches], longest, self.source.dtypes)
             self._check_targets(targets, scored, lanes)
             # A missing target would turn the gradient of a loss that multiplies by the mask into NaN.
-            targets = map_leaves(_without_nan, targets)
+            targets = map_leaves(lambda leaf: leaf if is_finite(leaf) else leaf.where(leaf.isfinite(), 0.0), targets)
         reset = torch.tensor([lane.done == 0 and lane.num_time_steps > 0 for lane in lanes])
         inputs = _stack([each.inputs for each in stretches], longest, self.source.dtypes)
         _check_inputs(inputs, lanes)
@@ -110,27 +110,27 @@ class Rows:
 
     def _check_targets(self, targets: Any, scored: Tensor, lanes: Sequence[Held]) -> None:
         for path, leaf in tree_flatten_with_path(targets)[0]:
-            if leaf.is_floating_point():
-                wrong = leaf.isnan().view(*scored.shape, -1).any(-1) & scored
+            if not is_finite(leaf):
+                wrong = ~leaf.isfinite() & scored.view(*scored.shape, *[1] * (leaf.ndim - 2))
                 if bool(wrong.any()):
-                    row, time = (int(each) for each in wrong.nonzero()[0])
-                    name = path_name(path)
+                    row, time = wrong.nonzero()[0, :2].tolist()
                     raise InputError(
-                        f"item {lanes[row].sequence}: targets{name} is NaN at time step "
-                        f"{lanes[row].start + time + self.source.shift}: give a mask that is false where a target is "
-                        "missing"
+                        f"item {lanes[row].sequence}: targets{path_name(path)} is {value_name(leaf[wrong][0])} at time "
+                        f"step {lanes[row].start + time + self.source.shift}: give a mask that is false where a target "
+                        "is missing"
                     )
 
 
 def _check_inputs(inputs: Any, lanes: Sequence[Held]) -> None:
-    """Refuses NaN, which would stay in the state of the lane: unscored time steps too."""
+    """Refuses NaN and infinity, which would stay in the state of the lane: at unscored time steps too."""
     for path, leaf in tree_flatten_with_path(inputs)[0]:
-        if leaf.is_floating_point() and bool((wrong := leaf.isnan()).any()):
-            row, time = (int(each) for each in wrong.view(*leaf.shape[:2], -1).any(-1).nonzero()[0])
+        if not is_finite(leaf):
+            wrong = ~leaf.isfinite()
+            row, time = wrong.nonzero()[0, :2].tolist()
             raise InputError(
-                f"item {lanes[row].sequence}: inputs{path_name(path)} is NaN at time step {lanes[row].start + time}: "
-                "it would stay in the state of the lane; fill missing values in the dataset or in a function of "
-                "inputs=, which may also return where they are missing, as an input"
+                f"item {lanes[row].sequence}: inputs{path_name(path)} is {value_name(leaf[wrong][0])} at time step "
+                f"{lanes[row].start + time}: it would stay in the state of the lane; fill missing values in the "
+                "dataset or in a function of inputs=, which may also return where they are missing, as an input"
             )
 
 
@@ -141,10 +141,6 @@ def _stack(parts: Sequence[Any], longest: int, dtypes: Dtypes) -> Any:
         full = [leaf if len(leaf) == longest else _padded(leaf, longest) for leaf in leaves]
         stacked.append(dtypes.of_window(torch.stack(full)))
     return tree_unflatten(stacked, tree_structure(parts[0]))
-
-
-def _without_nan(leaf: Tensor) -> Tensor:
-    return torch.where(leaf.isnan(), 0.0, leaf) if leaf.is_floating_point() else leaf
 
 
 def _padded(leaf: Tensor, longest: int) -> Tensor:

@@ -13,12 +13,13 @@ from lit_tbptt.data.sequences.arrow import ArrowSequences
 from lit_tbptt.data.sequences.contents import contents
 from lit_tbptt.data.sequences.dataset import check_dataset, reading
 from lit_tbptt.data.sequences.dtypes import DtypeChoice, Dtypes
-from lit_tbptt.data.sequences.kinds import Kinds, as_mask, has_length, kind_of, path_name
+from lit_tbptt.data.sequences.kinds import Kinds, as_mask, check_static, has_length, kind_of, path_name
 from lit_tbptt.data.sequences.leaves import (
     Key,
     Selector,
     all_keys,
     as_dicts,
+    call,
     flatten,
     has_names,
     is_list,
@@ -194,17 +195,19 @@ class SequenceSource:
         keys = int(self.lengths[number]) + self.shift if self._keys is None else self._keys
         wanted, times = stop - start + self.shift, slice(start, stop + self.shift)
         with reading(number):
+            source, read = f"item {number}", item
             try:
                 part = slice_item(item, times, self._static_keys, keys, self._convert)
                 if self.transform is not None and generator is not None:
-                    part = self.transform(part, generator)
-                inputs = select(self._inputs, part)
-                targets = None if self._targets is None else select(self._targets, part)
-                mask = None if self._mask is None else select(self._mask, part)
+                    part = call("transform", self.transform, part, generator)
+                    source, read = f"item {number}: what transform returned", part
+                inputs = select("inputs", self._inputs, part)
+                targets = None if self._targets is None else select("targets", self._targets, part)
+                mask = None if self._mask is None else select("mask", self._mask, part)
             except InputError as error:
                 raise InputError(f"item {number}: {error}") from error
             except (KeyError, IndexError) as error:
-                raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
+                raise InputError(f"{source} has no {error}: its keys are {all_keys(read)}") from error
             except (TypeError, ValueError) as error:
                 raise InputError(f"item {number}: a leaf cannot be read as a tensor ({error})") from error
         for name, value in (("inputs", inputs), ("targets", targets), ("mask", mask)):
@@ -231,7 +234,9 @@ class SequenceSource:
         try:
             keys = all_keys(item) if callable(self._static) else self._static_keys
             part = slice_item(item, slice(0), keys, keys, self._convert)
-            found = map_leaves(self.dtypes.of_window, select(self._static, part))
+            found = map_leaves(self.dtypes.of_window, select("static", self._static, part))
+        except InputError as error:
+            raise InputError(f"item {number}: {error}") from error
         except (KeyError, IndexError) as error:
             raise InputError(f"item {number} has no {error}: its keys are {all_keys(item)}") from error
         kinds = [kind_of(leaf, 0) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in flatten(found)]
@@ -241,6 +246,7 @@ class SequenceSource:
                 f"{self._static_kinds}: they must be numbers or arrays of the same shapes"
             )
         self._static_kinds = kinds
+        check_static(number, found)
         return found
 
     def _choose(self, inputs: Selector | None, targets: Selector | None) -> tuple[Selector, Selector | None]:

@@ -233,9 +233,12 @@ def test_a_run_cannot_go_on_with_other_contents_of_the_same_lengths():
             made[changed][leaf][time] += 1
         return made
 
+    def unused(part, generator):
+        raise AssertionError("is not called for the checksum")
+
     saved = lanes(items()).state_dict()
-    same = lanes(items(), transform=lambda part, generator: 1 / 0)  # is not called for the checksum
-    same.load_state_dict(saved)
+    transformed = lanes(items(), transform=unused).state_dict()
+    assert transformed["fixed"]["dataset"] == saved["fixed"]["dataset"]
     lanes(items(1)).load_state_dict(saved)  # an item between those that are compared
     for other in (items(0), items(39), items(2), items(39, 3), items(0, 0, "y"), items(0, 3, "y")):
         with pytest.raises(InputError, match=r"dataset=40 .* contents (\w+), where .* has .* contents (?!\1)"):
@@ -375,6 +378,10 @@ class Failing(list):
         (broken({"y": torch.zeros(4, 2)}), r"item 1: targets is floating-point of \(2,\) a time step, .*\(\)"),
         (broken({"y": torch.zeros(4, dtype=torch.int64)}), "item 1: targets is torch.int64"),
         (broken({"y": torch.tensor([1.0, torch.nan, 3.0, 4.0])}), "item 1: targets is NaN at time step 1: give a mask"),
+        (
+            broken({"y": torch.tensor([1.0, 2.0, -torch.inf, 4.0])}),
+            "item 1: targets is -inf at time step 2: give a mask",
+        ),
         ([{"x": torch.zeros(4), "y": torch.zeros(4)}, {"x": torch.zeros(4)}], "item 1 has no 'y': its keys are"),
         (broken({"y": ["a", "b", "c", "d"]}), "item 1: a leaf cannot be read as a tensor"),
         (broken({"y": [[1.0], [2.0, 3.0], [4.0], [5.0]]}), "item 1: a leaf cannot be read as a tensor"),
@@ -402,27 +409,27 @@ def test_a_mask_is_true_or_false(mask, message):
         list(SequenceLanes(items, 2, 4, inputs="x", targets="y", mask="ok"))
 
 
-def missing(time, features=()):
+def missing(time, features=(), value=torch.nan):
     x = torch.zeros(5, *features)
-    x[time] = torch.nan
+    x[time] = value
     return [{"x": torch.zeros(4, *features), "y": torch.zeros(4)}, {"x": x, "y": torch.zeros(5)}]
 
 
 @pytest.mark.parametrize("features", [(), (2, 3)])
+@pytest.mark.parametrize(("value", "name"), [(torch.nan, "NaN"), (torch.inf, "inf"), (-torch.inf, "-inf")])
 @pytest.mark.parametrize("time", [0, 3, 4])
-def test_missing_inputs_are_named(time, features):
+def test_missing_inputs_are_named(time, value, name, features):
     """Also where nothing is scored: the state would be NaN from there on."""
-    lanes = SequenceLanes(missing(time, features), 2, 2, inputs=["x"], targets="y", burn_in=3)
-    with pytest.raises(InputError, match=rf"item 1: inputs\['x'\] is NaN at time step {time}: it would stay in the"):
+    lanes = SequenceLanes(missing(time, features, value), 2, 2, inputs=["x"], targets="y", burn_in=3)
+    with pytest.raises(InputError, match=rf"item 1: inputs\['x'\] is {name} at time step {time}: it would stay in the"):
         list(lanes)
 
 
-def test_missing_inputs_can_be_filled_and_infinite_ones_are_kept():
+def test_missing_inputs_can_be_filled():
     def filled(part):
-        return {"x": part["x"].nan_to_num(7.0, posinf=torch.inf), "known": ~part["x"].isnan()}
+        return {"x": part["x"].nan_to_num(7.0), "known": ~part["x"].isnan()}
 
     items = missing(3)
-    items[0]["x"][:2] = torch.tensor([torch.inf, -torch.inf])
     (window,) = (batch.windows[0] for batch in SequenceLanes(items, 2, 5, inputs=filled, targets="y"))
     assert window.inputs["x"][1].tolist() == [0, 0, 0, 7, 0]
     assert window.inputs["known"][1].tolist() == [True, True, True, False, True]
@@ -457,18 +464,25 @@ def test_static_leaves_are_alike(second):
         list(SequenceLanes(items, 2, 3, inputs="x", static=["goal"]))
 
 
+@pytest.mark.parametrize(("value", "name"), [(torch.nan, "NaN"), (torch.inf, "inf")])
+def test_missing_static_values_are_named(value, name):
+    items = [{"x": torch.zeros(3), "goal": torch.tensor([3.0, last])} for last in (4.0, value)]
+    with pytest.raises(InputError, match=rf"item 1: static\['goal'\] is {name}: fill missing values in the dataset"):
+        list(SequenceLanes(items, 2, 3, inputs="x", static=["goal"]))
+
+
 def test_lists_of_numbers_are_single_leaves():
     window = next(iter(SequenceLanes([[1.0, 2.0, 4.0], [3.0, 5.0, 9.0]], 2, 2, shift=1))).windows[0]
     assert window.targets.tolist() == [[2.0, 4.0], [5.0, 9.0]]
 
 
 def test_missing_targets_under_the_mask_are_none_of_the_loss():
-    items = broken({"y": torch.tensor([1.0, torch.nan, 3.0, 4.0]), "ok": torch.tensor([1, 0, 1, 1])})
+    items = broken({"y": torch.tensor([1.0, torch.nan, 3.0, -torch.inf]), "ok": torch.tensor([1, 0, 1, 0])})
     items = [{"ok": torch.ones(len(item["x"]), dtype=torch.int64)} | item for item in items]
     lanes = SequenceLanes(items, 2, 4, inputs="x", targets="y", mask="ok")
     window = next(iter(lanes)).windows[0]
-    assert window.mask.tolist() == [[True, True, True, False], [True, False, True, True]]
-    assert window.targets[1].tolist() == [1.0, 0.0, 3.0, 4.0]
+    assert window.mask.tolist() == [[True, True, True, False], [True, False, True, False]]
+    assert window.targets[1].tolist() == [1.0, 0.0, 3.0, 0.0]
 
 
 def test_a_run_cannot_go_on_with_other_windows():

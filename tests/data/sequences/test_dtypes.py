@@ -42,6 +42,12 @@ def test_dtypes_by_leaf(dtypes, expected):
     assert dtypes_of(dtypes, **by_function) == expected
 
 
+@pytest.mark.parametrize(("given", "kept"), [("u1", torch.uint8), ("u2", i64), ("u4", i64), ("u8", i64)])
+def test_bytes_stay_and_wider_unsigned_integers_become_int64(given, kept):
+    window = next(iter(SequenceLanes([np.arange(4, dtype=given)], 1, 3, shift=1))).windows[0]
+    assert (window.inputs.dtype, window.inputs.tolist()) == (kept, [[0, 1, 2]])
+
+
 def test_what_a_function_makes_is_float32_unless_a_key_has_its_dtype():
     made = {"inputs": lambda part: {"x": part["x"].double(), "sound": part["sound"].half()}}
     assert dtypes_of({"label": "int64"}, **made)[:2] == (f32, f32)

@@ -52,6 +52,13 @@ def test_other_files_are_refused_with_what_to_do(name, message, tmp_path):
         data(tmp_path / name, tmp_path).setup("fit")
 
 
+@pytest.mark.parametrize("path", ["{}/none", "./none", "../none.parquet", "~/none/at/all", "a/b/c"])
+def test_a_missing_path_is_not_looked_up_on_the_hub(path, tmp_path):
+    path = path.format(tmp_path)
+    with pytest.raises(InputError, match=f"data.path='{path}': there is no such file or folder$"):
+        SequenceLanesDataModule(path=path, inputs="x").setup("fit")
+
+
 def test_a_saved_dataset_has_no_options(tmp_path):
     Dataset.from_dict(ROWS).save_to_disk(tmp_path / "saved")
     with pytest.raises(InputError, match=r"written by save_to_disk: leave out data.name='a' and data.load_options={}"):

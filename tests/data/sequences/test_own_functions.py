@@ -1,0 +1,52 @@
+"""Functions of the user on slices of items: what they raise is reported as theirs."""
+
+import pytest
+import torch
+
+from lit_tbptt import InputError, SequenceLanes
+
+ITEMS = [{"x": torch.zeros(n, 3), "y": torch.zeros(n), "goal": torch.zeros(2)} for n in (5, 7)]
+READ = {"inputs": "x", "targets": "y"}
+
+
+def of_item_1(result):
+    """Returns a transform that changes what it returns where the second item is read."""
+    return lambda part, generator: result(part) if len(part["x"]) == 3 else part
+
+
+@pytest.mark.parametrize("name", ["inputs", "targets", "static", "mask"])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda part: part["mine"], r"raised KeyError: 'mine' \(it was called with the leaves \['x', 'y', 'goal'\]\)"),
+        (lambda part: part["x"] @ torch.ones(5), "raised RuntimeError: size mismatch"),
+        (lambda part: len(3), r"raised TypeError: object of type 'int' has no len\(\)"),
+        (lambda part: None, "returned None: the function must return the leaves"),
+    ],
+)
+def test_the_function_that_raises_is_named(name, function, message):
+    with pytest.raises(InputError, match=f"^item 0: {name} {message}"):
+        list(SequenceLanes(ITEMS, 1, 8, **READ | {name: function, "lengths": [5, 7]}))
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda part: {"x": part["x"], "y": part["mine"]}, "transform raised KeyError: 'mine'"),
+        (lambda part: len(3), "transform raised TypeError"),
+        (lambda part: None, "transform returned None"),
+        (lambda part: {"x": part["x"]}, r"what transform returned has no 'y': its keys are \['x'\]"),
+    ],
+)
+def test_a_transform_that_raises_is_named(result, message):
+    with pytest.raises(InputError, match=f"^item 1: {message}"):
+        list(SequenceLanes(ITEMS, 1, 4, **READ, transform=of_item_1(result)))
+
+
+def test_the_error_of_the_function_is_in_the_chain():
+    with pytest.raises(InputError) as raised:
+        list(SequenceLanes(ITEMS, 1, 8, inputs=lambda part: part["mine"]))
+    causes = [raised.value]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    assert isinstance(causes[-1], KeyError)
