@@ -81,6 +81,10 @@ class RidgeReadout:
         self.task.noise, state = None, None  # no noise of the last window of training
         try:
             for batch in batches:
+                if not isinstance(batch, Batch):
+                    raise InputError(
+                        f"batches has a {type(batch).__name__}: give an iterable of Batches, such as SequenceLanes"
+                    )
                 for window in batch.to(self.readout.weight.device).windows:
                     if window.num_lanes:  # there may be fewer lanes than ranks
                         outputs, state = self.task.predict_window(window, self._entering(window.check(), state))
@@ -154,12 +158,14 @@ class RidgeReadout:
                 twice the penalty.
 
         Raises:
-            InputError: `l2` is negative; the inputs or targets are not finite; or the inputs are linearly dependent and
-                `l2` is too small to tell them apart, as without any targets.
+            InputError: `l2` is negative; no target was counted; the inputs or targets are not finite; or the inputs are
+                linearly dependent and `l2` is too small to tell them apart.
         """
         if not l2 >= 0:
             raise InputError(f"l2={l2}: must be 0 or more")
         factors = self._of_all_ranks(self._reduce())
+        if not len(factors):
+            raise InputError("no target has been counted: call add(batches) first")
         penalty = l2**0.5 * torch.eye(self._num_inputs, self._num_columns).to(factors)
         factor = torch.linalg.qr(torch.cat([factors, penalty]), mode="r").R[: self._num_inputs]
         if not factor.isfinite().all():

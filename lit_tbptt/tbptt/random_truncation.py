@@ -38,8 +38,10 @@ class FallingProbability:
     """
 
     def __init__(self, mean_length: float = 16.0, tail: float = 4.0) -> None:
-        if not mean_length >= 1 or not tail > 2:
-            raise InputError(f"mean_length={mean_length}, tail={tail}: must be 1 or more, and above 2")
+        if not mean_length >= 1:
+            raise InputError(f"mean_length={mean_length}: must be 1 window or more")
+        if not tail > 2:
+            raise InputError(f"tail={tail}: must be above 2, or lengths have no mean")
         self.mean_length = mean_length
         self.tail = tail
 
@@ -77,8 +79,11 @@ class RandomTruncation(Update):
     def __init__(
         self, probability: float | FallingProbability | Callable[[int], float] = 1 / 16, seed: int = 1
     ) -> None:
-        if isinstance(probability, int | float) and not 0 < probability <= 1:
-            raise InputError(f"probability={probability}: must be above 0, and at most 1")
+        if not callable(probability) and not (isinstance(probability, int | float) and 0 < probability <= 1):
+            raise InputError(
+                f"probability={probability!r}: must be a number above 0 and at most 1, or a function of the number of "
+                "windows since the last cut"
+            )
         self.probability = probability
         self.seed = seed
         self._forget()

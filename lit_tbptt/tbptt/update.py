@@ -181,8 +181,8 @@ class StepPerWindows(Update):
     """
 
     def __init__(self, windows_per_step: int) -> None:
-        if windows_per_step < 1:
-            raise InputError(f"windows_per_step={windows_per_step}: must be 1 or more")
+        if not isinstance(windows_per_step, int) or windows_per_step < 1:
+            raise InputError(f"windows_per_step={windows_per_step!r}: must be a whole number, 1 or more")
         self.windows_per_step = windows_per_step
 
     def num_steps(self, num_windows: int) -> int | None:

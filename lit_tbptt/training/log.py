@@ -55,7 +55,8 @@ class TrainingLog:
             if not math.isfinite(loss):
                 raise DivergenceError(
                     f"the training loss is {loss} at optimizer step {entry.step}, with a learning rate of about "
-                    f"{_learning_rate(trainer):.3g}; {_last_good(trainer)}; lower the learning rate, or set clip_norm"
+                    f"{_learning_rate(trainer):.3g}; {_last_good(trainer)}; lower the learning rate, or "
+                    + ("use a line search" if trainer.lightning_module.update.repeats else "set clip_norm")
                 )
         return losses
 

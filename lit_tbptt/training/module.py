@@ -12,6 +12,7 @@ from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch, Place, Run, StepPerWindow, StepPerWindows, Task, Truncation, Update, Updated, Window
 from lit_tbptt.tbptt.closure import StepWithClosure
+from lit_tbptt.tbptt.random_truncation import RandomTruncation
 from lit_tbptt.tbptt.run import check_reduction
 from lit_tbptt.training.ddp import check_strategy
 from lit_tbptt.training.evaluation import Evaluation
@@ -111,8 +112,15 @@ class LitTBPTT(Task, EvaluatingModule):
                 f"k2={k2} with carry_state=False: nothing lies before a window that a gradient could reach; leave k2 "
                 "out"
             )
+        if isinstance(update, RandomTruncation) and not carry_state:
+            raise InputError(
+                "update=RandomTruncation with carry_state=False: no gradient passes from window to window; leave one "
+                "of them out"
+            )
         check_reduction(loss_reduction)
         self.loss_reduction: Literal["mean", "sum"] = loss_reduction
+        if not isinstance(update, Update | None):
+            raise InputError(f"update={update!r}: must be an Update object, such as RandomTruncation(0.1)")
         if update is not None and windows_per_step != 1:
             raise InputError(
                 f"windows_per_step={windows_per_step} with update={type(update).__name__}: give one of them"
@@ -188,6 +196,8 @@ class LitTBPTT(Task, EvaluatingModule):
             place = Place(self.position.window, number, scored, self.position.last_batch, factors[number])
             process = self.update if scored[number] else self.update.pass_over
             updated = process(window, self.carry, self._run, optimizer, place)
+            if not isinstance(updated, Updated):
+                raise InputError(f"{type(self.update).__name__} returned {updated!r}: it must return an Updated")
             stepped = updated.stepped if scored[number] else stepped
             self.carry = updated.carry
             self.log_book.add(self.position.step + 1, updated.loss, updated.num_targets)

@@ -41,7 +41,7 @@ def test_a_run_is_continued_from_its_checkpoint_alone(first_run, caplog):
     [
         (["--model.k1=2"], "data.k1=2 with data.window_lengths=NormalLengths(mean=3.0"),
         (["--data.document_reset=true"], "data.document_reset=True with data.window_lengths=NormalLengths("),
-        (["--data.window_lengths.least=4"], "data.window_lengths.least=4 with mean=3.0: must be from 1 to the mean"),
+        (["--data.window_lengths.least=4"], "data.window_lengths.least=4: must be from 1 to mean=3.0"),
     ],
 )
 def test_what_does_not_go_with_drawn_lengths_is_refused(options, message, first_run):

@@ -194,7 +194,7 @@ PAIRS = NUMBERS[..., None].expand(2, 6, 2)
         (Reservoir, batch(NUMBERS * torch.nan, PAIRS), 1, "nan or inf at a scored time step"),
         (Reservoir, batch(NUMBERS, PAIRS), -1.0, "l2=-1.0: must be 0 or more"),
         (Reservoir, batch(NUMBERS[:1, :5], PAIRS[:1, :5]), 0.0, "7 inputs are linearly dependent.* 5 targets"),
-        (Reservoir, [], 0.0, "7 inputs are linearly dependent.* 0 targets"),
+        (Reservoir, [], 0.0, r"no target has been counted: call add\(batches\) first"),
         (Doubled, batch(NUMBERS, PAIRS), 1, "Doubled.predict_window returns something else"),
         (Twice, batch(NUMBERS, PAIRS), 1, "Twice.predict_window calls it 2 times per window"),
         (NoOutputs, [], 1, r"NoOutputs must define predict_window\(window, state\)"),
@@ -212,3 +212,9 @@ def test_another_layer_is_refused():
         RidgeReadout(task, task.core)
     with pytest.raises(InputError, match="calls it 0 times per window"):
         RidgeReadout(task, nn.Linear(6, 2)).add(batch(NUMBERS, PAIRS))
+
+
+def test_windows_are_no_batches():
+    task = Reservoir()
+    with pytest.raises(InputError, match="batches has a Window: give an iterable of Batches"):
+        RidgeReadout(task, task.readout).add([batch(NUMBERS, PAIRS)[0].windows[0]])

@@ -151,7 +151,7 @@ def test_the_lengths_of_segments():
 
 @pytest.mark.parametrize("probability", [0.0, 1.2, float("nan")])
 def test_a_probability_out_of_range_is_refused(probability):
-    with pytest.raises(InputError, match=r"probability=.*: must be above 0, and at most 1"):
+    with pytest.raises(InputError, match=r"probability=.*: must be a number above 0 and at most 1"):
         RandomTruncation(probability)
 
 

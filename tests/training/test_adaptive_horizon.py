@@ -6,7 +6,7 @@ import runpy
 import pytest
 import torch
 from command_line import curve
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from loops import LANES, fit
 from processes import TESTS
 from resuming import K1, everything, fit_text, per_step, same
@@ -77,6 +77,19 @@ def test_it_stays_within_its_limits():
     assert horizons(Decay(0.8, k1=1, k2=33), max_relative_bias=0.05, **options)[-1] == 17
 
 
+def test_it_starts_within_its_limits():
+    options = {"max_relative_bias": 0.3, "every_n_steps": 1000, "min_k2": 5, "max_k2": 9}
+    assert horizons(Decay(0.5, k1=1), **options) == [5] * 60
+    assert horizons(Decay(0.5, k1=1, k2=33), **options) == [9] * 60
+    assert horizons(Decay(0.5, k1=1, k2=7), **options) == [7] * 60
+
+
+def test_there_is_one():
+    both = [AdaptiveHorizon(), AdaptiveHorizon(0.2)]
+    with pytest.raises(InputError, match=r"AdaptiveHorizon is in trainer\.callbacks more than once"):
+        fit(Decay(0.5, k1=1), Batches([]), callbacks=both)
+
+
 def test_a_horizon_that_is_not_found_is_reported(caplog):
     caplog.set_level(logging.INFO, "lightning.pytorch")
     horizons(Decay(1.1, k1=1), max_k2=9, every_n_steps=20, num_places=1)
@@ -126,9 +139,10 @@ def test_what_was_chosen_and_not_yet_set_is_saved():
     callback = AdaptiveHorizon(**OPTIONS)
     callback._next_k2 = 9
     resumed, module = AdaptiveHorizon(**OPTIONS), Regression(k1=4, k2=7)
-    resumed.setup(None, module, "fit")
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[resumed])
+    resumed.setup(trainer, module, "fit")
     resumed.load_state_dict(callback.state_dict())
-    resumed.on_train_start(None, module)
+    resumed.on_train_start(trainer, module)
     assert module.truncation.k2 == 9
 
 

@@ -1,5 +1,6 @@
 """Update rules in the training loop: clipping, precision, schedules, step limits, several processes, closures."""
 
+import inspect
 import os
 
 import pytest
@@ -11,7 +12,16 @@ from processes import together
 from tasks import Batches, Regression, windows_of
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from lit_tbptt import HessianFree, InputError, LitTBPTT, RandomTruncation, StepWithClosure
+from lit_tbptt import (
+    DivergenceError,
+    HessianFree,
+    InputError,
+    LitTBPTT,
+    RandomTruncation,
+    StepPerWindow,
+    StepPerWindows,
+    StepWithClosure,
+)
 from lit_tbptt.tbptt.gauss_newton import Linearization
 
 
@@ -180,6 +190,41 @@ def test_batches_must_hold_whole_steps():
         fit(Regression(k1=5, windows_per_step=3), batches(5, 4))
     with pytest.raises(InputError, match=r"windows_per_step=2 with update=RandomTruncation: give one of them"):
         Regression(windows_per_step=2, update=RandomTruncation())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"windows_per_step": 2.5}, "windows_per_step=2.5: must be a whole number"),
+        ({"windows_per_step": "2"}, "windows_per_step='2': must be a whole number"),
+        ({"update": RandomTruncation}, "update=<class .*: must be an Update object"),
+        ({"update": "RandomTruncation"}, "update='RandomTruncation': must be an Update object"),
+        ({"update": RandomTruncation(), "carry_state": False}, "RandomTruncation with carry_state=False"),
+    ],
+)
+def test_settings_are_checked_when_they_are_given(options, message):
+    unchecked = inspect.unwrap(StepPerWindows.__init__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepPerWindows, "__init__", unchecked)
+        with pytest.raises(InputError, match=message):
+            inspect.unwrap(LitTBPTT.__init__)(Regression.__new__(Regression), **options)
+
+
+def test_an_update_returns_what_it_did():
+    class Forgets(StepPerWindow):
+        def __call__(self, window, carry, run, optimizer, place):
+            super().__call__(window, carry, run, optimizer, place)
+
+    with pytest.raises(InputError, match="Forgets returned None: it must return an Updated"):
+        fit(Regression(k1=5, update=Forgets()), batches(5, 4))
+
+
+def test_what_to_do_where_a_closure_diverges():
+    def diverging(parameters):
+        return torch.optim.LBFGS(parameters, 1e200, max_iter=2)
+
+    with pytest.raises(DivergenceError, match="lower the learning rate, or use a line search"):
+        fit(Masked(diverging, k1=5), data(0, 1, 2))
 
 
 class Evaluations(Callback):

@@ -101,8 +101,10 @@ class NormalLengths(WindowLengths):
         half_probability: float = 0.05,
         seed: int = 1,
     ) -> None:
-        if not 1 <= least <= mean < float("inf"):
-            raise InputError(f"least={least} with mean={mean}: must be from 1 to the mean")
+        if not 1 <= mean < float("inf"):
+            raise InputError(f"mean={mean}: must be 1 time step or more")
+        if not 1 <= least <= mean:
+            raise InputError(f"least={least}: must be from 1 to mean={mean}")
         if not 0 <= deviation < float("inf"):
             raise InputError(f"deviation={deviation}: must be 0 or more")
         if not 0 <= half_probability <= 1:

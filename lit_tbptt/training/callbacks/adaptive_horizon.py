@@ -26,6 +26,8 @@ class AdaptiveHorizon(GradientRecord):
     k2 is logged as `horizon/k2`, its estimated relative bias as `horizon/relative_bias`; `curves.png` and `plot` draw
     both. A resumed run continues with the same k2 and makes the same choices.
 
+    A run starts with the module's k2, but not outside of `min_k2` and `max_k2`.
+
     Args:
         max_relative_bias: The limit: the norm of the bias over the norm of the gradient; a mean over the losses of a
             window, of which the first reaches back k2 - k1 + 1 tokens and the last k2.
@@ -78,6 +80,10 @@ class AdaptiveHorizon(GradientRecord):
             raise InputError(f"AdaptiveHorizon: max_k2={self.max_k2}: must be at least {name}={least}")
         if self.tokens_back is not None and self.tokens_back < 2:
             raise InputError(f"AdaptiveHorizon: tokens_back={self.tokens_back}: must be 2 or more, to fit a decay to")
+        if sum(isinstance(callback, AdaptiveHorizon) for callback in trainer.callbacks) > 1:
+            raise InputError(
+                "AdaptiveHorizon is in trainer.callbacks more than once: there is one k2; leave one of them"
+            )
         if not pl_module.carry_state:
             raise InputError(
                 "AdaptiveHorizon with carry_state=False: nothing lies before a window that a longer horizon could "
@@ -90,6 +96,8 @@ class AdaptiveHorizon(GradientRecord):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        truncation = pl_module.truncation
+        truncation.k2 = min(max(truncation.k2, self.min_k2), self.max_k2)
         self._set_k2(pl_module)
 
     def on_step_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

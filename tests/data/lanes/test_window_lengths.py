@@ -195,8 +195,8 @@ def test_a_resumed_run_cannot_change_them(make, before, now):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"least": 0}, "least=0 with mean=70: must be from 1 to the mean"),
-        ({"mean": 4}, "least=5 with mean=4"),
+        ({"least": 0}, "least=0: must be from 1 to mean=70"),
+        ({"mean": 4}, "least=5: must be from 1 to mean=4"),
         ({"mean": float("inf")}, "mean=inf"),
         ({"mean": float("nan")}, "mean=nan"),
         ({"deviation": -1}, "deviation=-1: must be 0 or more"),
