@@ -82,6 +82,7 @@ def failing():
         return
 
 
+@pytest.mark.slow
 def test_the_end_of_a_process_waits_for_a_read_and_cuts_the_wait_for_the_next_try_short(tmp_path):
     for read in (slow, failing):
         (tmp_path / read.__name__).mkdir()

@@ -148,7 +148,9 @@ def over_ranks(num_lanes):
     return solution(task), readout.num_targets
 
 
-@pytest.mark.parametrize("num_lanes", [3, 1])  # with one lane, the second rank has none
+@pytest.mark.parametrize(
+    "num_lanes", [pytest.param(3, marks=pytest.mark.slow), 1]
+)  # with one lane, the second rank has none
 def test_ranks_add_up(num_lanes, tmp_path):
     (ours, some), (theirs, others) = together(tmp_path, 2, over_ranks, num_lanes)
     task, data = Reservoir(), list(sequences())

@@ -138,7 +138,7 @@ def test_the_factor_of_a_step_is_the_mean_of_its_windows():
 
 def test_steps_of_an_epoch():
     assert StepPerWindows(3).num_steps(8) == 3
-    with pytest.raises(InputError, match="windows_per_step=0: must be 1 or more"):
+    with pytest.raises(InputError, match="windows_per_step=0: must be a whole number, 1 or more"):
         StepPerWindows(0)
     with pytest.raises(InputError, match=r"windows_per_step=3 with 4 windows in a batch: .* a multiple of"):
         StepPerWindows(3).check_windows_per_batch(4)

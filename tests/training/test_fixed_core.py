@@ -38,6 +38,7 @@ def fit(num_ranks):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_does(tmp_path):
     (alone,) = together(tmp_path, 1, fit, 1)
     for weights in together(tmp_path, 2, fit, 2):

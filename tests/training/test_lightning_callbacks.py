@@ -100,7 +100,11 @@ CALLBACKS = {
     "RichProgressBar": lambda folder: RichProgressBar(),
     "a user's own": lambda folder: Counting(),
 }
-LONG = ("GradientHorizon", "EMAWeightAveraging of epochs", "WeightAveraging")  # seconds, each of them
+# Seconds, each of them; and callbacks that change little.
+LONG = (
+    *("GradientHorizon", "EMAWeightAveraging of epochs", "WeightAveraging"),
+    *("Timer", "ModelSummary", "RichProgressBar"),
+)
 
 
 class Case:

@@ -132,7 +132,7 @@ class Copies(Callback):
         self.save(trainer, "epoch-start")
 
 
-@pytest.mark.parametrize("val", [0.5, 3, 0])
+@pytest.mark.parametrize("val", [0.5, pytest.param(3, marks=pytest.mark.slow), 0])
 @pytest.mark.parametrize("windows_per_batch", [1, 4])
 def test_continued_from_wherever_a_checkpoint_was_saved(windows_per_batch, val, tmp_path):
     """As after a kill: the run that was saved went on, and the one that continues knows nothing of that."""
@@ -156,7 +156,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("val", [0.5, 3])
+@pytest.mark.parametrize("val", [0.5, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("rule", "windows_per_batch"), [("windows_per_step", 4), *(("random truncation", n) for n in (1, 4))]
 )
@@ -193,7 +193,7 @@ def test_lanes_without_a_datamodule_know_what_must_not_change(windows_per_batch,
             fit_text(folder, windows_per_batch, per_step, resume=folder / "checkpoints" / "last.ckpt", data=data)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_plateau_compares_what_lightning_has_rounded(seed, tmp_path):
     """Every improvement counts, and the best value is kept by the schedule."""
 
