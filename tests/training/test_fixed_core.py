@@ -1,5 +1,6 @@
 """A core without parameters, EchoState, in a language model: the rest is trained by gradient, on several ranks too."""
 
+import pytest
 from command_line import RUN, SMALL_RUN, curve, last, trained
 from lightning.pytorch import Trainer, seed_everything
 from processes import together
