@@ -38,6 +38,7 @@ KINDS = {
         "--data.window_lengths=NormalLengths",
         "--data.window_lengths.mean=9",
         "--data.window_lengths.deviation=2",
+        "--data.document_reset=false",
     ],
     "random truncation": ["--model.update=RandomTruncation", "--model.update.probability=0.4", "--model.k2=null"],
 }
@@ -104,7 +105,7 @@ def equal(a, b) -> bool:
 def end_of(folder: Path) -> list:
     found = read_checkpoint(RunFolder(folder / RUN).last)
     saved = {key: value for key, value in run_state(found).items() if key != "settings"}
-    for row in saved["log"]["rows"]:
+    for row in [*saved["log"]["rows"], saved["metrics"]]:
         row.pop("train/tokens_per_second", None)
     with open(RunFolder(folder / RUN).metrics, newline="") as file:
         # What is not a function of the data: the clock, and the test at the run's end.

@@ -76,9 +76,10 @@ class Leaky(RecurrentCore):
         super().__init__()
         self.input_size = self.output_size = input_size
         self.rate = rate
+        self.register_buffer("zeros", torch.zeros(input_size), persistent=False)
 
     def initial_state(self, num_lanes):
-        return {"slow": [torch.zeros(num_lanes, self.input_size)], "seen": torch.zeros(num_lanes, dtype=torch.long)}
+        return {"slow": [self.zeros.expand(num_lanes, -1)], "seen": torch.zeros(num_lanes, dtype=torch.long)}
 
     def forward(self, inputs, state):
         slow, outputs = state["slow"][0], []

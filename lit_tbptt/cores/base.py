@@ -59,7 +59,7 @@ class RecurrentCore(nn.Module, ABC):
             return outputs, after if far_edge else state, after
         before, far_edge_state = self._checked(inputs[:, :far_edge], state)
         rest, after = self._checked(inputs[:, far_edge:], far_edge_state)
-        return torch.cat([before, rest], 1), far_edge_state, after
+        return join_in_time(before, rest), far_edge_state, after
 
     def _checked(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         unchanged = versions(state)
@@ -78,6 +78,13 @@ class RecurrentCore(nn.Module, ABC):
         no such noise.
         """
         return None
+
+
+def join_in_time(before: Float[Tensor, "lane time output"], rest: Float[Tensor, "lane later output"]) -> Tensor:
+    """Concatenates outputs in time, in the memory order they have, in which dropout masks are drawn."""
+    order = sorted(range(3), key=before.stride, reverse=True)
+    joined = torch.cat([before.permute(order), rest.permute(order)], order.index(1))
+    return joined.permute([order.index(axis) for axis in range(3)])
 
 
 def check_core(core: Any) -> None:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.base import RecurrentCore, join_in_time
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
@@ -101,9 +101,7 @@ class _TorchCore(RecurrentCore):
             return outputs, (outputs[None, :, far_edge - 1].clone(),), after  # a view would keep all outputs alive
         before, inside = self._call(module, inputs[:, :far_edge], state)
         rest, after = self._call(module, inputs[:, far_edge:], inside)
-        # Concatenated time-first in memory, like torch's own outputs: dropout masks are drawn in memory order.
-        outputs = torch.cat([before.transpose(0, 1), rest.transpose(0, 1)]).transpose(0, 1)
-        return outputs, inside, after
+        return join_in_time(before, rest), inside, after
 
     @staticmethod
     def _call(module: nn.Module, inputs: Tensor, state: _Layers) -> tuple[Tensor, _Layers]:

@@ -1,0 +1,19 @@
+"""One small core of every kind, by name, for the tests of what all cores promise. Each takes 7 features."""
+
+from tasks import Leaky
+
+from lit_tbptt import GRU, LSTM, RNN, EchoState
+
+CORES = {
+    "rnn": lambda: RNN(5, input_size=7),
+    "rnn relu": lambda: RNN(5, 2, "relu", input_size=7),
+    "lstm": lambda: LSTM(5, 3, input_size=7),
+    "lstm dropout learned": lambda: LSTM(5, 2, 0.4, True, input_size=7),
+    "gru": lambda: GRU(5, 2, learned_initial_state=True, input_size=7),
+    "echo state": lambda: EchoState(31, leak=0.4, num_connections=6, input_size=7),
+    "a user's": Leaky,
+}
+# The largest difference in float64 between a core that is cut and one that is not, where it is not 1e-10.
+TOLERANCES: dict[str, float] = {}
+# The package that a core needs; without it, its tests are skipped.
+PACKAGES: dict[str, str] = {}
