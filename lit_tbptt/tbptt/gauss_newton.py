@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.state import State
-from lit_tbptt.tbptt.task import Task, WindowLoss
+from lit_tbptt.tbptt.task import Task, WindowLoss, at_least_1
 from lit_tbptt.tbptt.truncation import Truncation
 from lit_tbptt.tbptt.window import Window
 
@@ -217,6 +217,6 @@ def linearize(
             result = truncation(recorded, window, carry)
             carry, total = result.carry.detach(), total + result.num_targets
     if denominator is None:
-        denominator = total.clamp(min=1) if isinstance(total, Tensor) else max(1, total)
+        denominator = at_least_1(total)
     states = recorded.states if hidden else None
     return Linearization(recorded.outputs, recorded.loss_of_outputs, parameters, denominator, states, reduce)

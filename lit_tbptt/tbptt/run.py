@@ -13,7 +13,7 @@ from lit_tbptt.random_state import random_state, set_random_state
 from lit_tbptt.ranks import Agreement
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.gauss_newton import Linearization, linearize
-from lit_tbptt.tbptt.task import Task, sum_penalties
+from lit_tbptt.tbptt.task import Task, at_least_1, sum_penalties
 from lit_tbptt.tbptt.truncation import Truncation
 from lit_tbptt.tbptt.window import Window
 
@@ -102,8 +102,8 @@ class Run:
             loss = loss * self.agreement.num_ranks
         if self.loss_reduction == "sum":
             return loss
-        targets = cost.total_targets if num_targets is None else num_targets
-        return loss / (targets.clamp(min=1).to(loss.dtype) if isinstance(targets, Tensor) else max(1, targets))
+        divisor = at_least_1(cost.total_targets if num_targets is None else num_targets)
+        return loss / (divisor.to(loss.dtype) if isinstance(divisor, Tensor) else divisor)
 
     def linearize(
         self,
@@ -123,9 +123,7 @@ class Run:
             hidden: Whether to keep all hidden states too.
         """
         set_random_state(self._random)
-        divisor: Tensor | int = 1
-        if self.loss_reduction == "mean":
-            divisor = num_targets.clamp(min=1) if isinstance(num_targets, Tensor) else max(1, num_targets)
+        divisor = at_least_1(num_targets) if self.loss_reduction == "mean" else 1
         reduce = self.agreement.sum if self.agreement.num_ranks > 1 else None
         return linearize(self.task, self.truncation, windows, carry, parameters, divisor, hidden, reduce)
 
@@ -134,10 +132,7 @@ class Run:
         loss = cost.total_loss
         if cost.penalty is not None:
             loss = loss + self.agreement.exchange(cost.penalty, 0)[0]
-        targets = cost.total_targets
-        if self.loss_reduction == "sum":
-            return loss
-        return loss / (targets.clamp(min=1) if isinstance(targets, Tensor) else max(1, targets))
+        return loss if self.loss_reduction == "sum" else loss / at_least_1(cost.total_targets)
 
 
 def check_reduction(loss_reduction: str) -> None:

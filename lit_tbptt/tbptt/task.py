@@ -74,6 +74,11 @@ def _checked(task: Any, method: str, returned: Any, names: tuple[str, ...]) -> t
     return tuple(returned)
 
 
+def at_least_1(num_targets: Tensor | int) -> Tensor | int:
+    """Returns what a sum over targets is divided by, which may be none."""
+    return num_targets.clamp(min=1) if isinstance(num_targets, Tensor) else max(1, num_targets)
+
+
 def sum_penalties(penalties: Iterable[Tensor | None]) -> Tensor | None:
     """Returns the sum of the penalties that are not None, or None if there are none."""
     given = [penalty for penalty in penalties if penalty is not None]

@@ -18,6 +18,7 @@ from torch import Tensor
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.run import Run
+from lit_tbptt.tbptt.task import at_least_1
 from lit_tbptt.tbptt.window import Window
 
 
@@ -213,10 +214,6 @@ class StepPerWindows(Update):
         optimizer.backward(run.objective(cost, self._divisor), more)
         if not more:
             if run.loss_reduction == "mean":
-                optimizer.scale_gradients(_at_least_1(self._divisor) / _at_least_1(self._targets))
+                optimizer.scale_gradients(at_least_1(self._divisor) / at_least_1(self._targets))
             optimizer.step(self._step_factors / sum(scored))
         return Updated(cost.carry.detach(), cost.total_loss, cost.total_targets, not more)
-
-
-def _at_least_1(count: Tensor | int) -> Tensor | int:
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)

@@ -275,7 +275,7 @@ class LitTBPTT(Task, EvaluatingModule):
             self.position = self.position.next_epoch()
 
     def on_train_end(self) -> None:
-        if self._step_boundary is None:  # otherwise the last losses are those of windows that a resumed run repeats
+        if not self.gradient_pending:  # otherwise the last losses are those of windows that a resumed run repeats
             self._log_training()
 
     def _log_training(self) -> dict[str, float]:

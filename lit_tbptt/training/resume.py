@@ -92,6 +92,11 @@ class ResumableModule(ManualOptimization):
         loader = self.trainer.train_dataloader
         position.rewrite(checkpoint, saved["stopping"], loader.state_dict() if self._resumable_loader() else None)
 
+    @property
+    def gradient_pending(self) -> bool:
+        """Whether windows have run whose gradient no step has used; a resumed run repeats them."""
+        return self._step_boundary is not None
+
     def _boundary_here(self) -> StepBoundary:
         return StepBoundary(replace(self.position), self.carry, random_state(), self.log_book.num_unread)
 

@@ -10,7 +10,7 @@ from loops import batches, fit
 from resuming import EPOCHS, K1, LANES, WINDOWS, everything, fit_text, monitored, per_epoch, per_step, plain, same
 from tasks import Regression
 
-from lit_tbptt import InputError, NormalLengths, RandomTruncation
+from lit_tbptt import AdaptiveHorizon, InputError, NormalLengths, RandomTruncation
 
 TEXTS = ["".join(chr(98 + (i * j) % 11) for j in range(i * i % 23)) for i in range(19)]
 
@@ -177,6 +177,22 @@ def test_no_checkpoint_holds_half_a_gradient(rule, windows_per_batch, val, tmp_p
         same(everything(trainer, module), expected)
         assert curve(folder) == whole_curve, path
         assert early.wait_count == waited, path
+
+
+def test_nor_do_windows_that_will_be_repeated_count_for_a_callback_that_records_them(tmp_path):
+    def run(folder, resume=None, callbacks=()):
+        adaptive = AdaptiveHorizon(max_relative_bias=0.3, max_k2=9, every_n_steps=2, num_places=1)
+        options = {"k2": 7, "windows_per_step": 2, "callbacks": [adaptive, *callbacks], "resume": resume}
+        trainer, module, _ = fit_text(folder, 4, per_step, **options)
+        return everything(trainer, module), curve(folder), module.truncation.k2
+
+    copies, folder = Copies(tmp_path / "copies", windows=True), tmp_path / "run" / "version_0"
+    expected = run(folder, callbacks=[copies])
+    assert "horizon/k2" in expected[1][0]
+    for path in copies.paths:
+        continued = run(folder, path)
+        same(continued[0], expected[0])
+        assert continued[1:] == expected[1:], path
 
 
 @pytest.mark.parametrize("windows_per_batch", [1, 4])

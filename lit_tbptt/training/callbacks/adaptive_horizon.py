@@ -130,8 +130,8 @@ class AdaptiveHorizon(GradientRecord):
         if self._next_k2 is not None:
             pl_module.truncation.k2, self._next_k2 = self._next_k2, None
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"next_k2": self._next_k2}
+    def progress(self) -> dict[str, Any]:
+        return super().progress() | {"next_k2": self._next_k2}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)

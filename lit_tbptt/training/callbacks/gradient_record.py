@@ -40,6 +40,8 @@ class GradientRecord(Callback):
         self._due = every_n_steps
         self._rank = Rank()
         self._resume: dict[str, Any] | None = None
+        # What a checkpoint contains: while a gradient is pending, what was there at the last step.
+        self._saved: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the settings.
@@ -60,7 +62,7 @@ class GradientRecord(Callback):
         """Called with every curve, `[reach + 1]` on the CPU, the same on all ranks; see `gradient_norms`."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        saved, self._resume = self._resume, None
+        saved, self._resume, self._saved = self._resume, None, None
         self._record, self._due, self._rank = None, self.every_n_steps, pl_module.rank
         if saved is not None:
             self._record_window, self._due = saved["window"], saved["due"]
@@ -90,10 +92,17 @@ class GradientRecord(Callback):
         num_windows = -(-num_tokens // truncation.k1) + 1
         if self._record is None and self._due - step <= num_windows:
             self._record = pl_module.carry
+        if not pl_module.gradient_pending:
+            self._saved = self.progress()
+
+    def progress(self) -> dict[str, Any]:
+        """Returns what changes during a run, for a checkpoint."""
+        return {"record": self._record, "window": self._record_window, "due": self._due}
 
     def state_dict(self) -> dict[str, Any]:
-        record = None if self._record is None else self._rank.gather(self._record.describe())
-        return {"record": record, "window": self._record_window, "due": self._due}
+        progress = self._saved or self.progress()
+        record = progress["record"]
+        return progress | {"record": None if record is None else self._rank.gather(record.describe())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
