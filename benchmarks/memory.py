@@ -43,7 +43,7 @@ def step_memory(k1: int, k2: int, recompute_every: int | None, num_lanes: int) -
     training = Training(k1, k2, recompute_every)
     training.seconds(windows(1, 8))  # the optimizer's state is there now
     training.carry, before = None, status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     with torch.no_grad():
         for window in windows((k2 - k1) // k1, k1):
             cost = training.truncation(training.task, window, training.carry)

@@ -6,7 +6,7 @@
 packing: sequences of lengths drawn from a heavy tail (log-normal, median 150, at most 4,000), 16 features, an LSTM of
 256 units with a linear output. Lanes: 64 of them, windows of 128 time steps (k1 = k2). Padded: batches of 64 sequences
 of similar length (sorted in blocks of 16 batches, the batches shuffled), each backpropagated through whole, one step a
-batch. Each round is a process of its own, so that its peak memory can be told; rounds alternate.
+batch. Each round is a process of its own, so that its peak memory can be read; rounds alternate.
 
 loading: dictionaries of four float32 arrays of four features each; 64 lanes, windows of 128 time steps. The DataLoader
 has two workers and a dataset whose items are the same windows, stacked by its default collation.

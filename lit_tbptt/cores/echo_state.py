@@ -17,7 +17,7 @@ class EchoState(RecurrentCore):
     """Echo-state network (Jaeger 2001): h_t = (1 - leak) h_{t-1} + leak tanh(W x_t + U h_{t-1} + b), all fixed.
 
     W, U and b are random and not trained: they are buffers, saved in checkpoints. Each unit gets input from
-    `num_connections` others, so a time step costs `num_connections * hidden_size`. What reads the outputs is trained by
+    `num_connections` units, so a time step costs `num_connections * hidden_size`. What reads the outputs is trained by
     gradient, or in closed form by `RidgeReadout`.
 
     Args:

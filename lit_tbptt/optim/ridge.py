@@ -191,7 +191,8 @@ class RidgeReadout:
         ours[: len(factor)] = factor
         factors = [torch.empty_like(ours) for _ in range(self.rank.num_ranks)]
         dist.all_gather(factors, ours)
-        return torch.cat(factors)
+        rows = torch.cat(factors)
+        return rows[rows.any(1)]  # the others are padding
 
 
 def _values(outputs: Tensor) -> Tensor:

@@ -107,18 +107,19 @@ def _gradients(
 ) -> list[Tensor]:
     """Returns the vector-Jacobian products of the ends that have a graph; zeros where there is none."""
     with_graph = [at for at, end in enumerate(ends) if end.requires_grad]
-    if not with_graph or not starts:
-        return [torch.zeros_like(start) for start in starts]
-    return list(
-        grad(
+    wanted = [start for start in starts if start.requires_grad]  # others are frozen
+    products: Sequence[Tensor] = [torch.zeros_like(start) for start in wanted]
+    if with_graph and wanted:
+        products = grad(
             [ends[at] for at in with_graph],
-            starts,
+            wanted,
             None if vectors is None else [vectors[at] for at in with_graph],
             retain_graph=True,
             create_graph=create_graph,
             materialize_grads=True,
         )
-    )
+    rest = iter(products)
+    return [next(rest) if start.requires_grad else torch.zeros_like(start) for start in starts]
 
 
 class _Recorded(Task):

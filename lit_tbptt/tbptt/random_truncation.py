@@ -75,6 +75,7 @@ class RandomTruncation(Update):
 
     spans_batches = True
     takes_context = False
+    joins_windows = True
 
     def __init__(
         self, probability: float | FallingProbability | Callable[[int], float] = 1 / 16, seed: int = 1
@@ -84,6 +85,8 @@ class RandomTruncation(Update):
                 f"probability={probability!r}: must be a number above 0 and at most 1, or a function of the number of "
                 "windows since the last cut"
             )
+        if seed < 0:
+            raise InputError(f"seed={seed}: must be 0 or more")
         self.probability = probability
         self.seed = seed
         self._forget()

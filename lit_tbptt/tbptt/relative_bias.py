@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.gradient_norms import SMALLEST
 
 
@@ -57,7 +58,12 @@ def relative_bias(norms: Float[Tensor, "tokens"], max_k2: int, k1: int = 1) -> R
 
     Returns:
         None if all lanes were reset before their last token: nothing can be estimated.
+
+    Raises:
+        InputError: `max_k2` is below `k1`.
     """
+    if max_k2 < k1:
+        raise InputError(f"max_k2={max_k2} with k1={k1}: must be at least k1")
     curve = norms.double().cpu().numpy()
     if not np.isfinite(curve).all():
         return RelativeBias([np.inf] * max_k2, np.inf)

@@ -104,12 +104,14 @@ class Update(ABC):
             it was before the first window after the last step, and a resumed run repeats these windows.
         spans_batches: Whether a batch may end without a step.
         takes_context: Whether k2 may be above k1.
+        joins_windows: Whether gradients pass from one window to the one before, through the carried state.
     """
 
     repeats = False
     steps_every_window = False
     spans_batches = False
     takes_context = True
+    joins_windows = False
 
     def begin(self, run: Run) -> None:
         """Called before the first window of a training. Forgets what an earlier one left, and checks the settings.
@@ -121,7 +123,7 @@ class Update(ABC):
         if k2 != k1 and not self.takes_context:
             raise InputError(f"k2={k2} with k1={k1} and {type(self).__name__}, which needs k2 = k1: leave k2 out")
 
-    def check_windows_per_batch(self, num_windows: int) -> None:  # noqa: B027 - likewise
+    def check_windows_per_batch(self, num_windows: int) -> None:  # noqa: B027 - most need no check
         """Checks the number of windows in a batch other than the last of an epoch.
 
         Raises:
@@ -185,6 +187,11 @@ class StepPerWindows(Update):
         if not isinstance(windows_per_step, int) or windows_per_step < 1:
             raise InputError(f"windows_per_step={windows_per_step!r}: must be a whole number, 1 or more")
         self.windows_per_step = windows_per_step
+        self._num_pending = 0
+
+    def begin(self, run: Run) -> None:
+        super().begin(run)
+        self._num_pending = 0
 
     def num_steps(self, num_windows: int) -> int | None:
         return -(-num_windows // self.windows_per_step)
@@ -203,17 +210,19 @@ class StepPerWindows(Update):
         scored = place.scored[first : first + self.windows_per_step]
         more = any(scored[number + 1 :])
         cost = run((window,), carry)
-        if not any(scored[:number]):
+        if not self._num_pending:
             optimizer.zero_grad()
             # What the loss is divided by before the true number is known: a sum could overflow under fp16.
             self._divisor = cost.total_targets * sum(scored)
             self._targets: Tensor | int = 0
             self._step_factors = 0.0
+        self._num_pending += 1
         self._targets = self._targets + cost.total_targets
         self._step_factors += place.step_factor
         optimizer.backward(run.objective(cost, self._divisor), more)
         if not more:
             if run.loss_reduction == "mean":
                 optimizer.scale_gradients(at_least_1(self._divisor) / at_least_1(self._targets))
-            optimizer.step(self._step_factors / sum(scored))
+            optimizer.step(self._step_factors / self._num_pending)
+            self._num_pending = 0
         return Updated(cost.carry.detach(), cost.total_loss, cost.total_targets, not more)

@@ -113,8 +113,18 @@ class TrainingLog:
         """The number of losses since the last entry."""
         return len(self._unread)
 
-    def state_dict(self, trainer: Trainer, num_unread: int) -> dict[str, Any]:
-        """Returns the log as plain values, with the first `num_unread` of the losses since the last entry.
+    def num_rows(self, step: int) -> int:
+        """Returns the number of entries at the present step."""
+        return len(self._rows) if self._rows_step == step else 0
+
+    def state_dict(self, trainer: Trainer, num_unread: int, num_rows: int) -> dict[str, Any]:
+        """Returns the log as plain values.
+
+        Args:
+            trainer: The trainer.
+            num_unread: How many of the losses since the last entry are included.
+            num_rows: How many entries of this step are included. A resumed run makes the later ones again, but for
+                validations.
 
         Raises:
             DivergenceError: A loss is not finite.
@@ -125,11 +135,12 @@ class TrainingLog:
         unread = [
             (entry.step, loss, _number(entry.num_targets)) for entry, loss in zip(self._unread, losses, strict=True)
         ][:num_unread]
+        later = [row for row in self._rows[num_rows:] if any(name.startswith("val/") for name in row)]
         return {
             "num_targets": self.num_targets,
             "unread": unread,
             "dtype": str(self._unread[0].loss.dtype).removeprefix("torch.") if self._unread else "float32",
-            "rows": self._rows if self._rows_step == trainer.global_step else [],
+            "rows": [*self._rows[:num_rows], *later] if self._rows_step == trainer.global_step else [],
             "tokens": self.num_targets + sum(count for *_, count in unread),
             "step_values": {name: float(value) for name, value in self.step_values.items()},
         }

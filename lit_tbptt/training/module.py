@@ -12,7 +12,6 @@ from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch, Place, Run, StepPerWindow, StepPerWindows, Task, Truncation, Update, Updated, Window
 from lit_tbptt.tbptt.closure import StepWithClosure
-from lit_tbptt.tbptt.random_truncation import RandomTruncation
 from lit_tbptt.tbptt.run import check_reduction
 from lit_tbptt.training.ddp import check_strategy
 from lit_tbptt.training.evaluation import Evaluation
@@ -112,21 +111,22 @@ class LitTBPTT(Task, EvaluatingModule):
                 f"k2={k2} with carry_state=False: nothing lies before a window that a gradient could reach; leave k2 "
                 "out"
             )
-        if isinstance(update, RandomTruncation) and not carry_state:
-            raise InputError(
-                "update=RandomTruncation with carry_state=False: no gradient passes from window to window; leave one "
-                "of them out"
-            )
         check_reduction(loss_reduction)
         self.loss_reduction: Literal["mean", "sum"] = loss_reduction
         if not isinstance(update, Update | None):
             raise InputError(f"update={update!r}: must be an Update object, such as RandomTruncation(0.1)")
+        if update is not None and update.joins_windows and not carry_state:
+            raise InputError(
+                f"update={type(update).__name__} with carry_state=False: no gradient passes from window to window; "
+                "leave one of them out"
+            )
         if update is not None and windows_per_step != 1:
             raise InputError(
                 f"windows_per_step={windows_per_step} with update={type(update).__name__}: give one of them"
             )
         given = StepPerWindow() if windows_per_step == 1 else StepPerWindows(windows_per_step)
         self.update: Update = update or given
+        self._closure = StepWithClosure()
         self.carry_state = carry_state
         self.evaluation = Evaluation(reset_every=None if carry_state else k1)
         self.evaluation_metrics = None
@@ -141,8 +141,10 @@ class LitTBPTT(Task, EvaluatingModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        if self.update is self._closure:  # of an earlier fit, whose optimizer may have been another
+            self.update = StepPerWindow()
         if needs_closure(self.trainer.optimizers[0]) and type(self.update) is StepPerWindow:
-            self.update = StepWithClosure()
+            self.update = self._closure
         check_closure(self)
         self._run = Run(self, self.truncation, self.agreement, self.update.repeats, self.loss_reduction)
         self.update.begin(self._run)

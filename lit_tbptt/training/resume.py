@@ -31,12 +31,14 @@ class StepBoundary(NamedTuple):
         carry: The carry into that window.
         random: The states of the random number generators.
         num_unread: The number of losses that the log had not yet read.
+        num_rows: The number of entries of the log at this step.
     """
 
     position: Position
     carry: Carry | None
     random: dict[str, Any]
     num_unread: int
+    num_rows: int
 
 
 @loop_hooks
@@ -86,7 +88,7 @@ class ResumableModule(ManualOptimization):
         saved["optimizers"] = self.optimizer_names()
         saved["stopping"] = self.trainer.should_stop and not self._epoch_ended
         saved["ends_done"] = self.position.batches_before + self.position.batch_finished
-        saved["log"] = self.log_book.state_dict(self.trainer, here.num_unread)
+        saved["log"] = self.log_book.state_dict(self.trainer, here.num_unread, here.num_rows)
         metrics = self.trainer.callback_metrics if self._metrics_before is None else self._metrics_before
         saved["metrics"] = {name: torch.as_tensor(value).detach().cpu() for name, value in metrics.items()}
         loader = self.trainer.train_dataloader
@@ -98,7 +100,8 @@ class ResumableModule(ManualOptimization):
         return self._step_boundary is not None
 
     def _boundary_here(self) -> StepBoundary:
-        return StepBoundary(replace(self.position), self.carry, random_state(), self.log_book.num_unread)
+        log, step = self.log_book, self.trainer.global_step
+        return StepBoundary(replace(self.position), self.carry, random_state(), log.num_unread, log.num_rows(step))
 
     def _mark_step_boundary(self) -> None:
         """Called before a window that may leave a gradient pending."""

@@ -128,10 +128,7 @@ class SequenceLanesDataModule(LightningDataModule):
             raise InputError(f"data.lengths={lengths}: must be a dictionary by split, such as {{'train': [40, 13]}}")
         for name in lengths or ():
             if given.get(name) is None:
-                raise InputError(
-                    f"data.lengths: there is no dataset {name!r}; lengths are those of train, val or test, given from "
-                    "Python"
-                )
+                raise InputError(f"data.lengths: no dataset {name!r} is given; name train, val or test")
         self._lengths = {_NAMES[name]: numbers for name, numbers in (lengths or {}).items()}
         self.path = None if path is None else os.fspath(path)
         self.name, self.load_options = name, dict(load_options or {})
@@ -192,7 +189,7 @@ class SequenceLanesDataModule(LightningDataModule):
         if "validation" in self.splits:
             with _of_split("validation"):
                 return self._lanes("validation", self._statistics())
-        # Lightning takes an empty list for "nothing to validate on", and wonders at its length.
+        # Lightning takes an empty list for "nothing to validate on", and warns about its length.
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
@@ -218,7 +215,7 @@ class SequenceLanesDataModule(LightningDataModule):
             InputError: A run is resumed that had another `normalize`.
         """
         theirs = state_dict.get("normalize", self.normalize)
-        if theirs != self.normalize and self.trainer is not None and self.trainer.state.fn == "fit":
+        if theirs != self.normalize and self._fits():
             raise InputError(
                 f"data.normalize={self.normalize}, where the run to be resumed has data.normalize={theirs}: a resumed "
                 "run cannot change it; keep it, or start a new run from these weights"
@@ -227,6 +224,9 @@ class SequenceLanesDataModule(LightningDataModule):
             self.normalization = Normalization(
                 {place: (mean, deviation) for place, (mean, deviation) in state_dict["statistics"].items()}
             )
+
+    def _fits(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == "fit"
 
     def _load(self) -> dict[str, Any]:
         if self.path is None or self.splits:
@@ -257,6 +257,8 @@ class SequenceLanesDataModule(LightningDataModule):
         return self._sources[split]
 
     def _statistics(self) -> Normalization | None:
+        if not self.normalize and self._fits():
+            self.normalization = None  # that of a checkpoint that was evaluated before
         if self.normalize and self.normalization is None:
             if "train" not in self.splits:
                 raise InputError("data.normalize=True: the statistics are of a training split, and there is none")

@@ -134,7 +134,7 @@ def test_the_progress_bar_can_be_switched_off(first_run, capfd):
     assert "step/s" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_runs(config, words_folder):
     cli = TextCLI(
         [

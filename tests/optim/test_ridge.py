@@ -144,6 +144,8 @@ def over_ranks(num_lanes):
     )
     batches = lanes if lanes.local_lanes else [Batch((Window(torch.zeros(0, 1), None),), {})]
     readout = RidgeReadout(task, task.readout, rank).add(batches).solve(0.1)
+    with pytest.raises(InputError, match="no target has been counted"):
+        RidgeReadout(task, task.readout, rank).solve(0.1)
     dist.destroy_process_group()
     return solution(task), readout.num_targets
 

@@ -6,7 +6,7 @@ from lit_tbptt import Carry, Window
 
 
 def context_of(lanes, resets):
-    """A context of 7 tokens, lane i holding 10 i, 10 i + 1, ..., cut where a lane starts afresh."""
+    """A context of 7 tokens, lane i holding 10 i, 10 i + 1, ..., cut where a lane is reset."""
     whole = Window(*[torch.stack([torch.arange(10 * lane, 10 * lane + 7) for lane in lanes])] * 2)
     pieces, done = [], 0
     for at, fresh in resets:
@@ -27,7 +27,7 @@ def test_a_carry_is_put_together_by_lane():
         }
         return Carry(state, context_of(lanes, resets))
 
-    # Two lanes, one, and three; in the first and the last process a lane starts afresh inside the context.
+    # Two lanes, one, and three; in the first and the last process a lane is reset inside the context.
     shares = [range(2), range(2, 3), range(3, 6)]
     parts = [carry(shares[0], [(4, {1})]), carry(shares[1], []), carry(shares[2], [(1, {3, 5}), (4, {4})])]
     described = [part.describe() for part in parts]

@@ -247,6 +247,18 @@ def test_what_does_not_depend_on_a_parameter_has_no_curvature():
     assert linear.product([torch.ones(2)])[0].tolist() == [0, 0]
 
 
+def test_frozen_parameters_stay_out_of_it():
+    model, (cut,) = Predicting(), windows("squared", 8)
+    trained = [parameter for name, parameter in model.named_parameters() if name != "head.bias"]
+    vectors = [torch.randn_like(parameter) for parameter in trained]
+    expected = linearize(model, Truncation(8), [cut], None, trained).product(vectors)
+    model.head.bias.requires_grad_(False)
+    everything = linearize(model, Truncation(8), [cut], None, [*trained, model.head.bias])
+    *products, frozen = everything.product([*vectors, torch.ones(OUTPUTS, dtype=torch.float64)])
+    assert_close(products, expected, rtol=0, atol=1e-12)
+    assert not frozen.any()
+
+
 def test_a_task_of_window_loss_alone_is_refused():
     class Whole(Task):
         def window_loss(self, window, state):

@@ -85,7 +85,7 @@ def middle(k1):
 
 
 def restarted(step, reset, state, initial):
-    """At step 0 every lane starts afresh, at step `reset` lane 1 does."""
+    """At step 0 every lane is reset, at step `reset` lane 1 does."""
     fresh = [leaf.expand(LANES, HIDDEN) for leaf in initial]
     if step == 0:
         return fresh

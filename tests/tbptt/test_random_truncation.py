@@ -38,7 +38,7 @@ class Cell(Task, torch.nn.Module):
 
 
 class Given(RandomTruncation):
-    """Cuts after the windows that it is told."""
+    """Cuts after given windows."""
 
     def __init__(self, cuts, probability):
         super().__init__(probability)
@@ -146,7 +146,14 @@ def test_the_lengths_of_segments():
         lengths.append(length)
     assert np.mean(lengths) == pytest.approx(10, rel=0.1)
     assert FallingProbability(1.0, 9.0)(1) == 1.0
-    assert round(1 - (1 - 1 / 16) ** 106, 3) == 0.999
+    constant = RandomTruncation(1 / 16)
+    survived = np.cumprod([1 - constant.cut_probability(length) for length in range(1, 107)])
+    assert survived[-1] == pytest.approx(0.001, abs=1e-4)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(InputError, match="seed=-1: must be 0 or more"):
+        RandomTruncation(seed=-1)
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.2, float("nan")])

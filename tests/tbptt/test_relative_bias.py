@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lit_tbptt import InputError
 from lit_tbptt.tbptt.relative_bias import relative_bias
 
 
@@ -74,3 +75,8 @@ def test_norms_that_do_not_decay_give_no_bound(norms, ratio):
     assert bias.by_horizon == [math.inf] * 7
     assert bias.ratio_per_token == pytest.approx(ratio)
     assert bias.least_horizon(1e9) is None
+
+
+def test_a_horizon_below_the_window_is_refused():
+    with pytest.raises(InputError, match="max_k2=3 with k1=5: must be at least k1"):
+        relative_bias(0.5 ** torch.arange(9.0), 3, 5)

@@ -1,4 +1,4 @@
-"""Truncated gradients as exact fractions, where lanes start afresh, and what truncations are refused."""
+"""Truncated gradients as exact fractions, where lanes are reset, and what truncations are refused."""
 
 from fractions import Fraction
 from itertools import pairwise

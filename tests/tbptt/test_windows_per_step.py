@@ -44,7 +44,7 @@ def masked_windows(unscored=()):
     return [window._replace(mask=mask) for window, mask in zip(windows, cut, strict=True)]
 
 
-def train(update, windows, reduction, windows_per_batch, task=None, **place):
+def train(update, windows, reduction, windows_per_batch, task=None, first=0, **place):
     task = Filter() if task is None else task
     run, optimizer, carry, stepped = (
         Run(task, Truncation(K1, 8), loss_reduction=reduction),
@@ -55,7 +55,7 @@ def train(update, windows, reduction, windows_per_batch, task=None, **place):
     for start in range(0, len(windows), windows_per_batch):
         batch = windows[start : start + windows_per_batch]
         scored = tuple(bool(window.mask_or_ones().any()) for window in batch)
-        for number, window in enumerate(batch):
+        for number, window in list(enumerate(batch))[first:]:
             here = Place(start + number, number, scored, start + windows_per_batch >= len(windows), **place)
             process = update if scored[number] else update.pass_over
             carry, _, _, steps = process(window, carry, run, optimizer, here)[:4]
@@ -102,6 +102,14 @@ def test_gradients_of_windows_are_added(windows_per_step, windows_per_batch, gro
     ends = [group[-1] for group in groups]
     assert stepped == [number in ends for number in range(8)]
     assert optimizer.more == [number not in ends for number in range(8)]
+
+
+def test_a_run_may_continue_inside_a_group_that_another_setting_began():
+    windows = masked_windows()
+    task, _, stepped = train(StepPerWindows(4), windows, "mean", 8, first=2)
+    expected = by_hand(windows[2:], "mean", [(0, 1), (2, 3, 4, 5)])
+    assert_close(dict(task.state_dict()), dict(expected.state_dict()), rtol=0, atol=1e-12)
+    assert stepped == [False, True, False, False, False, True]
 
 
 @pytest.mark.parametrize("unscored", [(1,), (0, 1), (2,), (5, 6, 7), (3, 4, 5)])

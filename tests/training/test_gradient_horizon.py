@@ -40,7 +40,7 @@ def test_training_is_what_it_would_be_without(tmp_path):
     rows = list(csv.reader((folder / "gradient_horizon" / "step_9.csv").read_text().splitlines()))
     assert rows[0] == ["tokens_back", "norm"]
     assert [int(row[0]) for row in rows[1:]] == list(range(11))
-    # Steps 1 to 7 are the first epoch, and step 8 starts the second one afresh: nothing reaches back beyond it.
+    # Steps 1 to 7 are the first epoch, and step 8 resets every lane: nothing reaches back beyond it.
     assert [float(row[1]) > 0 for row in rows[1:]] == [True] * 7 + [False] * 4
 
 

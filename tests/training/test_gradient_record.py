@@ -5,7 +5,7 @@ from loops import LANES, fit
 from tasks import Batches, Regression
 from torch.testing import assert_close
 
-from lit_tbptt import Carry, Window
+from lit_tbptt import Carry, RandomTruncation, Window
 from lit_tbptt.tbptt.gradient_norms import gradient_norms
 from lit_tbptt.training.callbacks.gradient_record import GradientRecord
 
@@ -22,6 +22,44 @@ class Curves(GradientRecord):
 
     def on_norms(self, trainer, module, norms):
         self.seen.append((trainer.global_step, norms))
+
+
+class Shifted(Regression):
+    """A buffer is part of the graph."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.register_buffer("shift", torch.ones(6, dtype=torch.float64))
+
+    def window_loss(self, window, state):
+        loss, count, state = super().window_loss(window, state)
+        return loss, count, state * self.shift
+
+
+def test_it_may_measure_while_a_gradient_is_pending():
+    inputs = torch.randn(LANES, 120, dtype=torch.float64)
+    results = []
+    for callbacks in ([Curves(1)], []):
+        torch.manual_seed(2)
+        module = Shifted(k1=4, update=RandomTruncation(0.2))
+        fit(module, Batches(list(Window(inputs, inputs).pieces(4))), max_epochs=1, callbacks=callbacks)
+        results.append(dict(module.state_dict()))
+    assert_close(*results, rtol=0, atol=0)
+
+
+def test_a_record_does_not_grow_with_the_windows_of_a_step():
+    class Lengths(Curves):
+        longest = 0
+
+        def on_window_end(self, trainer, module, window):
+            super().on_window_end(trainer, module, window)
+            self.longest = max(self.longest, len(self._record.context) if self._record else 0)
+
+    inputs, curves = torch.randn(LANES, 400, dtype=torch.float64), Lengths(3)
+    module = Regression(k1=4, windows_per_step=10)
+    fit(module, Batches(list(Window(inputs, inputs).pieces(4)), 10), max_epochs=1, callbacks=[curves])
+    assert [step for step, _ in curves.seen] == [3, 6, 9]
+    assert curves.longest <= 4  # 7 tokens take 2 windows, and the last of an epoch may be short
 
 
 def test_a_curve_is_the_mean_over_the_scored_lanes_of_all_places():

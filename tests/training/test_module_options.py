@@ -1,4 +1,4 @@
-"""What is summed, when lanes start afresh, and tasks of every shape, through the Trainer."""
+"""What is summed, when lanes are reset, and tasks of every shape, through the Trainer."""
 
 from fractions import Fraction
 
@@ -77,14 +77,14 @@ def test_the_sum_is_the_mean_times_the_targets():
     same_weights(summed, mean)
 
 
-def test_every_epoch_starts_afresh_whatever_the_data_say():
+def test_every_epoch_resets_every_lane_whatever_the_data_say():
     model, expected = pair(k1=5, lr=0.1)
     fit(model, Batches([window._replace(reset=None) for window in windows_of(*sequence(), 5)], 4))
     same_weights(model, by_hand(expected, windows_of(*sequence(), 5), 2))
 
 
 @pytest.mark.parametrize("options", [{"carry_state": False}, {"state_drop_probability": 1.0}])
-def test_without_a_carried_state_every_window_starts_afresh(options):
+def test_without_a_carried_state_every_window_is_reset(options):
     everywhere = [(window, lane) for window in range(STEPS // 5) for lane in range(LANES)]
     model, expected = pair(k1=5, lr=0.1)
     _, model = pair(k1=5, lr=0.1, **options)
@@ -92,7 +92,7 @@ def test_without_a_carried_state_every_window_starts_afresh(options):
     same_weights(model, by_hand(expected, windows_of(*sequence(), 5, everywhere), 2))
 
 
-def test_without_a_carried_state_every_k1_steps_of_an_evaluation_start_afresh():
+def test_without_a_carried_state_every_k1_steps_of_an_evaluation_are_reset():
     model = Regression(k1=5, carry_state=False).double()
     losses = [model.window_loss(window, model.initial_state(LANES))[0] for window in windows_of(*sequence(), 5)]
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "precision": "64-true"}

@@ -8,7 +8,7 @@ from lit_tbptt import InputError
 
 
 class Lazily:
-    """A loader whose iterators begin where the next one is told to when they are first asked."""
+    """A loader whose iterators begin, when they are first asked, where `load_state_dict` says."""
 
     def __init__(self, windows_per_batch=4):
         self.batches, self.first = batches(5, windows_per_batch).batches, 0

@@ -105,6 +105,15 @@ def test_missing_numbers_do_not_count_and_constants_are_shifted():
     assert_close(made.normalization.statistics["targets"], (torch.tensor([2.0, 7.0]).double(), torch.ones(2).double()))
 
 
+def test_a_constant_is_0_although_the_windows_round_it():
+    made = SequenceLanesDataModule([np.full((n, 1), 0.1) for n in (333, 517)], shift=1, num_lanes=2, normalize=True)
+    made.setup("fit")
+    windows = [window for batch in made.train_dataloader() for window in batch.windows]
+    values = torch.cat([window.inputs[window.mask_or_ones()] for window in windows])
+    assert len(values) == 848
+    assert values.abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("missing", [-999.0, np.nan, np.inf])
 def test_targets_that_the_mask_leaves_out_do_not_count(missing):
     """The inputs there do: they are run."""
@@ -140,6 +149,20 @@ def test_an_evaluation_uses_the_statistics_of_the_checkpoint(tmp_path):
     assert ours == expected
     with pytest.raises(InputError, match="of a training split, and there is none"):
         trainer(tmp_path).test(Policy(), SequenceLanesDataModule(test=episodes(4, 3), **OPTIONS, normalize=True))
+
+
+def test_training_without_normalization_leaves_the_statistics_of_a_checkpoint_alone(tmp_path):
+    first, model = trainer(tmp_path, max_steps=3), Policy()
+    first.fit(model, data(normalize=True))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    again, plain = data(shuffle=False), data(shuffle=False)
+    trainer(tmp_path).validate(Policy(), again, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert again.normalization is not None
+    for made in (again, plain):
+        trainer(tmp_path, max_steps=1).fit(Policy(), made)
+    ours, theirs = (next(iter(made.train_dataloader())).windows[0].targets for made in (again, plain))
+    assert_close(ours, theirs, rtol=0, atol=0)
+    assert "statistics" not in again.state_dict()
 
 
 def louder(part, generator):
@@ -307,9 +330,9 @@ def test_columns_of_a_dataset_are_sequences(tmp_path, capsys):
         ({"train": [1], "num_lanes": 0}, "data.num_lanes=0"),
         ({"train": [1], "normalize": "no"}, "data.normalize='no': must be True or False"),
         ({"train": [1], "shuffle": 0}, "data.shuffle=0: must be True or False"),
-        ({"train": [1], "lengths": {"validation": [3]}}, "data.lengths: there is no dataset 'validation'"),
+        ({"train": [1], "lengths": {"validation": [3]}}, "data.lengths: no dataset 'validation' is given"),
         ({"train": [1], "lengths": [3]}, "data.lengths=.3.: must be a dictionary by split, such as"),
-        ({"path": "x", "lengths": {"train": [3]}}, "data.lengths: there is no dataset 'train'"),
+        ({"path": "x", "lengths": {"train": [3]}}, "data.lengths: no dataset 'train' is given"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, message):

@@ -11,6 +11,7 @@ from loops import LANES, batches, fit, pair, same_weights, sequence
 from processes import together
 from tasks import Batches, Regression, windows_of
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.testing import assert_close
 
 from lit_tbptt import (
     DivergenceError,
@@ -255,6 +256,17 @@ def test_lbfgs_steps_as_by_hand():
     assert isinstance(module.update, StepWithClosure)
     assert trainer.global_step == len(evaluations.seen) == 26
     assert max(evaluations.seen) > 2
+
+
+def test_a_later_fit_may_have_another_optimizer():
+    module = Masked(lbfgs, k1=5)
+    fit(module, data(0, 1, 2), max_steps=1)
+    module.make, module.clip_norm = None, 0.1
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    fit(module, data(0, 1, 2), max_steps=1)
+    assert type(module.update) is StepPerWindow
+    moved = torch.cat([(value - before[name]).flatten() for name, value in module.state_dict().items()]).norm()
+    assert_close(moved, torch.tensor(0.2 * 0.1, dtype=torch.float64), rtol=1e-4, atol=0)  # the rate times clip_norm
 
 
 def test_hessian_free_steps_as_by_hand():

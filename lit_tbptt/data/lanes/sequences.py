@@ -89,6 +89,8 @@ class SequenceLanes(Lanes):
                 "begins with a reset, so none would be scored; choose a smaller burn_in"
             )
         ready = isinstance(dataset, SequenceSource)
+        if ready and reading:
+            raise InputError(f"{', '.join(reading)}: the SequenceSource was made with its own; give them to it instead")
         self.source: SequenceSource = dataset if ready else SequenceSource(dataset, rank=rank, **reading)
         self.max_length = max_length
         self.burn_in = burn_in

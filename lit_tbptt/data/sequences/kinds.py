@@ -1,6 +1,6 @@
 """Makes sure that the leaves of all items have the same names, kinds and shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -111,3 +111,15 @@ def value_name(value: Tensor) -> str:
 def path_name(path: Any) -> str:
     """Returns the place of a leaf, as Python would write it."""
     return "".join(f"[{getattr(entry, 'key', getattr(entry, 'idx', entry))!r}]" for entry in path)
+
+
+def whole_numbers(lengths: Sequence[int]) -> np.ndarray:
+    """Returns the argument `lengths` as an array.
+
+    Raises:
+        InputError: It is not one of whole numbers.
+    """
+    given = np.asarray(lengths)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise InputError(f"lengths={lengths!r}: must be whole numbers, the time steps of every item")
+    return given.astype(np.int64)

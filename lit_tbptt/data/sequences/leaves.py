@@ -83,6 +83,11 @@ def num_time_steps(leaf: Any) -> int | None:
     return int(shape[0]) if shape else None
 
 
+def first_size(part: Any) -> int | None:
+    """Returns that of the first leaf of a group of leaves."""
+    return num_time_steps(tree_leaves(as_dicts(part), is_leaf=is_list)[0])
+
+
 def slice_item(
     item: Any,
     times: slice,

@@ -28,6 +28,12 @@ class Moments(NamedTuple):
     mean: Tensor
     squares: Tensor
 
+    @property
+    def deviation(self) -> Tensor:
+        """The standard deviation; 1 where it is that of rounding, because the values are all the same."""
+        deviation = (self.squares / self.num_values.clamp(min=1)).sqrt()
+        return torch.where(deviation > 1e-12 * self.mean.abs(), deviation, 1.0)
+
     @classmethod
     def of(cls, values: Tensor) -> "Moments":
         """Measures `[time, ...]` values in float64."""
@@ -67,13 +73,7 @@ class Normalization:
             for place, given in part.items():
                 moments = Moments(*given)
                 totals[place] = totals[place].with_others(moments) if place in totals else moments
-        deviations = {place: (each.squares / each.num_values.clamp(min=1)).sqrt() for place, each in totals.items()}
-        return cls(
-            {
-                place: (each.mean, torch.where(deviations[place] > 0, deviations[place], 1.0))
-                for place, each in totals.items()
-            }
-        )
+        return cls({place: (moments.mean, moments.deviation) for place, moments in totals.items()})
 
     def __call__(self, window: Window) -> Window:
         """Returns the window with its floating-point leaves normalized, in their dtype."""
@@ -135,7 +135,9 @@ def measure(source: SequenceSource, numbers: Iterable[int]) -> dict[str, tuple[T
                     if leaf.is_floating_point():
                         place = f"{name}{keystr(path)}"
                         scored = name == "inputs" or stretch.mask is None  # inputs are run where nothing is scored
-                        moments = Moments.of(leaf if scored else leaf[stretch.mask])
+                        # Rounded as in the windows: .1 in float32 is far from .1 for a feature that is always .1.
+                        values = source.dtypes.of_window(leaf)
+                        moments = Moments.of(values if scored else values[stretch.mask])
                         if not bool(moments.mean.isfinite().all()):
                             raise InputError(f"item {number}: {place} has an infinite value: it has no mean")
                         totals[place] = totals[place].with_others(moments) if place in totals else moments

@@ -13,13 +13,14 @@ from lit_tbptt.data.sequences.arrow import ArrowSequences
 from lit_tbptt.data.sequences.contents import contents
 from lit_tbptt.data.sequences.dataset import check_dataset, reading
 from lit_tbptt.data.sequences.dtypes import DtypeChoice, Dtypes
-from lit_tbptt.data.sequences.kinds import Kinds, as_mask, check_static, has_length, kind_of, path_name
+from lit_tbptt.data.sequences.kinds import Kinds, as_mask, check_static, has_length, kind_of, path_name, whole_numbers
 from lit_tbptt.data.sequences.leaves import (
     Key,
     Selector,
     all_keys,
     as_dicts,
     call,
+    first_size,
     flatten,
     has_names,
     is_list,
@@ -116,7 +117,7 @@ class SequenceSource:
         self._static_kinds: list[Any] = []
         self._kinds = Kinds()
         self._given = lengths is not None
-        steps = self._count(rank or Rank()) if lengths is None else _whole_numbers(lengths)
+        steps = self._count(rank or Rank()) if lengths is None else whole_numbers(lengths)
         if len(steps) != len(dataset):
             raise InputError(f"lengths: {len(steps)} numbers for {len(dataset)} items: give one for each")
         short = np.flatnonzero(steps <= shift)
@@ -276,7 +277,7 @@ class SequenceSource:
     def _length(self, number: int) -> int:
         item = self.item(number)
         key = self._temporal_key(item)
-        found = num_time_steps(tree_leaves(as_dicts(item[key]), is_leaf=is_list)[0]) if key in all_keys(item) else None
+        found = first_size(item[key]) if key in all_keys(item) else None
         if found is None:
             raise InputError(f"item {number} has no leaf {key!r} of time steps: it has {all_keys(item)}")
         return found
@@ -286,11 +287,11 @@ class SequenceSource:
             keys = keys_of(selector)
             if keys:
                 return keys[0]
-        return next(key for key in all_keys(item) if key not in self._static_keys)
-
-
-def _whole_numbers(lengths: Sequence[int]) -> np.ndarray:
-    given = np.asarray(lengths)
-    if given.ndim != 1 or given.dtype.kind not in "iu":
-        raise InputError(f"lengths={lengths!r}: must be whole numbers, the time steps of every item")
-    return given.astype(np.int64)
+        others = [key for key in all_keys(item) if key not in self._static_keys]
+        sizes = {key: first_size(item[key]) for key in others}
+        if len(set(sizes.values())) > 1:
+            raise InputError(
+                f"lengths=None, and the leaves of an item have the first sizes {sizes}, of which functions do not say "
+                "what is time: give lengths, or name the static leaves by their keys"
+            )
+        return others[0]

@@ -38,7 +38,7 @@ class AdaptiveHorizon(GradientRecord):
         num_places: At how many places norms are measured, `tokens_back / num_places` tokens apart. The time of a
             choice is proportional to it.
         tokens_back: How far back norms are measured; beyond, a geometric decay is fitted. Left out: `max_k2`. The
-            measurement keeps the activations of so many tokens.
+            measurement keeps the activations of that many tokens.
     """
 
     def __init__(

@@ -27,8 +27,8 @@ class GradientRecord(Callback):
     Args:
         every_n_steps: A curve is measured every N optimizer steps, or later, once enough tokens have passed since the
             last curve and the last token of some lane is scored.
-        num_places: A curve is the mean of those for the losses at so many places: at the end of the latest window, and
-            at equal distances before it.
+        num_places: A curve is the mean of those for the losses at this many places: at the end of the latest window,
+            and at equal distances before it.
     """
 
     def __init__(self, every_n_steps: int, num_places: int = 1) -> None:
@@ -62,7 +62,7 @@ class GradientRecord(Callback):
         """Called with every curve, `[reach + 1]` on the CPU, the same on all ranks; see `gradient_norms`."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        saved, self._resume, self._saved = self._resume, None, None
+        saved, self._resume = self._resume, None
         self._record, self._due, self._rank = None, self.every_n_steps, pl_module.rank
         if saved is not None:
             self._record_window, self._due = saved["window"], saved["due"]
@@ -70,6 +70,7 @@ class GradientRecord(Callback):
                 self._record = Carry.from_descriptions(
                     saved["record"], pl_module.rank.share, pl_module.initial_state, pl_module.device
                 )
+        self._saved = self.progress()
 
     def on_window_end(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
         """Records the windows for the next curve, and measures it when it is due."""
@@ -90,6 +91,8 @@ class GradientRecord(Callback):
             self._record = None
         # One window more than needed, since the last one of an epoch may be short.
         num_windows = -(-num_tokens // truncation.k1) + 1
+        if self._record is not None and len(self._record.context) > num_windows:
+            self._record = None  # steps of several windows take longer than foreseen
         if self._record is None and self._due - step <= num_windows:
             self._record = pl_module.carry
         if not pl_module.gradient_pending:
@@ -122,7 +125,7 @@ class GradientRecord(Callback):
         norms = sums[:-1] / sums[-1].clamp(min=1)
         set_random_state(before)
         for buffer, value in zip(pl_module.buffers(), buffers, strict=True):
-            buffer.copy_(value)
+            buffer.data.copy_(value)  # a pending graph may use it, and must not take it for another one
         measured = 0 < float(norms[0]) < math.inf  # false if no lane's last token is scored
         if measured:
             self.on_norms(trainer, pl_module, norms)

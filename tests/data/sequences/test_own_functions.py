@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lit_tbptt import InputError, SequenceLanes
+from lit_tbptt.data.sequences.source import SequenceSource
 
 ITEMS = [{"x": torch.zeros(n, 3), "y": torch.zeros(n), "goal": torch.zeros(2)} for n in (5, 7)]
 READ = {"inputs": "x", "targets": "y"}
@@ -29,6 +30,19 @@ def test_the_function_that_raises_is_named(name, function, message):
         list(SequenceLanes(ITEMS, 1, 8, **READ | {name: function, "lengths": [5, 7]}))
 
 
+def test_functions_do_not_say_what_is_time():
+    goal = {"inputs": lambda part: part["x"], "targets": lambda part: part["y"], "static": lambda part: part["goal"]}
+    with pytest.raises(InputError, match=r"lengths=None, and the leaves of an item have the first sizes .*'goal': 2"):
+        SequenceLanes(ITEMS, 1, 8, **goal)
+    for known in ({"static": ["goal"]}, {"lengths": [5, 7]}):
+        assert list(SequenceLanes(ITEMS, 1, 8, **goal | known).source.lengths) == [5, 7]
+
+
+def test_a_source_has_its_own_arguments():
+    with pytest.raises(InputError, match=r"^shift, dtypes: the SequenceSource was made with its own"):
+        SequenceLanes(SequenceSource(ITEMS, **READ), 1, 8, shift=1, dtypes="float64")
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
     [
@@ -45,7 +59,7 @@ def test_a_transform_that_raises_is_named(result, message):
 
 def test_the_error_of_the_function_is_in_the_chain():
     with pytest.raises(InputError) as raised:
-        list(SequenceLanes(ITEMS, 1, 8, inputs=lambda part: part["mine"]))
+        list(SequenceLanes(ITEMS, 1, 8, inputs=lambda part: part["mine"], lengths=[5, 7]))
     causes = [raised.value]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)

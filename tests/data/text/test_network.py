@@ -27,7 +27,7 @@ TROUBLES = ("reset", "500", "cut", "stall")
 
 
 class Server:
-    """Serves a folder with ranges, as a web server does, and fails at the requests it is told to.
+    """Serves a folder with ranges, as a web server does, and fails at the given requests.
 
     Attributes:
         troubles: What happens to request number n of those that ask for data.
