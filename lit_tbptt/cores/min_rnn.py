@@ -82,8 +82,9 @@ class _MinRNN(RecurrentCore):
         for layer, (gates, projection) in enumerate(zip(self.gates, self.projections, strict=True)):
             mixed = gates((self.dropout(outputs) if layer else outputs).transpose(0, 1))
             precise = mixed.to(torch.promote_types(mixed.dtype, torch.float32))
-            candidates, rates = precise[..., : self.hidden_size], self.rates(precise[..., self.hidden_size :])
-            candidates = torch.where(candidates >= 0, candidates + 0.5, candidates.sigmoid())
+            candidates, of_rates = precise.split([self.hidden_size, self.num_gates * self.hidden_size], -1)
+            rates = self.rates(of_rates)
+            candidates = candidates.relu() + candidates.clamp(max=0).sigmoid()  # g, in less time than torch.where takes
             start = given[:, layer].to(precise.dtype)
             states = scan(rates, rates * candidates, start)
             inside.append(states[far_edge - 1] if far_edge else start)

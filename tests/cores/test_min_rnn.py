@@ -17,7 +17,7 @@ CORES = pytest.mark.parametrize("core_class", [MinGRU, MinLSTM])
 def one_layer(core, layer, inputs, hidden):
     """A layer as the paper has it, without logarithms."""
     candidate, *gates = core.gates[layer](inputs).split(core.hidden_size, -1)
-    candidate = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
+    candidate = torch.where(candidate > 0, candidate + 0.5, candidate.sigmoid())
     if isinstance(core, MinGRU):
         keep, add = 1 - gates[0].sigmoid(), gates[0].sigmoid()
     else:
