@@ -1,7 +1,7 @@
 """MinGRU's recurrence in its two forms, in logarithms and as torch's scan, beside LSTM: forward and backward, a table.
 
     python benchmarks/min_rnn.py
-    python benchmarks/min_rnn.py --lanes 1 8 --hidden 64 --lengths 64 256
+    python benchmarks/min_rnn.py --lanes 1 8 --features 64 --lengths 64 256
 
 CPU time of one thread, so that other processes disturb little. The forms of a size take turns; a ratio is the median
 over rounds of the time divided by that of MinGRU as it is (`default`) in the same round.
@@ -60,17 +60,17 @@ def seconds(core: RecurrentCore, inputs: Tensor, form: Callable[..., Tensor] | N
     return time.thread_time() - start
 
 
-def measure(lanes: int, hidden: int, length: int, rounds: int) -> dict[str, list[float]]:
+def measure(lanes: int, features: int, length: int, rounds: int) -> dict[str, list[float]]:
     """Returns the seconds of every round by form."""
-    gru, works = MinGRU(hidden), dict[str, Callable[[], float]]()
-    inputs = torch.randn(length, lanes, hidden).transpose(0, 1).requires_grad_()
+    gru, works = MinGRU(features), dict[str, Callable[[], float]]()
+    inputs = torch.randn(length, lanes, features).transpose(0, 1).requires_grad_()
     for name, form in SCANS.items():
-        if name in ("default", "loop") or lanes * hidden * length <= _SLOWEST:
+        if name in ("default", "loop") or lanes * features * length <= _SLOWEST:
             works[name] = partial(seconds, gru, inputs, form)
     chunks = partial(scan, num_chunks=max(1, round(length**0.5)))
     works["chunks"] = partial(seconds, gru, inputs, chunks)
-    works["MinLSTM"] = partial(seconds, MinLSTM(hidden), inputs, None)
-    works["LSTM"] = partial(seconds, LSTM(hidden), inputs, None)
+    works["MinLSTM"] = partial(seconds, MinLSTM(features), inputs, None)
+    works["LSTM"] = partial(seconds, LSTM(features), inputs, None)
     for work in works.values():
         work()
     taken: dict[str, list[float]] = {name: [] for name in works}
@@ -83,19 +83,19 @@ def measure(lanes: int, hidden: int, length: int, rounds: int) -> dict[str, list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--hidden", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--features", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 256, 1024, 4096])
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
     columns = ["loop", "chunks", "logarithms", "associative_scan", "MinLSTM", "LSTM"]
-    print("| lanes | hidden | T | default, ms | " + " | ".join(f"{name} / default" for name in columns) + " |")
+    print("| lanes | features | T | default, ms | " + " | ".join(f"{name} / default" for name in columns) + " |")
     print("|" + "---|" * (4 + len(columns)))
     for lanes in given.lanes:
-        for hidden in given.hidden:
+        for features in given.features:
             for length in given.lengths:
-                taken = measure(lanes, hidden, length, given.rounds)
-                cells = [str(lanes), str(hidden), str(length), f"{1e3 * statistics.median(taken['default']):.2f}"]
+                taken = measure(lanes, features, length, given.rounds)
+                cells = [str(lanes), str(features), str(length), f"{1e3 * statistics.median(taken['default']):.2f}"]
                 for name in columns:
                     ratios = [t / d for t, d in zip(taken.get(name, []), taken["default"], strict=False)]
                     cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")

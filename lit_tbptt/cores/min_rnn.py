@@ -53,7 +53,7 @@ class _MinRNN(RecurrentCore):
         self.initial = nn.Parameter(zeros) if learned_initial_state else None
 
     @abstractmethod
-    def rates(self, gates: Float[Tensor, "time lane gate"]) -> Float[Tensor, "time lane hidden"]:
+    def rates(self, gates: Float[Tensor, "time lane gate"]) -> Float[Tensor, "time lane unit"]:
         """Returns z_t, given W x_t."""
 
     def initial_state(self, num_lanes: int) -> State:
@@ -116,7 +116,7 @@ class MinGRU(_MinRNN):
 
     num_gates = 1
 
-    def rates(self, gates: Float[Tensor, "time lane gate"]) -> Float[Tensor, "time lane hidden"]:
+    def rates(self, gates: Float[Tensor, "time lane gate"]) -> Float[Tensor, "time lane unit"]:
         return gates.sigmoid()
 
 
@@ -138,6 +138,6 @@ class MinLSTM(_MinRNN):
 
     num_gates = 2
 
-    def rates(self, gates: Float[Tensor, "time lane gate"]) -> Float[Tensor, "time lane hidden"]:
+    def rates(self, gates: Float[Tensor, "time lane gate"]) -> Float[Tensor, "time lane unit"]:
         of_input, of_forget = logsigmoid(gates).chunk(2, -1)
         return (of_input - of_forget).sigmoid()  # also where both gates vanish

@@ -40,6 +40,16 @@ def run(form, *tensors, loss_weights=None):
     return states, states[-1], *torch.autograd.grad(loss, tensors)
 
 
+@pytest.mark.parametrize("logit", [-9.0, -6.0])
+def test_a_loop_over_constant_rates_does_not_add_up_their_rounding(logit):
+    """One minus a rate of 1e-4 is rounded by 3e-8, in every time step."""
+    rates = (logit + torch.randn(1, LANES, FEATURES)).sigmoid().expand(sizes(1000))
+    terms, start = rates * torch.randn(sizes(1)), torch.randn(LANES, FEATURES)
+    assert_close(
+        scan(rates, terms, start, 1).double(), loop(*map(torch.Tensor.double, (rates, terms, start))), rtol=0, atol=8e-6
+    )
+
+
 @pytest.mark.parametrize("num_chunks", [None, 1, 2, 3, 7, 200])
 @pytest.mark.parametrize("num_time_steps", [1, 2, 7, 23, 131])
 def test_every_form_equals_a_loop(num_time_steps, num_chunks):
