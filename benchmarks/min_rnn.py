@@ -3,11 +3,12 @@
     python benchmarks/min_rnn.py
     python benchmarks/min_rnn.py --lanes 1 8 --features 64 --lengths 64 256
 
-CPU time of one thread, so that other processes disturb little. The forms of a size take turns; a ratio is the median
+CPU time of one thread, so that other processes disturb little. The forms of a size take turns, in random order; a ratio is the median
 over rounds of the time divided by that of MinGRU as it is (`default`) in the same round.
 """
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -75,8 +76,8 @@ def measure(lanes: int, features: int, length: int, rounds: int) -> dict[str, li
         work()
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
-        for name, work in works.items():
-            taken[name].append(work())
+        for name in random.sample(list(works), len(works)):  # what runs before matters by up to a tenth
+            taken[name].append(works[name]())
     return taken
 
 
