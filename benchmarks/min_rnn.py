@@ -3,8 +3,8 @@
     python benchmarks/min_rnn.py
     python benchmarks/min_rnn.py --lanes 1 8 --features 64 --lengths 64 256
 
-CPU time of one thread, so that other processes disturb little. The forms of a size take turns, in random order; a ratio is the median
-over rounds of the time divided by that of MinGRU as it is (`default`) in the same round.
+CPU time of one thread, so that other processes disturb little. The forms of a size take turns, in random order. A ratio
+is the median over rounds of the time divided by that of MinGRU as it is (`default`) in the same round.
 """
 
 import argparse
