@@ -1,4 +1,4 @@
-from .cores import GRU, LSTM, RNN, EchoState, RecurrentCore
+from .cores import GRU, LSTM, RNN, EchoState, MinGRU, MinLSTM, RecurrentCore
 from .data import (
     Normalization,
     NormalLengths,
@@ -59,6 +59,8 @@ __all__ = [
     "InputError",
     "LitLanguageModel",
     "LitTBPTT",
+    "MinGRU",
+    "MinLSTM",
     "NormalLengths",
     "Normalization",
     "Place",

@@ -2,7 +2,7 @@
 
 from tasks import Leaky
 
-from lit_tbptt import GRU, LSTM, RNN, EchoState
+from lit_tbptt import GRU, LSTM, RNN, EchoState, MinGRU, MinLSTM
 
 CORES = {
     "rnn": lambda: RNN(5, input_size=7),
@@ -11,6 +11,8 @@ CORES = {
     "lstm dropout learned": lambda: LSTM(5, 2, 0.4, True, input_size=7),
     "gru": lambda: GRU(5, 2, learned_initial_state=True, input_size=7),
     "echo state": lambda: EchoState(31, leak=0.4, num_connections=6, input_size=7),
+    "minGRU": lambda: MinGRU(5, learned_initial_state=True, input_size=7),
+    "minLSTM": lambda: MinLSTM(9, 2, 0.3, input_size=7, output_size=4),
     "a user's": Leaky,
 }
 # The largest difference in float64 between a core that is cut and one that is not, where it is not 1e-10.

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lit_tbptt import GRU, LSTM, RNN, InputError, Task, Truncation, Window
+from lit_tbptt import GRU, LSTM, RNN, InputError, MinGRU, Task, Truncation, Window
 from lit_tbptt.tbptt.gauss_newton import Linearization, linearize
 
 LANES, STEPS, FEATURES, HIDDEN, OUTPUTS = 3, 8, 2, 5, 4
@@ -139,7 +139,7 @@ def test_hidden_states_add_their_own_matrix(kind):
     assert_close(products(linearized, model), dense(model, cut, kind), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("core", "k2"), [(None, 4), (RNN, 3), (RNN, 5), (LSTM, 5), (GRU, 4)])
+@pytest.mark.parametrize(("core", "k2"), [(None, 4), (RNN, 3), (RNN, 5), (LSTM, 5), (GRU, 4), (MinGRU, 5)])
 def test_the_curvature_of_squared_error_squares_the_gradients_of_the_truncation(core, k2):
     """With one target of which all derivatives are known, G = 2 J^T J, and J is what Truncation backpropagates."""
     torch.manual_seed(2)
@@ -177,7 +177,7 @@ class Chosen(Task):
         return (outputs["scores"] * window.targets).sum(), 1, state
 
 
-@pytest.mark.parametrize("core", [RNN, LSTM, GRU])
+@pytest.mark.parametrize("core", [RNN, LSTM, GRU, MinGRU])
 def test_float32_has_second_derivatives_too(core):
     torch.manual_seed(4)
     model = Predicting(core)
