@@ -1,4 +1,4 @@
-from .cores import GRU, LSTM, RNN, EchoState, RecurrentCore
+from .cores import GRU, LSTM, RNN, SRU, Cell, CoupledLSTM, EchoState, LayerNormLSTM, RecurrentCore, Stack
 from .data import (
     Normalization,
     NormalLengths,
@@ -46,10 +46,13 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SRU",
     "Adaptive",
     "AdaptiveHorizon",
     "Batch",
     "Carry",
+    "Cell",
+    "CoupledLSTM",
     "DivergenceError",
     "EchoState",
     "Evaluation",
@@ -57,6 +60,7 @@ __all__ = [
     "GradientHorizon",
     "HessianFree",
     "InputError",
+    "LayerNormLSTM",
     "LitLanguageModel",
     "LitTBPTT",
     "NormalLengths",
@@ -74,6 +78,7 @@ __all__ = [
     "SequenceLanesDataModule",
     "SignalHandling",
     "SourceError",
+    "Stack",
     "StepPerWindow",
     "StepPerWindows",
     "StepWithClosure",
