@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,8 @@ class Stack(RecurrentCore):
         InputError: A setting is out of range, there is no core, one is given twice, or the sizes do not fit.
     """
 
+    one: Tensor
+
     def __init__(
         self,
         cores: Sequence[RecurrentCore],
@@ -69,7 +71,7 @@ class Stack(RecurrentCore):
         if len(set(map(id, cores))) < len(cores):
             raise InputError("cores: one of them is given twice, and a checkpoint cannot share weights; make one each")
         super().__init__()
-        self.cores = nn.ModuleList(cores)
+        self.cores = cast(Sequence[RecurrentCore], nn.ModuleList(cores))
         self.skip = skip
         self.dropout = dropout
         self.dropout_over_time = dropout_over_time
@@ -82,7 +84,7 @@ class Stack(RecurrentCore):
         self.register_buffer("one", torch.ones(()), persistent=False)  # where masks are drawn, and in which dtype
 
     def _check_fit(self) -> None:
-        cores: list[Any] = list(self.cores)
+        cores = list(self.cores)
         taken = [core.input_size for core in cores]
         below = [core.output_size for core in cores[:-1]]
         if self.skip == "residual":

@@ -228,8 +228,8 @@ class LitLanguageModel(LitTBPTT):
         Args:
             checkpoint_path: A file written by a fit of this module.
             map_location: The device of the tensors.
-            core: For a core class of your own: the class, or a core built as it was in training. RNN, LSTM and GRU are
-                built from the file.
+            core: For a core class of your own: the class, or a core built as it was in training. Those of this package
+                are built from the file.
             **settings: Constructor arguments that replace those of the checkpoint.
 
         Raises:
