@@ -2,7 +2,7 @@
 
 from tasks import Leaky
 
-from lit_tbptt import GRU, LSTM, RNN, EchoState, MinGRU, MinLSTM
+from lit_tbptt import GRU, LSTM, RNN, SRU, CoupledLSTM, EchoState, LayerNormLSTM, MinGRU, MinLSTM, Stack
 
 CORES = {
     "rnn": lambda: RNN(5, input_size=7),
@@ -13,6 +13,19 @@ CORES = {
     "echo state": lambda: EchoState(31, leak=0.4, num_connections=6, input_size=7),
     "minGRU": lambda: MinGRU(5, learned_initial_state=True, input_size=7),
     "minLSTM": lambda: MinLSTM(9, 2, 0.3, input_size=7, output_size=4),
+    "layer norm lstm": lambda: LayerNormLSTM(5, input_size=7),
+    "coupled lstm": lambda: CoupledLSTM(5, input_size=7),
+    "sru": lambda: SRU(5, input_size=7),
+    "sru of equal sizes": lambda: SRU(7),
+    "stack": lambda: Stack([LSTM(5, input_size=7), SRU(6, input_size=5), GRU(4, input_size=6)], norm="layer"),
+    "stack residual": lambda: Stack(
+        [LSTM(7), Stack([RNN(9, input_size=7), GRU(7, input_size=9)]), Leaky()], "residual", "rms", 0.3, "shared"
+    ),
+    "stack dense": lambda: Stack(
+        [CoupledLSTM(5, input_size=7), GRU(4, 2, learned_initial_state=True, input_size=12), LSTM(3, input_size=11)],
+        "dense",
+        dropout=0.4,
+    ),
     "a user's": Leaky,
 }
 # The largest difference in float64 between a core that is cut and one that is not, where it is not 1e-10.

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lit_tbptt import Batch, LitTBPTT, RecurrentCore, Task, Window
+from lit_tbptt import Batch, Cell, LitTBPTT, RecurrentCore, Task, Window
 
 
 class Recurrence(Task, nn.Module):
@@ -89,7 +89,29 @@ class Leaky(RecurrentCore):
         return torch.stack(outputs, 1), {"slow": [slow], "seen": state["seen"] + inputs.shape[1]}
 
 
-class OwnGRU(RecurrentCore):
+class Shaken(RecurrentCore):
+    """h_t = h_{t-1} + x_t + noise, which is drawn once a window in training; it remembers what it was run with."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.input_size = self.output_size = size
+        self.register_buffer("zeros", torch.zeros(size), persistent=False)
+        self.seen = []
+
+    def initial_state(self, num_lanes):
+        return self.zeros.expand(num_lanes, -1)
+
+    def begin_window(self, num_lanes):
+        return self.zeros.new_empty(num_lanes, 1).uniform_() if self.training else None
+
+    def forward(self, inputs, state):
+        self.seen.append(self.noise)
+        noise = self.noise[:, None] if self.training else 0
+        outputs = state[:, None] + (inputs + noise).cumsum(1)
+        return outputs, outputs[:, -1]
+
+
+class OwnGRU(Cell):
     """A user's own core, with weights."""
 
     def __init__(self, size: int = 6):
@@ -100,12 +122,9 @@ class OwnGRU(RecurrentCore):
     def initial_state(self, num_lanes):
         return (torch.zeros(num_lanes, self.input_size),)
 
-    def forward(self, inputs, state):
-        outputs = []
-        for x in inputs.unbind(1):
-            state = (self.cell(x, state[0]),)
-            outputs.append(state[0])
-        return torch.stack(outputs, 1), state
+    def step(self, x, state):
+        output = self.cell(x, state[0])
+        return output, (output,)
 
 
 def windows_of(inputs, targets, k1, resets=()):

@@ -37,9 +37,16 @@ def _of_a_class(message: str, settings: Mapping[str, Any]) -> str:
     given = re.search(r"Given value: .*?class_path='([^']+)'", message, re.DOTALL)
     if given is None:
         return " ".join(message.split())
-    option = next(_places(settings, given[1], ""), given[1])
-    argument = re.match(r"\w+=", reasons) is not None
-    return f"{option}.{reasons}" if argument else f"{option}={given[1].rpartition('.')[2]}: {reasons}"
+    named = re.match(r"(\w+)(?:=(.*?))?: ", f"{reasons} ")
+    name, value = named.groups() if named else ("", None)
+    option = next((place for place, class_path, _ in _classes(settings, "") if class_path == given[1]), given[1])
+    takes_it = value is not None
+    for place, _, arguments in _classes(settings, ""):
+        # A class is made after those in its arguments, so of several with this value the innermost has refused it.
+        within = place == option or place.startswith(f"{option}.")
+        if within and name in arguments and value in (None, str(arguments[name]), repr(arguments[name])):
+            option, takes_it = place, True
+    return f"{option}.{reasons}" if takes_it else f"{option}={given[1].rpartition('.')[2]}: {reasons}"
 
 
 def reasons_in(message: str) -> str:
@@ -49,13 +56,14 @@ def reasons_in(message: str) -> str:
     return "; ".join(line for line in said if line and not line.startswith("Expected a"))
 
 
-def _places(settings: Any, class_path: str, key: str) -> Iterator[str]:
-    """Yields the options whose value is of a class."""
+def _classes(settings: Any, key: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yields each option whose value is a class, or a list of these, with the class and its arguments."""
     if isinstance(settings, Mapping):
-        if settings.get("class_path") == class_path:
-            yield key
+        if "class_path" in settings:
+            yield key, settings["class_path"], settings.get("init_args") or {}
         for name, value in settings.items():
-            yield from _places(value, class_path, f"{key}.{name}" if key else str(name))
+            inner = key if name == "init_args" else f"{key}.{name}".removeprefix(".")
+            yield from _classes(value, inner)
     elif isinstance(settings, list):
         for value in settings:
-            yield from _places(value, class_path, key)
+            yield from _classes(value, key)

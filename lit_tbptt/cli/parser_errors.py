@@ -62,18 +62,19 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         return f"{key}={Path(found[1]).name!r}: {found[1]} is a folder, not a file"
     if not key:
         return _one_line(message)
-    owner = re.search(r"class_path[= ]'([^']+)'", message)
+    owners = re.findall(r"Problem with given class_path '([^']+)'", message)
+    owner = owners[-1] if owners else (re.findall(r"class_path[= ]'([^']+)'", message) or [None])[0]
     if found := re.search(r"[Oo]ption '([^']+)' is not accepted", message):
         if found[1] in ("class_path", "init_args"):
             return f"{_place(key, args)}{key}: beside class_path there can be init_args only; put its arguments there"
-        names = _arguments(owner[1]) if owner else []
+        names = _arguments(owner) if owner else []
         known = f"; it has {', '.join(names)}" if names else ""
         elsewhere = [each.removeprefix(f"{key}.") for each in named_elsewhere(found[1], [f"{key}.{n}" for n in names])]
         meant = _meant(found[1], names) or (f"; did you mean {elsewhere[0]}?" if elsewhere else "")
-        return f"{_place(key, args)}{key}.{found[1]}: {owner[1] if owner else key} has no such argument{meant or known}"
+        return f"{_place(key, args)}{key}.{found[1]}: {owner if owner else key} has no such argument{meant or known}"
     if found := re.search(r"the following arguments are required: (.+)", message):
         needed = found[1].split(". Got")[0]
-        return f"{key}: {owner[1] if owner else 'the class'} needs {needed}; give --{key}.{needed.split(',')[0]}"
+        return f"{key}: {owner if owner else 'the class'} needs {needed}; give --{key}.{needed.split(',')[0]}"
     value = re.search(r"(?:Got|Given) value: (?!Namespace|NestedArg)(.*?)(?:\. Got value|$)", message, re.MULTILINE)
     value = value or re.search(r"val='([^']*)'", message)
     given = f"{key}={value[1].splitlines()[0]!r}" if value and value[1] else key
@@ -84,6 +85,7 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
     names = class_names(parser, key.split(".init_args")[0])
     takes_a_class = not numbers or (names and ".init_args" not in key)
     if (found := re.search(r"dot import path string: (\S+)", message)) and takes_a_class:
+        names = names or class_names(parser, key.rpartition(".")[0])  # for the argument of a class of the same kind
         known = f"; there are {', '.join(names)}" if 0 < len(names) < 20 else ""
         return (
             f"{_place(key, args)}{key}={found[1]!r}: no such class{_meant(found[1], names) or known}; name one of your "

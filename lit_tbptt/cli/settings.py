@@ -1,10 +1,12 @@
 """The settings stored in a checkpoint, and how the settings of a run differ from them."""
 
 import enum
+import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Set
 from inspect import signature
+from shlex import quote
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -58,7 +60,7 @@ def checkpoint_settings(
             where, what = foreign
             raise InputError(
                 f"the checkpoint has {name}={value}: {where} is {what!r}, which is not imported just because the "
-                f"checkpoint names it; if you trust it, name it: --{where} {what}"
+                f"checkpoint names it; if you trust it, name it: --{where} {quote(what)}"
             )
     return kept
 
@@ -124,11 +126,13 @@ def _foreign(name: str, value: Any, named: Set[str], options: Mapping[str, bool]
         for arguments in (value.get("init_args"), value.get("dict_kwargs")):
             for key, part in (arguments or {}).items():
                 yield from _foreign(f"{name}.{key}", part, named, {})
-    elif isinstance(value, Mapping | list | tuple):
-        parts = value.items() if isinstance(value, Mapping) else ((None, part) for part in value)
-        for key, part in parts:
-            inner = name if key is None else f"{name}.{key}"
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            inner = f"{name}.{key}"
             yield from _foreign(inner, part, named, {inner: options.get(inner, options.get(name, True)), **options})
+    elif isinstance(value, list | tuple):
+        if any(True for part in value for _ in _foreign(name, part, named, options)):
+            yield name, json.dumps(value, default=str)  # a list can only be named as a whole
     elif isinstance(value, str) and options.get(name, True) and value not in named and not _is_word(value):
         yield name, value
 
@@ -146,15 +150,34 @@ def _is_known(path: str) -> bool:
 
 
 def foreign_classes(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the classes in a run's settings, by option, that are never imported from a checkpoint alone."""
+    """Returns what to give again of a run's settings, by option, since a checkpoint alone imports no such class.
+
+    It is the class, or the whole setting if the class is within it.
+    """
     sections = [(key, settings.get(key)) for key in ("optimizer", "lr_scheduler")]
     sections += [
         (f"{section}.{key}", value)
         for section in ("model", "data")
         for key, value in (settings.get(section) or {}).items()
     ]
-    paths = {name: value["class_path"] for name, value in sections if isinstance(value, dict) and "class_path" in value}
-    return {name: path for name, path in paths.items() if not _is_known(path)}
+    found = {name: (list(foreign_paths(value)), value) for name, value in sections}
+    return {
+        name: paths[0] if isinstance(value, dict) and [value.get("class_path")] == paths else json.dumps(value)
+        for name, (paths, value) in found.items()
+        if paths
+    }
+
+
+def foreign_paths(value: Any) -> Iterator[str]:
+    """Yields the classes in a setting, and in their arguments, that are never imported from a checkpoint alone."""
+    if isinstance(value, dict):
+        if "class_path" in value and not _is_known(value["class_path"]):
+            yield value["class_path"]
+        for part in value.values():
+            yield from foreign_paths(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from foreign_paths(part)
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

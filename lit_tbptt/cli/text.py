@@ -9,7 +9,7 @@ from lit_tbptt.cli.command_line import given_value, option
 from lit_tbptt.cli.commands import program
 from lit_tbptt.cli.compressors import MOST_BYTES, comparison_table, compressor_bits_per_byte
 from lit_tbptt.cli.messages import visible
-from lit_tbptt.cli.settings import foreign_classes
+from lit_tbptt.cli.settings import foreign_paths
 from lit_tbptt.data.text.token_file import TokenFile
 from lit_tbptt.data.text.tokenizers import BUILT_IN, from_description
 from lit_tbptt.errors import InputError
@@ -114,7 +114,6 @@ class TextCLI(LitCLI):
         print(f"a sample:\n{visible(sample)}\n")
 
     def next_commands(self, best: str, last: str) -> dict[str, str]:
-        core = foreign_classes(self._now).get("model.core")
-        named = "" if core is None else f" --core {quote(core)}"
+        named = "".join(f" --core {quote(path)}" for path in foreign_paths(self._now["model"]["core"]))
         write = f"{program()} generate --ckpt_path {quote(best)}{named} --prompt '...'"
         return {"write": write, **super().next_commands(best, last)}

@@ -1,8 +1,26 @@
 """Recurrent cores: `(inputs, state) -> (outputs, state)`."""
 
 from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.cell import Cell
+from lit_tbptt.cores.coupled_lstm import CoupledLSTM
 from lit_tbptt.cores.echo_state import EchoState
+from lit_tbptt.cores.layer_norm_lstm import LayerNormLSTM
 from lit_tbptt.cores.min_rnn import MinGRU, MinLSTM
 from lit_tbptt.cores.rnn import GRU, LSTM, RNN
+from lit_tbptt.cores.sru import SRU
+from lit_tbptt.cores.stack import Stack
 
-__all__ = ["GRU", "LSTM", "RNN", "EchoState", "MinGRU", "MinLSTM", "RecurrentCore"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SRU",
+    "Cell",
+    "CoupledLSTM",
+    "EchoState",
+    "LayerNormLSTM",
+    "MinGRU",
+    "MinLSTM",
+    "RecurrentCore",
+    "Stack",
+]

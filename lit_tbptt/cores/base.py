@@ -2,6 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class RecurrentCore(nn.Module, ABC):
     Attributes:
         input_size: Features per time step that `forward` takes.
         output_size: Features per time step that `forward` returns.
-        init_args: The arguments this core was built with, by name.
+        init_args: The arguments this core was built with, by name. They may include other cores.
         noise: The return value of `begin_window` for the current window; ignored in eval mode.
         time_first: Whether the core is faster on `[lane, time, feature]` inputs stored time-first in memory.
     """
@@ -36,7 +37,10 @@ class RecurrentCore(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "RecurrentCore":
         core = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind(core, *args, **kwargs)
+        try:
+            bound = inspect.signature(cls.__init__).bind(core, *args, **kwargs)
+        except TypeError:  # copies and unpickled cores get theirs with the other attributes; a constructor refuses it
+            return core
         bound.apply_defaults()
         core.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
         return core
@@ -82,9 +86,35 @@ class RecurrentCore(nn.Module, ABC):
 
 def join_in_time(before: Float[Tensor, "lane time output"], rest: Float[Tensor, "lane later output"]) -> Tensor:
     """Concatenates outputs in time, in the memory order they have, in which dropout masks are drawn."""
-    order = sorted(range(3), key=before.stride, reverse=True)
-    joined = torch.cat([before.permute(order), rest.permute(order)], order.index(1))
-    return joined.permute([order.index(axis) for axis in range(3)])
+    return _join([before, rest], 1)
+
+
+def join_features(parts: Sequence[Float[Tensor, "lane time _"]]) -> Float[Tensor, "lane time feature"]:
+    """Concatenates features, in the memory order of the first part."""
+    return _join(parts, 2)
+
+
+def _join(parts: Sequence[Tensor], axis: int) -> Tensor:
+    order = sorted(range(3), key=parts[0].stride, reverse=True)
+    joined = torch.cat([part.permute(order) for part in parts], order.index(axis))
+    return joined.permute([order.index(each) for each in range(3)])
+
+
+def is_customized(module: nn.Module) -> bool:
+    """Returns whether the user has customized the module: with hooks, a `forward` set on it, or by compiling it."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Checks that the given sizes are at least 1.
+
+    Raises:
+        InputError: One is not.
+    """
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value}: must be 1 or more")
 
 
 def check_core(core: Any) -> None:

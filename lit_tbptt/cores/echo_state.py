@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.base import RecurrentCore, check_sizes
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
@@ -60,10 +60,7 @@ class EchoState(RecurrentCore):
         seed: int = 1,
         input_size: int | None = None,
     ) -> None:
-        counts = {"hidden_size": hidden_size, "num_connections": num_connections, "input_size": input_size}
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value}: must be 1 or more")
+        check_sizes(hidden_size=hidden_size, num_connections=num_connections, input_size=input_size)
         scales = {"spectral_radius": spectral_radius, "input_scale": input_scale, "bias_scale": bias_scale}
         for name, scale in scales.items():
             if not 0 <= scale < math.inf:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import RecurrentCore, join_in_time
+from lit_tbptt.cores.base import RecurrentCore, check_sizes, join_in_time
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
@@ -31,9 +31,7 @@ class _TorchCore(RecurrentCore):
         input_size: int | None,
         **options: Any,
     ) -> None:
-        for name, value in (("hidden_size", hidden_size), ("num_layers", num_layers), ("input_size", input_size)):
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value}: must be 1 or more")
+        check_sizes(hidden_size=hidden_size, num_layers=num_layers, input_size=input_size)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout={dropout}: must be at least 0 and below 1")
         super().__init__()

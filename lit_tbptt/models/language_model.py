@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from lit_tbptt.cores import RecurrentCore
-from lit_tbptt.cores.base import check_core
+from lit_tbptt.cores.base import check_core, is_customized
 from lit_tbptt.errors import InputError
 from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.metrics import summed_nats
-from lit_tbptt.models.output_layer import can_join, is_customized, linear_nats
+from lit_tbptt.models.output_layer import can_join, linear_nats
 from lit_tbptt.models.sampling import Sampling
 from lit_tbptt.tbptt import Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lit_tbptt.cores.base import is_customized
 from lit_tbptt.models.metrics import summed_nats
 
 FEWEST_WORDS = 128
@@ -32,12 +33,6 @@ def can_join(head: nn.Module) -> TypeGuard[nn.Linear]:
         and not torch.is_autocast_enabled("cpu")
         and not is_customized(head)
     )
-
-
-def is_customized(module: nn.Module) -> bool:
-    """Returns whether the user has customized the module: with hooks, a `forward` set on it, or by compiling it."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
 
 
 def linear_nats(

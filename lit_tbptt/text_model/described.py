@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lit_tbptt import cores
 from lit_tbptt.cores import RecurrentCore
+from lit_tbptt.cores.described import build, describe
 from lit_tbptt.data.text.tokenizers import Tokenizer, from_description
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.schema import run_state
@@ -36,20 +36,18 @@ def network_settings(network: RecurrentLM) -> dict[str, Any]:
     """Returns the settings for `build_network`: plain values, if the core's arguments are."""
     head = None
     if isinstance(network.head, AdaptiveSoftmax):
-        head = description(Adaptive(network.head.cutoffs[:-1], network.head.div_value))
+        head = describe_head(Adaptive(network.head.cutoffs[:-1], network.head.div_value))
     return {
-        "core": description(network.core),
+        "core": describe(network.core),
         "head": head,
         **{name: getattr(network, name) for name in _OPTIONS if name != "tie_weights"},
         "tie_weights": getattr(network.head, "weight", None) is network.embedding.weight,
     }
 
 
-def description(part: RecurrentCore | Adaptive) -> dict[str, Any]:
-    """Returns the class of a core or output layer, by its name on the command line, and its arguments."""
-    known = (Adaptive, *vars(cores).values())
-    module = "lit_tbptt" if type(part) in known else type(part).__module__
-    return {"class_path": f"{module}.{type(part).__qualname__}", "init_args": part.init_args}
+def describe_head(head: Adaptive) -> dict[str, Any]:
+    """Returns the class of an output layer, by its name on the command line, and its arguments."""
+    return {"class_path": f"lit_tbptt.{type(head).__qualname__}", "init_args": head.init_args}
 
 
 def network_parts(
@@ -59,33 +57,15 @@ def network_parts(
 
     Args:
         settings: The result of `network_settings`, or a checkpoint's hyperparameters.
-        core: The core, or its class. Required if the class is not from this package.
+        core: The core, or its class. Required if the class is not from this package. The class may also be that of a
+            core within the core.
 
     Raises:
         InputError: The class of the core is required but not given, or differs from the given one.
     """
-    described, head = settings["core"], settings["head"]
-    path, arguments = described["class_path"], described["init_args"]
-    if core is None:
-        core = getattr(cores, path.removeprefix("lit_tbptt."), None)
-        if core is None:
-            raise InputError(
-                f"the checkpoint's core is a {path}, which is not imported just because the checkpoint names it; pass "
-                f"the class, or an instance of it, as core (generate: --core {path})"
-            )
-    if isinstance(core, type):
-        # Only the class name must match: the module of a running script is __main__.
-        if core.__qualname__.rpartition(".")[2] != path.rpartition(".")[2]:
-            raise InputError(
-                f"core={core.__qualname__}: the checkpoint's core is a {path}; give that class, or leave core out if "
-                "it is one of this package's"
-            )
-        try:
-            core = core(**arguments)
-        except TypeError as error:
-            raise InputError(
-                f"core={core.__qualname__}: not to be built with {arguments}, as in training ({error})"
-            ) from error
+    head = settings["head"]
+    if core is None or isinstance(core, type):
+        core = build(settings["core"], core)
     return {"core": core, "head": None if head is None else Adaptive(**head["init_args"])}
 
 

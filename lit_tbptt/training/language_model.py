@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_tbptt.cores import LSTM, RecurrentCore
 from lit_tbptt.cores.base import check_core
+from lit_tbptt.cores.described import describe
 from lit_tbptt.data.text.tokenizers import BUILT_IN, Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
@@ -23,7 +24,7 @@ from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
 from lit_tbptt.text_model import Prompts, TextModel
-from lit_tbptt.text_model.described import description, network_parts, tokenizer_of
+from lit_tbptt.text_model.described import describe_head, network_parts, tokenizer_of
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.overrides import loop_hooks
 
@@ -74,7 +75,7 @@ class LitLanguageModel(LitTBPTT):
             "dropout_over_time": dropout_over_time,
             "tie_weights": tie_weights,
         }
-        described = {"core": description(core), "head": None if head is None else description(head)}
+        described = {"core": describe(core), "head": None if head is None else describe_head(head)}
         self.save_hyperparameters({**described, **self.loop_settings, **options})
         self._make_model: Callable[[int], RecurrentLM] = partial(RecurrentLM, core=core, head=head, **options)
         self.tokenizer: Tokenizer | None = None
@@ -227,8 +228,8 @@ class LitLanguageModel(LitTBPTT):
         Args:
             checkpoint_path: A file written by a fit of this module.
             map_location: The device of the tensors.
-            core: For a core class of your own: the class, or a core built as it was in training. RNN, LSTM and GRU are
-                built from the file.
+            core: For a core class of your own: the class, or a core built as it was in training. Those of this package
+                are built from the file.
             **settings: Constructor arguments that replace those of the checkpoint.
 
         Raises:

@@ -6,10 +6,12 @@ import pickle
 import pytest
 import torch
 from all_cores import CORES, PACKAGES, TOLERANCES
+from tasks import Leaky
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from lit_tbptt import Carry, RecurrentLM, Truncation, Window
+from lit_tbptt.cores.described import build, describe
 from lit_tbptt.tbptt.state import reset_lanes
 
 LANES, STEPS, FEATURES, VOCABULARY = 3, 11, 7, 13
@@ -148,7 +150,8 @@ def test_the_given_state_is_not_changed(core):
 def test_copies_are_equal_and_independent(core):
     core, given = in_float64(core)
     expected = core(inputs_of(), given)
-    again = type(core)(**core.init_args).double().eval()
+    own = Leaky if any(isinstance(part, Leaky) for part in core.modules()) else None
+    again = build(describe(core), own).double().eval()
     again.load_state_dict(core.state_dict())
     for copied in (copy.deepcopy(core), pickle.loads(pickle.dumps(core)), again):
         assert_close(copied(inputs_of(), given), expected, rtol=0, atol=0)

@@ -4,10 +4,10 @@ import inspect
 
 import pytest
 import torch
-from tasks import windows_of
+from tasks import Shaken, windows_of
 from torch.testing import assert_close
 
-from lit_tbptt import LSTM, InputError, RecurrentCore, RecurrentLM, Truncation
+from lit_tbptt import LSTM, InputError, RecurrentLM, Truncation
 
 LANES, K1, WIDTH, HIDDEN, VOCABULARY = 3, 4, 5, 6, 11
 
@@ -85,30 +85,13 @@ def test_nothing_is_drawn_in_evaluation_or_where_dropout_is_free():
     assert not torch.equal(torch.get_rng_state(), before)
 
 
-class Shaken(RecurrentCore):
-    """h_t = h_{t-1} + x_t + noise, which is drawn once a window."""
-
-    input_size = output_size = WIDTH
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def initial_state(self, num_lanes):
-        return torch.zeros(num_lanes, WIDTH, dtype=torch.float64)
-
-    def begin_window(self, num_lanes):
-        return torch.rand(num_lanes, 1, dtype=torch.float64)
-
-    def forward(self, inputs, state):
-        self.seen.append(self.noise)
-        outputs = state[:, None] + (inputs + self.noise[:, None]).cumsum(1)
-        return outputs, outputs[:, -1]
-
-
 @pytest.mark.parametrize("recompute_every", [None, 3])
 def test_a_core_finds_its_own_noise_whenever_its_window_is_run(recompute_every):
-    model, truncation, carry = RecurrentLM(VOCABULARY, Shaken()).double(), Truncation(K1, 10, recompute_every), None
+    model, truncation, carry = (
+        RecurrentLM(VOCABULARY, Shaken(WIDTH)).double(),
+        Truncation(K1, 10, recompute_every),
+        None,
+    )
     noises = []
     for window in windows(3):
         cost = truncation(model, window, carry)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 from torch.testing import assert_close
 
-from lit_tbptt import GRU, LSTM, RNN, Adaptive, InputError, RecurrentLM
+from lit_tbptt import GRU, LSTM, RNN, Adaptive, InputError, RecurrentLM, Stack
 from lit_tbptt.data import make_tokenizer
 from lit_tbptt.data.text.tokenizers import LibraryTokenizer
 from lit_tbptt.text_model import TextModel
@@ -128,6 +128,7 @@ MODELS = {
     "LSTM on bytes": lambda: text_model("byte", LSTM(7, 2, input_size=5, learned_initial_state=True)),
     "tied GRU on characters": lambda: text_model("char", GRU(6), tie_weights=True, output_dropout=0.25),
     "adaptive RNN on words": lambda: text_model("word", RNN(8), head=Adaptive([2, 4], 2.0)),
+    "stack on bytes": lambda: text_model("byte", Stack([GRU(5, input_size=7), LSTM(4, input_size=12)], "dense", "rms")),
     "a library's tokenizer": lambda: text_model(library_with_unknowns(), GRU(6), dropout_over_time="shared"),
 }
 

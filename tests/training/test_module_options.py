@@ -10,7 +10,7 @@ from tasks import EXACT_GRADIENTS, Batches, Regression, windows_of
 from torch import nn
 from torch.testing import assert_close
 
-from lit_tbptt import InputError, LitTBPTT, RecurrentCore, Window
+from lit_tbptt import Cell, InputError, LitTBPTT, Window
 
 
 class Kept(Callback):
@@ -24,7 +24,7 @@ class Kept(Callback):
         self.gradient = self.gradient + torch.cat([weight.grad.flatten() for weight in module.parameters()])
 
 
-class Leaky(RecurrentCore):
+class Leaky(Cell):
     """h_t = w h_{t-1} + x_t."""
 
     def __init__(self):
@@ -35,11 +35,9 @@ class Leaky(RecurrentCore):
     def initial_state(self, num_lanes):
         return (self.w.new_zeros(num_lanes, 1),)
 
-    def forward(self, inputs, state):
-        outputs = [state[0]]
-        for x in inputs.unbind(1):
-            outputs.append(self.w * outputs[-1] + x)
-        return torch.stack(outputs[1:], 1), (outputs[-1],)
+    def step(self, x, state):
+        output = self.w * state[0] + x
+        return output, (output,)
 
 
 class Sums(LitTBPTT):
