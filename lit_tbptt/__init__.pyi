@@ -14,6 +14,7 @@ from .models.adaptive_softmax import Adaptive
 from .models.language_model import RecurrentLM
 from .models.metrics import summed_nats
 from .optim import HessianFree, RidgeReadout, WarmupCosineLR
+from .random_state import shared_generator
 from .ranks import Rank
 from .tbptt import (
     Batch,
@@ -93,5 +94,6 @@ __all__ = [
     "WindowLengths",
     "WindowLoss",
     "run_loggers",
+    "shared_generator",
     "summed_nats",
 ]

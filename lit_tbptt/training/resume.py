@@ -30,12 +30,14 @@ class StepBoundary(NamedTuple):
         position: The position there.
         carry: The carry into that window.
         random: The states of the random number generators.
+        shared_random: The state of the generator that all ranks share.
         num_unread: The number of losses that the log had not yet read.
     """
 
     position: Position
     carry: Carry | None
     random: dict[str, Any]
+    shared_random: Tensor
     num_unread: int
 
 
@@ -65,6 +67,7 @@ class ResumableModule(ManualOptimization):
         self.rank = Rank()
         self.agreement = Agreement()
         self.log_book = TrainingLog()
+        self._shared_generator = torch.Generator()
         self._resume: RunState | None = None
         self._until_continued = ExitStack()
         self._skip_windows = 0
@@ -82,6 +85,7 @@ class ResumableModule(ManualOptimization):
         saved = new_run_state(checkpoint)
         saved["position"] = dict(vars(position))
         saved["ranks"] = list(ranks)
+        saved["shared_random"] = here.shared_random
         saved["truncation"] = {"k1": self.truncation.k1, "k2_setting": self._first_k2, "k2": self.truncation.k2}
         saved["optimizers"] = self.optimizer_names()
         saved["stopping"] = self.trainer.should_stop and not self._epoch_ended
@@ -93,7 +97,8 @@ class ResumableModule(ManualOptimization):
         position.rewrite(checkpoint, saved["stopping"], loader.state_dict() if self._resumable_loader() else None)
 
     def _boundary_here(self) -> StepBoundary:
-        return StepBoundary(replace(self.position), self.carry, random_state(), self.log_book.num_unread)
+        shared = self._shared_generator.get_state()
+        return StepBoundary(replace(self.position), self.carry, random_state(), shared, self.log_book.num_unread)
 
     def _mark_step_boundary(self) -> None:
         """Called before a window that may leave a gradient pending."""
@@ -166,6 +171,9 @@ class ResumableModule(ManualOptimization):
         self._skip_windows = self._ends_done = 0
         self._step_boundary = None
         self._epoch_ended = False
+        # Not the generator's state, which depends on the number of processes: Lightning seeds each of several again.
+        (seed,) = self.rank.all_gather([torch.initial_seed() % 2**63])[0]
+        self._shared_generator.manual_seed(seed)
         if saved is not None:
             self._continue(saved)
         if saved is None or len(saved["ranks"]) != self.rank.num_ranks:
@@ -221,6 +229,8 @@ class ResumableModule(ManualOptimization):
             optimizer._opt_called = True  # otherwise torch warns that a schedule steps before it
         self.change_optimizer()
         set_random_state(ranks[self.rank.number if len(ranks) == self.rank.num_ranks else 0]["random"])
+        if "shared_random" in saved:
+            self._shared_generator.set_state(saved["shared_random"])
 
     @classmethod
     def load_from_checkpoint(
