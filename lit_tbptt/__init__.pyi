@@ -1,4 +1,4 @@
-from .cores import GRU, LSTM, RNN, EchoState, RecurrentCore
+from .cores import AWDLSTM, GRU, LSTM, RNN, EchoState, RecurrentCore
 from .data import (
     Normalization,
     NormalLengths,
@@ -44,6 +44,7 @@ from .training.sequence_data import SequenceLanesDataModule
 from .training.text_data import TextLanesDataModule
 
 __all__ = [
+    "AWDLSTM",
     "GRU",
     "LSTM",
     "RNN",

@@ -36,7 +36,7 @@ class RecurrentCore(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "RecurrentCore":
         core = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind(core, *args, **kwargs)
+        bound = inspect.signature(cls.__init__).bind_partial(core, *args, **kwargs)  # a copy is made without arguments
         bound.apply_defaults()
         core.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
         return core
