@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
-from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.base import RecurrentCore, check_noise, shared_mask
 from lit_tbptt.cores.rnn import LSTM
 from lit_tbptt.errors import InputError
-from lit_tbptt.random_state import shared_generator
 from lit_tbptt.tbptt.state import State
 
 
@@ -109,11 +108,7 @@ class AWDLSTM(RecurrentCore):
     def _noise_by_layer(self) -> tuple[list, list]:
         if not self.training or not (self.weight_drop or self.dropout):
             return [None] * len(self.layers), [None] * len(self.layers)
-        if self.noise is None:
-            raise InputError(
-                f"weight_drop={self.weight_drop}, dropout={self.dropout}: the masks of a window are drawn by "
-                "begin_window(num_lanes); set `noise` to what it returns, as Truncation does, or call eval()"
-            )
+        check_noise(self.noise, f"weight_drop={self.weight_drop}, dropout={self.dropout}")
         return self.noise["weights"], self.noise["features"]
 
 
@@ -129,8 +124,7 @@ class _Layer(LSTM):
             return None
         weight = self.rnn[0].weight_hh_l0
         assert isinstance(weight, Tensor)
-        factors = torch.empty_like(weight).bernoulli_(1 - self.weight_drop, generator=shared_generator(weight.device))
-        return factors.div_(1 - self.weight_drop)
+        return shared_mask(weight, self.weight_drop)
 
     def _call(self, module: Any, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.noise is None:

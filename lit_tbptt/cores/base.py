@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lit_tbptt.errors import InputError
+from lit_tbptt.random_state import shared_generator
 from lit_tbptt.tbptt.state import State, check_versions, versions
 
 
@@ -85,6 +86,29 @@ def join_in_time(before: Float[Tensor, "lane time output"], rest: Float[Tensor, 
     order = sorted(range(3), key=before.stride, reverse=True)
     joined = torch.cat([before.permute(order), rest.permute(order)], order.index(1))
     return joined.permute([order.index(axis) for axis in range(3)])
+
+
+def shared_mask(like: Tensor, probability: float) -> Tensor:
+    """Returns a dropout mask of a tensor's shape, 0 or 1 / (1 - probability), which is the same on all ranks."""
+    kept = torch.empty_like(like).bernoulli_(1 - probability, generator=shared_generator(like.device))
+    return kept.div_(1 - probability)
+
+
+def check_noise(noise: Any, setting: str) -> None:
+    """Checks that the noise of a window was drawn.
+
+    Args:
+        noise: What `begin_window` returned.
+        setting: The setting that needs it, for the message.
+
+    Raises:
+        InputError: There is none.
+    """
+    if noise is None:
+        raise InputError(
+            f"{setting}: the masks of a window are drawn by begin_window(num_lanes); set `noise` to what it returns, "
+            "as Truncation does, or call eval()"
+        )
 
 
 def check_core(core: Any) -> None:
