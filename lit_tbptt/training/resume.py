@@ -67,7 +67,8 @@ class ResumableModule(ManualOptimization):
         self.rank = Rank()
         self.agreement = Agreement()
         self.log_book = TrainingLog()
-        self._shared_generator = torch.Generator()
+        # Taken here, because Lightning seeds processes again in a fit if there are several.
+        self._shared_generator = torch.default_generator.clone_state()
         self._resume: RunState | None = None
         self._until_continued = ExitStack()
         self._skip_windows = 0
@@ -171,9 +172,8 @@ class ResumableModule(ManualOptimization):
         self._skip_windows = self._ends_done = 0
         self._step_boundary = None
         self._epoch_ended = False
-        # Not the generator's state, which depends on the number of processes: Lightning seeds each of several again.
-        (seed,) = self.rank.all_gather([torch.initial_seed() % 2**63])[0]
-        self._shared_generator.manual_seed(seed)
+        seed = int(torch.randint(2**63 - 1, (), generator=self._shared_generator, device="cpu"))
+        self._shared_generator.manual_seed(*self.rank.all_gather([seed])[0])
         if saved is not None:
             self._continue(saved)
         if saved is None or len(saved["ranks"]) != self.rank.num_ranks:
