@@ -42,7 +42,7 @@ class LitLanguageModel(LitTBPTT):
             context shares it, too.
         tie_weights: Whether the output layer uses the embedding's matrix.
         head: Another output layer than a linear one: Adaptive, for large vocabularies. Left out: linear.
-        vocabulary_dropout: Probability of dropping a token of the vocabulary from the input of a window, in training.
+        vocabulary_dropout: Probability of dropping a token of the vocabulary for a window, in training.
         **training: The arguments of LitTBPTT, by name.
 
     Raises:
