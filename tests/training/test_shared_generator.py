@@ -10,7 +10,7 @@ from processes import together
 from tasks import Regression
 from torch.optim import LBFGS
 
-from lit_tbptt import RunCheckpoint, SequenceLanesDataModule, shared_generator
+from lit_tbptt import RandomTruncation, RunCheckpoint, SequenceLanesDataModule, shared_generator
 
 LANES, K1, STEPS = 5, 3, 13
 
@@ -133,3 +133,33 @@ def test_every_evaluation_of_a_closure_sees_the_noise_of_its_window(tmp_path):
     assert len(windows) == 4
     assert [noise for noise in windows for _ in range(noises.seen.count(noise))] == noises.seen
     assert min(map(noises.seen.count, windows)) > 2
+
+
+class SavedWhilePending(Callback):
+    """Saves at the end of a batch where a gradient is pending that does not begin with the run."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, module, *args):
+        pending = module._step_boundary
+        if pending is not None and pending.position.window and not self.path.exists():
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
+def test_a_checkpoint_with_a_gradient_pending_repeats_its_windows_with_their_noise(tmp_path):
+    def train(resume=None, *callbacks):
+        seed_everything(4, verbose=False)
+        model, noises = Dropped(k1=K1, lr=0.1, update=RandomTruncation(0.3)), Noises()
+        items = [{"x": torch.linspace(0, 3, 41), "y": torch.linspace(2, 5, 41)} for _ in range(2)]
+        data = SequenceLanesDataModule(
+            items, inputs="x", targets="y", num_lanes=2, k1=K1, windows_per_batch=2, dtypes="float64"
+        )
+        fit_regression(model, data, resume=resume, max_epochs=1, callbacks=[noises, *callbacks])
+        return noises.seen, model.state_dict()
+
+    whole, weights = train(None, SavedWhilePending(tmp_path / "saved.ckpt"))
+    seen, resumed = train(tmp_path / "saved.ckpt")
+    assert 0 < len(seen) < len(whole) == 14
+    assert seen == whole[-len(seen) :]
+    torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
