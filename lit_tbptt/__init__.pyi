@@ -1,4 +1,5 @@
 from .cores import (
+    AWDLSTM,
     GRU,
     LSTM,
     RNN,
@@ -27,6 +28,7 @@ from .models.adaptive_softmax import Adaptive
 from .models.language_model import RecurrentLM
 from .models.metrics import summed_nats
 from .optim import HessianFree, RidgeReadout, WarmupCosineLR
+from .random_state import shared_generator
 from .ranks import Rank
 from .tbptt import (
     Batch,
@@ -56,6 +58,7 @@ from .training.sequence_data import SequenceLanesDataModule
 from .training.text_data import TextLanesDataModule
 
 __all__ = [
+    "AWDLSTM",
     "GRU",
     "LSTM",
     "RNN",
@@ -113,5 +116,6 @@ __all__ = [
     "WindowLengths",
     "WindowLoss",
     "run_loggers",
+    "shared_generator",
     "summed_nats",
 ]

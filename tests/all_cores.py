@@ -2,13 +2,27 @@
 
 from tasks import Leaky
 
-from lit_tbptt import GRU, LSTM, RNN, SRU, CoupledLSTM, EchoState, LayerNormLSTM, MinGRU, MinLSTM, Stack
+from lit_tbptt import (
+    AWDLSTM,
+    GRU,
+    LSTM,
+    RNN,
+    SRU,
+    CoupledLSTM,
+    EchoState,
+    LayerNormLSTM,
+    MinGRU,
+    MinLSTM,
+    Stack,
+)
 
 CORES = {
     "rnn": lambda: RNN(5, input_size=7),
     "rnn relu": lambda: RNN(5, 2, "relu", input_size=7),
     "lstm": lambda: LSTM(5, 3, input_size=7),
     "lstm dropout learned": lambda: LSTM(5, 2, 0.4, True, input_size=7),
+    "awd-lstm": lambda: AWDLSTM(5, 3, input_size=7),
+    "awd-lstm, one size": lambda: AWDLSTM(6, 2, weight_drop=0.3, dropout=0.0, input_size=7, output_size=4),
     "gru": lambda: GRU(5, 2, learned_initial_state=True, input_size=7),
     "echo state": lambda: EchoState(31, leak=0.4, num_connections=6, input_size=7),
     "minGRU": lambda: MinGRU(5, learned_initial_state=True, input_size=7),

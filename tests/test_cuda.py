@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from awd_reference import core_step, layers_of, zeros
 from letters import strided
 from lightning.pytorch import Callback, Trainer, seed_everything
 from processes import together
 from torch.testing import assert_close
 
-from lit_tbptt import GRU, LSTM, RNN, LitLanguageModel, RunCheckpoint
+from lit_tbptt import AWDLSTM, GRU, LSTM, RNN, LitLanguageModel, RunCheckpoint, shared_generator
 from lit_tbptt.data.text.tokenizers import CharTokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -72,6 +73,55 @@ def test_cudnn_computes_what_the_cpu_does(core_class):
     for mine, theirs in zip(found[0][1].values(), found[1][1].values(), strict=True):
         assert_close(mine, theirs.cpu(), rtol=1e-4, atol=1e-5)
     assert_close(found[0][2], found[1][2], rtol=1e-3, atol=1e-4)
+
+
+def test_dropped_weights_are_in_one_piece_for_cudnn_and_computed_as_the_paper_says():
+    """cuDNN warns of weights in several pieces, and warnings are errors."""
+    core = AWDLSTM(13, 3, input_size=7).cuda()
+    inputs = torch.randn(3, 11, 7, device="cuda")
+    core.noise, start = core.begin_window(3), [leaf.data_ptr() for leaf in core.parameters()]
+    before, inside, after = core.forward_through(inputs, core.initial_state(3), 4)
+    before.square().sum().backward()
+    assert [leaf.data_ptr() for leaf in core.parameters()] == start
+    other = copy.deepcopy(core).cpu()
+    other.zero_grad()
+    noise = {kind: [None if mask is None else mask.cpu() for mask in core.noise[kind]] for kind in core.noise}
+    weights = dict(other.named_parameters())
+    layers = [[weights[name] for name in names] for names in layers_of(other)]
+    state, expected, states = zeros(layers, 3), [], []
+    for x in inputs.cpu().unbind(1):
+        x, state = core_step(x, state, layers, noise)
+        expected.append(x)
+        states.append(state)
+    torch.stack(expected, 1).square().sum().backward()
+    assert_close(before.cpu(), torch.stack(expected, 1), rtol=1e-4, atol=1e-5)
+    for found, wanted in ((inside, states[3]), (after, states[-1])):
+        for layer, (hidden, cell) in zip(found, wanted, strict=True):
+            assert_close((layer["hidden"][:, 0].cpu(), layer["cell"][:, 0].cpu()), (hidden, cell), rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(core.parameters(), other.parameters(), strict=True):
+        assert_close(mine.grad.cpu(), theirs.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dropped_weights_under_autocast(dtype):
+    core = AWDLSTM(13, 3, input_size=7).cuda()
+    inputs, state = torch.randn(3, 11, 7, device="cuda"), core.initial_state(3)
+    core.noise = core.begin_window(3)
+    with torch.autocast("cuda", dtype):
+        outputs, after = core(inputs, state)
+    assert {leaf.dtype for layer in after for leaf in layer.values()} == {torch.float32}
+    assert_close(outputs.float(), core(inputs, state)[0], rtol=0.05, atol=0.02)
+    outputs.float().sum().backward()
+    assert all(leaf.grad.isfinite().all() for leaf in core.parameters())
+
+
+def test_noise_that_ranks_share_is_drawn_on_the_gpu_from_a_seed_of_the_cpu():
+    torch.manual_seed(3)
+    before, gpu = torch.get_rng_state(), torch.cuda.get_rng_state()
+    first = torch.rand(5, device="cuda", generator=shared_generator("cuda"))
+    assert torch.equal(torch.cuda.get_rng_state(), gpu)
+    torch.set_rng_state(before)
+    assert torch.equal(torch.rand(5, device="cuda", generator=shared_generator("cuda")), first)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])

@@ -1,5 +1,6 @@
 """Recurrent cores: `(inputs, state) -> (outputs, state)`."""
 
+from lit_tbptt.cores.awd_lstm import AWDLSTM
 from lit_tbptt.cores.base import RecurrentCore
 from lit_tbptt.cores.cell import Cell
 from lit_tbptt.cores.coupled_lstm import CoupledLSTM
@@ -11,6 +12,7 @@ from lit_tbptt.cores.sru import SRU
 from lit_tbptt.cores.stack import Stack
 
 __all__ = [
+    "AWDLSTM",
     "GRU",
     "LSTM",
     "RNN",

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lit_tbptt.errors import InputError
+from lit_tbptt.random_state import shared_generator
 from lit_tbptt.tbptt.state import State, check_versions, versions
 
 
@@ -115,6 +116,29 @@ def check_sizes(**sizes: int | None) -> None:
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise InputError(f"{name}={value}: must be 1 or more")
+
+
+def shared_mask(like: Tensor, probability: float) -> Tensor:
+    """Returns a dropout mask of a tensor's shape, 0 or 1 / (1 - probability), which is the same on all ranks."""
+    kept = torch.empty_like(like).bernoulli_(1 - probability, generator=shared_generator(like.device))
+    return kept.div_(1 - probability)
+
+
+def check_noise(noise: Any, setting: str) -> None:
+    """Checks that the noise of a window was drawn.
+
+    Args:
+        noise: What `begin_window` returned.
+        setting: The setting that needs it, for the message.
+
+    Raises:
+        InputError: There is none.
+    """
+    if noise is None:
+        raise InputError(
+            f"{setting}: the masks of a window are drawn by begin_window(num_lanes); set `noise` to what it returns, "
+            "as Truncation does, or call eval()"
+        )
 
 
 def check_core(core: Any) -> None:

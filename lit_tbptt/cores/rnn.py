@@ -101,8 +101,7 @@ class _TorchCore(RecurrentCore):
         rest, after = self._call(module, inputs[:, far_edge:], inside)
         return join_in_time(before, rest), inside, after
 
-    @staticmethod
-    def _call(module: nn.Module, inputs: Tensor, state: _Layers) -> tuple[Tensor, _Layers]:
+    def _call(self, module: nn.Module, inputs: Tensor, state: _Layers) -> tuple[Tensor, _Layers]:
         outputs, after = module(inputs, state if len(state) > 1 else state[0])
         return outputs, after if len(state) > 1 else (after,)
 

@@ -48,6 +48,8 @@ class RunState(TypedDict):
         version: `VERSION` of the package that wrote it.
         position: The fields of `Position`, merged over all ranks.
         ranks: The state of each rank, in order.
+        shared_random: The state of the generator that all ranks share. Checkpoints of older versions of the package
+            have none.
         truncation: The truncation settings.
         optimizers: The class names of the optimizer and its schedules.
         ends_done: How many batches of the run have ended, with the validation after them. The position can be before
@@ -62,6 +64,7 @@ class RunState(TypedDict):
     version: int
     position: dict[str, Any]
     ranks: list[RankState]
+    shared_random: NotRequired[Tensor]
     truncation: TruncationState
     optimizers: list[str]
     ends_done: int

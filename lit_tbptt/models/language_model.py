@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from lit_tbptt.cores import RecurrentCore
-from lit_tbptt.cores.base import check_core, is_customized
+from lit_tbptt.cores.base import (
+    check_core,
+    check_noise,
+    is_customized,
+    shared_mask,
+)
 from lit_tbptt.errors import InputError
 from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.metrics import summed_nats
@@ -37,6 +42,9 @@ class RecurrentLM(Task, nn.Module):
             steps of a window and its context (`shared`; Gal & Ghahramani 2016, Merity et al. 2018's locked dropout).
         tie_weights: Whether the output layer uses the embedding's matrix (Press & Wolf 2017).
         head: Creates an output layer other than a linear one.
+        vocabulary_dropout: Probability of dropping a token of the vocabulary from the inputs, in training: its
+            embedding is zero wherever it occurs in a window and its context (Gal & Ghahramani 2016; Merity et al.
+            2018's embedding dropout). A tied output layer is not changed.
 
     Raises:
         InputError: A setting is out of range, or weights are tied although the core's input and output sizes differ or
@@ -52,16 +60,19 @@ class RecurrentLM(Task, nn.Module):
         dropout_over_time: Literal["free", "shared"] = "free",
         tie_weights: bool = False,
         head: Adaptive | None = None,
+        vocabulary_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_core(core)
         if dropout_over_time not in ("free", "shared"):
             raise InputError(f"dropout_over_time={dropout_over_time!r}: must be free or shared")
-        for name, value in (("embedding_dropout", embedding_dropout), ("output_dropout", output_dropout)):
+        dropouts = {"embedding_dropout": embedding_dropout, "output_dropout": output_dropout}
+        for name, value in (dropouts | {"vocabulary_dropout": vocabulary_dropout}).items():
             if not 0 <= value < 1:
                 raise InputError(f"{name}={value}: must be at least 0 and below 1")
         self.embedding = nn.Embedding(vocabulary_size, core.input_size)
         self.embedding_dropout = embedding_dropout
+        self.vocabulary_dropout = vocabulary_dropout
         self.core = core
         self.output_dropout = output_dropout
         self.dropout_over_time = dropout_over_time
@@ -85,14 +96,17 @@ class RecurrentLM(Task, nn.Module):
         return self.core.initial_state(num_lanes)
 
     def begin_window(self, num_lanes: int) -> dict[str, Any] | None:
-        """Draws the core's noise and the masks of shared dropout, `[lane, 1, feature]`, scaled to keep the mean."""
+        """Draws the core's noise, and masks scaled to keep the mean: `[token, 1]` and `[lane, 1, feature]`."""
         core = self.core.begin_window(num_lanes)
         shared = self.dropout_over_time == "shared" and self.training
-        if core is None and not shared:
+        vocabulary = bool(self.vocabulary_dropout) and self.training
+        if core is None and not shared and not vocabulary:
             return None
         noise = {"core": core}
+        ones = self.embedding.weight.new_ones
+        if vocabulary:
+            noise["vocabulary"] = shared_mask(ones(self.embedding.num_embeddings, 1), self.vocabulary_dropout)
         if shared:
-            ones = self.embedding.weight.new_ones
             noise["embedding"] = dropout(ones(num_lanes, 1, self.core.input_size), self.embedding_dropout)
             noise["output"] = dropout(ones(num_lanes, 1, self.core.output_size), self.output_dropout)
         return noise
@@ -159,6 +173,9 @@ class RecurrentLM(Task, nn.Module):
             embedded = self.embedding(tokens.t()).transpose(0, 1)
         else:
             embedded = self.embedding(tokens)
+        if self.vocabulary_dropout and self.training:
+            check_noise(self.noise, f"vocabulary_dropout={self.vocabulary_dropout}")
+            embedded = embedded * self.noise["vocabulary"][tokens].to(embedded.dtype)
         return self._drop(embedded, "embedding", self.embedding_dropout)
 
     def forward(
@@ -173,11 +190,7 @@ class RecurrentLM(Task, nn.Module):
     ) -> Float[Tensor, "lane time feature"]:
         if self.dropout_over_time == "free" or not self.training:
             return dropout(features, probability, self.training)
-        if self.noise is None:
-            raise InputError(
-                "dropout_over_time='shared': the masks of a window are drawn by begin_window(num_lanes); set `noise` "
-                "to what it returns, as Truncation does, or call eval()"
-            )
+        check_noise(self.noise, "dropout_over_time='shared'")
         return features * self.noise[place].to(features.dtype)
 
     @torch.inference_mode()

@@ -188,8 +188,8 @@ class Task:
 
         It is called once per window in training, before the window runs. Its return value is available in `noise`
         whenever a part of this window runs, also when it runs again. It should only draw masks, and nothing in eval
-        mode. With several ranks, each rank draws for its own lanes, so noise without a lane axis, such as dropped
-        weights, would differ between ranks. None: no such noise.
+        mode. Each rank draws for its own lanes; noise without a lane axis, such as dropped weights, is drawn from
+        `shared_generator()`, so that it is the same on all ranks. None: no such noise.
         """
         return None
 

@@ -12,7 +12,7 @@ from lit_tbptt.models.adaptive_softmax import Adaptive, AdaptiveSoftmax
 from lit_tbptt.models.language_model import RecurrentLM
 
 # Arguments of RecurrentLM that are plain values, by their names in a checkpoint's hyperparameters.
-_OPTIONS = ("embedding_dropout", "output_dropout", "dropout_over_time", "tie_weights")
+_OPTIONS = ("embedding_dropout", "output_dropout", "dropout_over_time", "vocabulary_dropout", "tie_weights")
 
 
 def build_network(
@@ -28,7 +28,7 @@ def build_network(
     Raises:
         InputError: As in `network_parts`.
     """
-    options = {name: settings[name] for name in _OPTIONS}
+    options = {name: settings[name] for name in _OPTIONS if name in settings}  # older files lack the latest
     return RecurrentLM(tokenizer.vocabulary_size, **network_parts(settings, core), **options)
 
 

@@ -43,6 +43,7 @@ class LitLanguageModel(LitTBPTT):
             context shares it, too.
         tie_weights: Whether the output layer uses the embedding's matrix.
         head: Another output layer than a linear one: Adaptive, for large vocabularies. Left out: linear.
+        vocabulary_dropout: Probability of dropping a token of the vocabulary for a window, in training.
         **training: The arguments of LitTBPTT, by name.
 
     Raises:
@@ -62,6 +63,7 @@ class LitLanguageModel(LitTBPTT):
         dropout_over_time: Literal["free", "shared"] = "free",
         tie_weights: bool = False,
         head: Adaptive | None = None,
+        vocabulary_dropout: float = 0.0,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -74,6 +76,7 @@ class LitLanguageModel(LitTBPTT):
             "output_dropout": output_dropout,
             "dropout_over_time": dropout_over_time,
             "tie_weights": tie_weights,
+            "vocabulary_dropout": vocabulary_dropout,
         }
         described = {"core": describe(core), "head": None if head is None else describe_head(head)}
         self.save_hyperparameters({**described, **self.loop_settings, **options})

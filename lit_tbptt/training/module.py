@@ -10,6 +10,7 @@ from torch.optim import AdamW
 
 from lit_tbptt.data.lanes.base import Lanes
 from lit_tbptt.errors import InputError
+from lit_tbptt.random_state import sharing
 from lit_tbptt.tbptt import Batch, Place, Run, StepPerWindow, StepPerWindows, Task, Truncation, Update, Updated, Window
 from lit_tbptt.tbptt.closure import StepWithClosure
 from lit_tbptt.tbptt.run import check_reduction
@@ -197,7 +198,8 @@ class LitTBPTT(Task, EvaluatingModule):
             window = self._with_resets(window)
             place = Place(self.position.window, number, scored, self.position.last_batch, factors[number])
             process = self.update if scored[number] else self.update.pass_over
-            updated = process(window, self.carry, self._run, optimizer, place)
+            with sharing(self._shared_generator):
+                updated = process(window, self.carry, self._run, optimizer, place)
             if not isinstance(updated, Updated):
                 raise InputError(f"{type(self.update).__name__} returned {updated!r}: it must return an Updated")
             stepped = updated.stepped if scored[number] else stepped

@@ -30,6 +30,7 @@ class StepBoundary(NamedTuple):
         position: The position there.
         carry: The carry into that window.
         random: The states of the random number generators.
+        shared_random: The state of the generator that all ranks share.
         num_unread: The number of losses that the log had not yet read.
         num_rows: The number of entries of the log at this step.
     """
@@ -37,6 +38,7 @@ class StepBoundary(NamedTuple):
     position: Position
     carry: Carry | None
     random: dict[str, Any]
+    shared_random: Tensor
     num_unread: int
     num_rows: int
 
@@ -67,6 +69,8 @@ class ResumableModule(ManualOptimization):
         self.rank = Rank()
         self.agreement = Agreement()
         self.log_book = TrainingLog()
+        # Taken here, because Lightning seeds processes again in a fit if there are several.
+        self._shared_generator = torch.default_generator.clone_state()
         self._resume: RunState | None = None
         self._until_continued = ExitStack()
         self._skip_windows = 0
@@ -84,6 +88,7 @@ class ResumableModule(ManualOptimization):
         saved = new_run_state(checkpoint)
         saved["position"] = dict(vars(position))
         saved["ranks"] = list(ranks)
+        saved["shared_random"] = here.shared_random
         saved["truncation"] = {"k1": self.truncation.k1, "k2_setting": self._first_k2, "k2": self.truncation.k2}
         saved["optimizers"] = self.optimizer_names()
         saved["stopping"] = self.trainer.should_stop and not self._epoch_ended
@@ -100,8 +105,10 @@ class ResumableModule(ManualOptimization):
         return self._step_boundary is not None
 
     def _boundary_here(self) -> StepBoundary:
-        log, step = self.log_book, self.trainer.global_step
-        return StepBoundary(replace(self.position), self.carry, random_state(), log.num_unread, log.num_rows(step))
+        log = self.log_book
+        shared = self._shared_generator.get_state()
+        num_rows = log.num_rows(self.trainer.global_step)
+        return StepBoundary(replace(self.position), self.carry, random_state(), shared, log.num_unread, num_rows)
 
     def _mark_step_boundary(self) -> None:
         """Called before a window that may leave a gradient pending."""
@@ -174,6 +181,8 @@ class ResumableModule(ManualOptimization):
         self._skip_windows = self._ends_done = 0
         self._step_boundary = None
         self._epoch_ended = False
+        seed = int(torch.randint(2**63 - 1, (), generator=self._shared_generator, device="cpu"))
+        self._shared_generator.manual_seed(*self.rank.all_gather([seed])[0])
         if saved is not None:
             self._continue(saved)
         if saved is None or len(saved["ranks"]) != self.rank.num_ranks:
@@ -229,6 +238,8 @@ class ResumableModule(ManualOptimization):
             optimizer._opt_called = True  # otherwise torch warns that a schedule steps before it
         self.change_optimizer()
         set_random_state(ranks[self.rank.number if len(ranks) == self.rank.num_ranks else 0]["random"])
+        if "shared_random" in saved:
+            self._shared_generator.set_state(saved["shared_random"])
 
     @classmethod
     def load_from_checkpoint(
