@@ -13,6 +13,7 @@ from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.generation import Generator
 from lit_tbptt.models.metrics import summed_nats
 from lit_tbptt.models.output_layer import can_join, is_customized, linear_nats
+from lit_tbptt.models.penalties import OutputPenalties
 from lit_tbptt.tbptt import Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
@@ -33,6 +34,9 @@ class RecurrentLM(Task, Generator):
             steps of a window and its context (`shared`; Gal & Ghahramani 2016, Merity et al. 2018's locked dropout).
         tie_weights: Whether the output layer uses the embedding's matrix (Press & Wolf 2017).
         head: Creates an output layer other than a linear one.
+        activation_penalty: Factor of the mean square of the core's output after dropout, in training (AR).
+        temporal_penalty: Factor of the mean square of the difference between consecutive outputs of a window, before
+            dropout, in training (TAR); see `models/penalties.py`.
 
     Raises:
         InputError: A setting is out of range, or weights are tied although the core's input and output sizes differ or
@@ -48,9 +52,12 @@ class RecurrentLM(Task, Generator):
         dropout_over_time: Literal["free", "shared"] = "free",
         tie_weights: bool = False,
         head: Adaptive | None = None,
+        activation_penalty: float = 0.0,
+        temporal_penalty: float = 0.0,
     ) -> None:
         super().__init__()
         check_core(core)
+        self.penalties = OutputPenalties(activation_penalty, temporal_penalty)
         if dropout_over_time not in ("free", "shared"):
             raise InputError(f"dropout_over_time={dropout_over_time!r}: must be free or shared")
         for name, value in (("embedding_dropout", embedding_dropout), ("output_dropout", output_dropout)):
@@ -78,10 +85,16 @@ class RecurrentLM(Task, Generator):
     # The task
 
     def initial_state(self, num_lanes: int) -> State:
-        return self.core.initial_state(num_lanes)
+        output = self.embedding.weight.new_zeros(num_lanes, self.core.output_size)
+        return self.penalties.initial_state(self.core.initial_state(num_lanes), output)
 
     def begin_window(self, num_lanes: int) -> dict[str, Any] | None:
-        """Draws the core's noise and the masks of shared dropout, `[lane, 1, feature]`, scaled to keep the mean."""
+        """Draws the core's noise and the masks of shared dropout, `[lane, 1, feature]`, scaled to keep the mean.
+
+        Raises:
+            InputError: There are penalties, and a hook or a subclass asks for the loss without the core's outputs.
+        """
+        self.penalties.check_loss(self, is_customized(self))
         core = self.core.begin_window(num_lanes)
         shared = self.dropout_over_time == "shared" and self.training
         if core is None and not shared:
@@ -92,6 +105,9 @@ class RecurrentLM(Task, Generator):
             noise["embedding"] = dropout(ones(num_lanes, 1, self.core.input_size), self.embedding_dropout)
             noise["output"] = dropout(ones(num_lanes, 1, self.core.output_size), self.output_dropout)
         return noise
+
+    def enter_window(self, state: State) -> State:
+        return self.penalties.enter_window(state)
 
     def predict_window(self, window: Window, state: State) -> tuple[Float[Tensor, "lane time vocabulary"], State]:
         """Returns the logits of the token after each input, and the state after the last one."""
@@ -109,25 +125,35 @@ class RecurrentLM(Task, Generator):
         if is_customized(self):
             return super().window_loss(window, state)
         outputs, state = self.run_core(window.inputs, state)
-        return WindowLoss(*self._nats(outputs, window), state)
+        return self._loss(outputs, window, state)
 
     @faster_form_of("predict_window", "outputs_loss", "run_core", "forward", "window_loss", "advance")
     def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
         """Runs the core over context and window in one pass, and the output layer over the window."""
         if is_customized(self) or is_customized(self.core):
             return super().run_window(window, state, num_context, far_edge)
-        outputs, far_edge_state, state = self.core.forward_through(self._embed(window.inputs), state, far_edge)
-        return WindowLoss(*self._nats(outputs, window, num_context), state), far_edge_state
+        core = self.penalties.core_state(state)
+        outputs, *cores = self.core.forward_through(self._embed(window.inputs), core, far_edge)
+        far_edge_state, state = (self.penalties.with_core(state, core) for core in cores)
+        return self._loss(outputs, window, state, num_context), far_edge_state
+
+    def _loss(
+        self, outputs: Float[Tensor, "lane time output"], window: Window, state: State, num_context: int = 0
+    ) -> WindowLoss:
+        # Applied to the context too, so that masks do not depend on where it is split.
+        dropped = self._drop(outputs, "output", self.output_dropout)
+        if num_context == window.num_time_steps:
+            return WindowLoss(0, 0, state)
+        if num_context:
+            outputs, dropped, window = outputs[:, num_context:], dropped[:, num_context:], window.split(num_context)[1]
+        penalty = None
+        if self.penalties and self.training:
+            penalty, state = self.penalties(outputs, dropped, window.mask, state)
+        return WindowLoss(*self._nats(dropped, window), state, penalty)
 
     def _nats(
-        self, outputs: Float[Tensor, "lane time output"], window: Window, num_context: int = 0
-    ) -> tuple[Float[Tensor, ""] | int, Tensor | int]:
-        # Applied to the context too, so that masks do not depend on where it is split.
-        outputs = self._drop(outputs, "output", self.output_dropout)
-        if num_context == window.num_time_steps:
-            return 0, 0
-        if num_context:
-            outputs, window = outputs[:, num_context:], window.split(num_context)[1]
+        self, outputs: Float[Tensor, "lane time output"], window: Window
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
         nats = getattr(self.head, "nats", None)
         if nats is not None and not is_customized(self.head):
             return nats(outputs, window.targets, window.mask)
@@ -145,7 +171,8 @@ class RecurrentLM(Task, Generator):
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         """Runs embedding and core, without the output layer."""
-        return self.core(self._embed(tokens), state)
+        outputs, core = self.core(self._embed(tokens), self.penalties.core_state(state))
+        return outputs, self.penalties.with_core(state, core)
 
     def _embed(self, tokens: Int[Tensor, "lane time"]) -> Float[Tensor, "lane time feature"]:
         noise = None if self.noise is None else self.noise["core"]

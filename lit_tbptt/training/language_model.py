@@ -42,6 +42,9 @@ class LitLanguageModel(LitTBPTT):
             context shares it, too.
         tie_weights: Whether the output layer uses the embedding's matrix.
         head: Another output layer than a linear one: Adaptive, for large vocabularies. Left out: linear.
+        activation_penalty: Factor of the mean square of the core's output after dropout, in training (AR).
+        temporal_penalty: Factor of the mean square of the difference between consecutive outputs of the core in a
+            window, before dropout, in training (TAR).
         **training: The arguments of LitTBPTT, by name.
 
     Raises:
@@ -61,6 +64,8 @@ class LitLanguageModel(LitTBPTT):
         dropout_over_time: Literal["free", "shared"] = "free",
         tie_weights: bool = False,
         head: Adaptive | None = None,
+        activation_penalty: float = 0.0,
+        temporal_penalty: float = 0.0,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -73,6 +78,8 @@ class LitLanguageModel(LitTBPTT):
             "output_dropout": output_dropout,
             "dropout_over_time": dropout_over_time,
             "tie_weights": tie_weights,
+            "activation_penalty": activation_penalty,
+            "temporal_penalty": temporal_penalty,
         }
         described = {"core": description(core), "head": None if head is None else description(head)}
         self.save_hyperparameters({**described, **self.loop_settings, **options})
@@ -126,7 +133,11 @@ class LitLanguageModel(LitTBPTT):
         return self.language_model.initial_state(num_lanes)
 
     def begin_window(self, num_lanes: int) -> Any:
+        self.language_model.penalties.check_loss(self)
         return self.language_model.begin_window(num_lanes)
+
+    def enter_window(self, state: State) -> State:
+        return self.language_model.enter_window(state)
 
     @property
     def noise(self) -> Any:
