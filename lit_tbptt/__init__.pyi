@@ -34,7 +34,14 @@ from .tbptt import (
     WindowLoss,
 )
 from .text_model import TextModel
-from .training.callbacks import AdaptiveHorizon, GradientHorizon, RunCheckpoint, SignalHandling, TextSamples
+from .training.callbacks import (
+    AdaptiveHorizon,
+    GradientHorizon,
+    NonMonotonicAveraging,
+    RunCheckpoint,
+    SignalHandling,
+    TextSamples,
+)
 from .training.evaluation import Evaluation
 from .training.language_model import LitLanguageModel
 from .training.loggers import run_loggers
@@ -59,6 +66,7 @@ __all__ = [
     "InputError",
     "LitLanguageModel",
     "LitTBPTT",
+    "NonMonotonicAveraging",
     "NormalLengths",
     "Normalization",
     "Place",
