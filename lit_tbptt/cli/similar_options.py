@@ -18,6 +18,8 @@ _ELSEWHERE = {
     "model.core.input_size": "embedding_size emsize embed_dim embedding_dim",
     "model.output_dropout": "dropout",
     "model.tie_weights": "tied tie",
+    "model.activation_penalty": "alpha",
+    "model.temporal_penalty": "beta",
     "optimizer": "optim optimizer_name",
     "optimizer.lr": "lr learning_rate base_lr",
     "optimizer.weight_decay": "wd wdecay",
