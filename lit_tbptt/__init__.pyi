@@ -49,7 +49,14 @@ from .tbptt import (
     WindowLoss,
 )
 from .text_model import TextModel
-from .training.callbacks import AdaptiveHorizon, GradientHorizon, RunCheckpoint, SignalHandling, TextSamples
+from .training.callbacks import (
+    AdaptiveHorizon,
+    GradientHorizon,
+    NonMonotonicAveraging,
+    RunCheckpoint,
+    SignalHandling,
+    TextSamples,
+)
 from .training.evaluation import Evaluation
 from .training.language_model import LitLanguageModel
 from .training.loggers import run_loggers
@@ -81,6 +88,7 @@ __all__ = [
     "LitTBPTT",
     "MinGRU",
     "MinLSTM",
+    "NonMonotonicAveraging",
     "NormalLengths",
     "Normalization",
     "Place",

@@ -22,6 +22,8 @@ _ELSEWHERE = {
     "model.core.weight_drop": "wdrop weight_dropout",
     "model.core.dropout": "dropouth",
     "model.tie_weights": "tied tie",
+    "model.activation_penalty": "alpha",
+    "model.temporal_penalty": "beta",
     "optimizer": "optim optimizer_name",
     "optimizer.lr": "lr learning_rate base_lr",
     "optimizer.weight_decay": "wd wdecay",

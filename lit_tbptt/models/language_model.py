@@ -1,9 +1,7 @@
-"""A recurrent language model: embedding, core, output layer, and generation."""
+"""A recurrent language model: embedding, core and output layer."""
 
-from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import dropout
@@ -17,17 +15,16 @@ from lit_tbptt.cores.base import (
 )
 from lit_tbptt.errors import InputError
 from lit_tbptt.models.adaptive_softmax import Adaptive
+from lit_tbptt.models.generation import Generator
 from lit_tbptt.models.metrics import summed_nats
 from lit_tbptt.models.output_layer import can_join, linear_nats
-from lit_tbptt.models.sampling import Sampling
+from lit_tbptt.models.penalties import OutputPenalties
 from lit_tbptt.tbptt import Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
 
-_LARGEST_SEED = 2**63 - 1
 
-
-class RecurrentLM(Task, nn.Module):
+class RecurrentLM(Task, Generator):
     """Predicts the next token from the previous tokens, which the state of the core summarizes.
 
     It is a task, so `Truncation` can run it directly on windows of token ids. The loss is the summed negative
@@ -45,6 +42,9 @@ class RecurrentLM(Task, nn.Module):
         vocabulary_dropout: Probability of dropping a token of the vocabulary from the inputs, in training: its
             embedding is zero wherever it occurs in a window and its context (Gal & Ghahramani 2016; Merity et al.
             2018's embedding dropout). A tied output layer is not changed.
+        activation_penalty: Factor of the mean square of the core's output after dropout, in training (AR).
+        temporal_penalty: Factor of the mean square of the difference between consecutive outputs of a window, before
+            dropout, in training (TAR); see `models/penalties.py`.
 
     Raises:
         InputError: A setting is out of range, or weights are tied although the core's input and output sizes differ or
@@ -61,9 +61,12 @@ class RecurrentLM(Task, nn.Module):
         tie_weights: bool = False,
         head: Adaptive | None = None,
         vocabulary_dropout: float = 0.0,
+        activation_penalty: float = 0.0,
+        temporal_penalty: float = 0.0,
     ) -> None:
         super().__init__()
         check_core(core)
+        self.penalties = OutputPenalties(activation_penalty, temporal_penalty)
         if dropout_over_time not in ("free", "shared"):
             raise InputError(f"dropout_over_time={dropout_over_time!r}: must be free or shared")
         dropouts = {"embedding_dropout": embedding_dropout, "output_dropout": output_dropout}
@@ -93,10 +96,16 @@ class RecurrentLM(Task, nn.Module):
     # The task
 
     def initial_state(self, num_lanes: int) -> State:
-        return self.core.initial_state(num_lanes)
+        output = self.embedding.weight.new_zeros(num_lanes, self.core.output_size)
+        return self.penalties.initial_state(self.core.initial_state(num_lanes), output)
 
     def begin_window(self, num_lanes: int) -> dict[str, Any] | None:
-        """Draws the core's noise, and masks scaled to keep the mean: `[token, 1]` and `[lane, 1, feature]`."""
+        """Draws the core's noise, and masks scaled to keep the mean: `[token, 1]` and `[lane, 1, feature]`.
+
+        Raises:
+            InputError: There are penalties, and a hook or a subclass asks for the loss without the core's outputs.
+        """
+        self.penalties.check_loss(self, is_customized(self))
         core = self.core.begin_window(num_lanes)
         shared = self.dropout_over_time == "shared" and self.training
         vocabulary = bool(self.vocabulary_dropout) and self.training
@@ -110,6 +119,9 @@ class RecurrentLM(Task, nn.Module):
             noise["embedding"] = dropout(ones(num_lanes, 1, self.core.input_size), self.embedding_dropout)
             noise["output"] = dropout(ones(num_lanes, 1, self.core.output_size), self.output_dropout)
         return noise
+
+    def enter_window(self, state: State) -> State:
+        return self.penalties.enter_window(state)
 
     def predict_window(self, window: Window, state: State) -> tuple[Float[Tensor, "lane time vocabulary"], State]:
         """Returns the logits of the token after each input, and the state after the last one."""
@@ -127,25 +139,35 @@ class RecurrentLM(Task, nn.Module):
         if is_customized(self):
             return super().window_loss(window, state)
         outputs, state = self.run_core(window.inputs, state)
-        return WindowLoss(*self._nats(outputs, window), state)
+        return self._loss(outputs, window, state)
 
     @faster_form_of("predict_window", "outputs_loss", "run_core", "forward", "window_loss", "advance")
     def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
         """Runs the core over context and window in one pass, and the output layer over the window."""
         if is_customized(self) or is_customized(self.core):
             return super().run_window(window, state, num_context, far_edge)
-        outputs, far_edge_state, state = self.core.forward_through(self._embed(window.inputs), state, far_edge)
-        return WindowLoss(*self._nats(outputs, window, num_context), state), far_edge_state
+        core = self.penalties.core_state(state)
+        outputs, *cores = self.core.forward_through(self._embed(window.inputs), core, far_edge)
+        far_edge_state, state = (self.penalties.with_core(state, core) for core in cores)
+        return self._loss(outputs, window, state, num_context), far_edge_state
+
+    def _loss(
+        self, outputs: Float[Tensor, "lane time output"], window: Window, state: State, num_context: int = 0
+    ) -> WindowLoss:
+        # Applied to the context too, so that masks do not depend on where it is split.
+        dropped = self._drop(outputs, "output", self.output_dropout)
+        if num_context == window.num_time_steps:
+            return WindowLoss(0, 0, state)
+        if num_context:
+            outputs, dropped, window = outputs[:, num_context:], dropped[:, num_context:], window.split(num_context)[1]
+        penalty = None
+        if self.penalties and self.training:
+            penalty, state = self.penalties(outputs, dropped, window.mask, state)
+        return WindowLoss(*self._nats(dropped, window), state, penalty)
 
     def _nats(
-        self, outputs: Float[Tensor, "lane time output"], window: Window, num_context: int = 0
-    ) -> tuple[Float[Tensor, ""] | int, Tensor | int]:
-        # Applied to the context too, so that masks do not depend on where it is split.
-        outputs = self._drop(outputs, "output", self.output_dropout)
-        if num_context == window.num_time_steps:
-            return 0, 0
-        if num_context:
-            outputs, window = outputs[:, num_context:], window.split(num_context)[1]
+        self, outputs: Float[Tensor, "lane time output"], window: Window
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
         nats = getattr(self.head, "nats", None)
         if nats is not None and not is_customized(self.head):
             return nats(outputs, window.targets, window.mask)
@@ -163,7 +185,8 @@ class RecurrentLM(Task, nn.Module):
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         """Runs embedding and core, without the output layer."""
-        return self.core(self._embed(tokens), state)
+        outputs, core = self.core(self._embed(tokens), self.penalties.core_state(state))
+        return outputs, self.penalties.with_core(state, core)
 
     def _embed(self, tokens: Int[Tensor, "lane time"]) -> Float[Tensor, "lane time feature"]:
         noise = None if self.noise is None else self.noise["core"]
@@ -192,112 +215,3 @@ class RecurrentLM(Task, nn.Module):
             return dropout(features, probability, self.training)
         check_noise(self.noise, "dropout_over_time='shared'")
         return features * self.noise[place].to(features.dtype)
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        num_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        seed: int = 0,
-        top_p: float | None = None,
-    ) -> list[list[int]]:
-        """Continues every prompt by `num_tokens` tokens, at a cost per token that does not grow.
-
-        The text of a prompt depends on `seed`, the model and the prompt's index, not on the other prompts.
-
-        Args:
-            prompts: Token ids, at least one for each prompt.
-            num_tokens: Number of tokens to generate.
-            temperature: Divides the logits before sampling; 0 takes the most likely token.
-            top_k: Sample only from the k most likely tokens. None: from all.
-            seed: Prompt i uses a generator seeded with `seed + i`.
-            top_p: Sample only from the smallest set of most likely tokens whose probabilities sum to p or more. None:
-                from all.
-
-        Returns:
-            The new tokens of each prompt, without the prompt.
-
-        Raises:
-            InputError: A prompt is missing or empty, an option is out of range, or logits are nan or inf.
-        """
-        sampling = Sampling(temperature, top_k, top_p)
-        texts, draws = self._lay_out(prompts, num_tokens, seed)
-        for _ in self._steps(texts, draws, prompts, num_tokens, sampling):
-            pass  # tokens are read only at the end, because reading from a GPU makes the host wait
-        rows = self._checked(texts)
-        return [row[len(prompt) : len(prompt) + num_tokens] for row, prompt in zip(rows, prompts, strict=True)]
-
-    @torch.inference_mode()
-    def stream(
-        self,
-        prompts: Sequence[Sequence[int]],
-        num_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        seed: int = 0,
-        top_p: float | None = None,
-    ) -> Iterator[list[int | None]]:
-        """Yields the tokens of `generate`, with the same arguments, as they are sampled.
-
-        The model is in eval mode until the iterator ends or is closed.
-
-        Yields:
-            The next token of each prompt; None while longer prompts are still being read, or once it is complete.
-        """
-        sampling = Sampling(temperature, top_k, top_p)
-        texts, draws = self._lay_out(prompts, num_tokens, seed)
-        for place, new in self._steps(texts, draws, prompts, num_tokens, sampling):
-            tokens = self._checked(texts[:, place])
-            yield [token if is_new else None for token, is_new in zip(tokens, new, strict=True)]
-
-    def _lay_out(
-        self, prompts: Sequence[Sequence[int]], num_tokens: int, seed: int
-    ) -> tuple[Int[Tensor, "lane time"], Float[Tensor, "lane time"]]:
-        """Returns the prompts, padded for the new tokens, and the random number that selects each new token."""
-        if not prompts or not all(prompts):
-            raise InputError("prompts: at least one, each of at least one token, is needed")
-        if num_tokens < 0:
-            raise InputError(f"num_tokens={num_tokens}: must be 0 or more")
-        if not 0 <= seed <= _LARGEST_SEED:
-            raise InputError(f"seed={seed}: must be from 0 to {_LARGEST_SEED}")
-        device = self.embedding.weight.device
-        size = len(prompts), max(map(len, prompts)) + num_tokens
-        texts = torch.zeros(size, dtype=torch.long, device=device)
-        draws = torch.ones(size, dtype=torch.double, device=device)
-        for lane, prompt in enumerate(prompts):
-            start, end = len(prompt), len(prompt) + num_tokens
-            texts[lane, :start] = torch.tensor(prompt)
-            generator = torch.Generator(device).manual_seed(seed + lane)
-            draws[lane, start:end] = 1 - torch.rand(num_tokens, dtype=torch.double, device=device, generator=generator)
-        return texts, draws
-
-    def _steps(
-        self, texts: Tensor, draws: Tensor, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling
-    ) -> Iterator[tuple[int, list[bool]]]:
-        """Writes the new tokens into `texts`; yields each time index and which lanes have a new token there.
-
-        The lanes advance together: first through the part that all prompts have; then, at each step, a lane reads its
-        next prompt token or samples a new one.
-        """
-        starts = [len(prompt) for prompt in prompts]
-        was_training = self.training
-        self.eval()
-        try:
-            inputs, state = texts[:, : min(starts)], self.initial_state(len(prompts))
-            for place in range(min(starts), texts.shape[1]):
-                outputs, state = self.run_core(inputs, state)
-                new = [start <= place < start + num_tokens for start in starts]
-                if any(new):
-                    lanes = slice(None) if all(new) else torch.tensor(new, device=texts.device)
-                    texts[lanes, place] = sampling(self.head(outputs[lanes, -1]), draws[lanes, place, None])
-                inputs = texts[:, place : place + 1].clamp(max=self.embedding.num_embeddings - 1)
-                yield place, new
-        finally:
-            self.train(was_training)
-
-    def _checked(self, tokens: Tensor) -> list:
-        if tokens.numel() and tokens.max() >= self.embedding.num_embeddings:  # Sampling returns this for nan
-            raise InputError("the logits are nan or inf: the training has diverged; take an earlier checkpoint")
-        return tokens.tolist()

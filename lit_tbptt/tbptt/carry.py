@@ -67,8 +67,8 @@ class Carry(NamedTuple):
         if [leaf.shape for leaf in expected] != [leaf.shape for leaf in leaves]:
             raise InputError(
                 f"the carried state of the checkpoint has tensors of {[tuple(leaf.shape) for leaf in leaves]}, this "
-                f"model's of {[tuple(leaf.shape) for leaf in expected]}: a run resumes with the core it was "
-                "trained with"
+                f"model's of {[tuple(leaf.shape) for leaf in expected]}: a run resumes with the core, and with "
+                "the other settings of the state, that it was trained with"
             )
         context = tuple(window.map(lambda part: part.to(device)) for window in carry.context)
         return cls(tree_unflatten(leaves, structure), context)

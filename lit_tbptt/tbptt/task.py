@@ -146,6 +146,13 @@ def faster_form_of(*names: str) -> Callable[[Callable], Callable]:
     return mark
 
 
+def plain_form_used(task: "Task", name: str) -> bool:
+    """Returns whether a `window_loss` or `run_window` is `Task`'s own, also where a faster form is not to be used."""
+    method = getattr(type(task), name)
+    replaced = getattr(method, "faster_form_of", ())
+    return method is getattr(Task, name) or not vars(task).keys().isdisjoint(replaced)
+
+
 class Task:
     """What a user trains: an initial state and the loss of a window.
 
@@ -192,6 +199,14 @@ class Task:
         `shared_generator()`, so that it is the same on all ranks. None: no such noise.
         """
         return None
+
+    def enter_window(self, state: State) -> State:
+        """Returns the state that a window and its context are run from, given the one carried from the window before.
+
+        By default it is the same. Override it to forget what must not pass from window to window, such as an output
+        that a penalty compares with the next one. It is called once per window in training, after `begin_window`.
+        """
+        return state
 
     def predict_window(self, window: Window, state: State) -> tuple[Any, State]:
         """Returns the outputs for the window's inputs and the state after the window; it must not use the targets."""

@@ -124,6 +124,7 @@ class Truncation:
         noise = task.begin_window(window.num_lanes)
         if task.noise is not noise:  # setting an attribute of a torch module is slow
             task.noise = noise
+        carry = carry._replace(state=task.enter_window(carry.state))
         state, pieces = self._without_surplus(task, initial, carry)
         pieces = [piece.like(window) for piece in pieces]  # those of a checkpoint are plain
         num_context = sum(piece.num_time_steps for piece in pieces)

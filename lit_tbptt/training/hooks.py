@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.plugins import DoublePrecision
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch
@@ -46,6 +47,20 @@ def check_callbacks(trainer: Trainer) -> None:
         raise InputError(
             f"trainer.callbacks={', '.join(averaging)}: each keeps its average as the model's weights; use one of them"
         )
+
+
+def match_precision(trainer: Trainer) -> None:
+    """Lets averages have the precision of float64 weights: Lightning creates them before it converts the module."""
+    if not isinstance(trainer.precision_plugin, DoublePrecision):
+        return
+    for callback in trainer.callbacks:
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            callback._average_model.double()
+
+
+def is_part_of_fit(trainer: Trainer, pl_module: Any) -> bool:
+    """Returns whether the validation that has just ended is one of the run's, which follow a whole batch of a fit."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking and pl_module.position.batch_finished
 
 
 @contextmanager

@@ -44,6 +44,9 @@ class LitLanguageModel(LitTBPTT):
         tie_weights: Whether the output layer uses the embedding's matrix.
         head: Another output layer than a linear one: Adaptive, for large vocabularies. Left out: linear.
         vocabulary_dropout: Probability of dropping a token of the vocabulary for a window, in training.
+        activation_penalty: Factor of the mean square of the core's output after dropout, in training (AR).
+        temporal_penalty: Factor of the mean square of the difference between consecutive outputs of the core in a
+            window, before dropout, in training (TAR).
         **training: The arguments of LitTBPTT, by name.
 
     Raises:
@@ -64,6 +67,8 @@ class LitLanguageModel(LitTBPTT):
         tie_weights: bool = False,
         head: Adaptive | None = None,
         vocabulary_dropout: float = 0.0,
+        activation_penalty: float = 0.0,
+        temporal_penalty: float = 0.0,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -77,6 +82,8 @@ class LitLanguageModel(LitTBPTT):
             "dropout_over_time": dropout_over_time,
             "tie_weights": tie_weights,
             "vocabulary_dropout": vocabulary_dropout,
+            "activation_penalty": activation_penalty,
+            "temporal_penalty": temporal_penalty,
         }
         described = {"core": describe(core), "head": None if head is None else describe_head(head)}
         self.save_hyperparameters({**described, **self.loop_settings, **options})
@@ -130,7 +137,11 @@ class LitLanguageModel(LitTBPTT):
         return self.language_model.initial_state(num_lanes)
 
     def begin_window(self, num_lanes: int) -> Any:
+        self.language_model.penalties.check_loss(self)
         return self.language_model.begin_window(num_lanes)
+
+    def enter_window(self, state: State) -> State:
+        return self.language_model.enter_window(state)
 
     @property
     def noise(self) -> Any:

@@ -16,7 +16,7 @@ from lit_tbptt.tbptt.closure import StepWithClosure
 from lit_tbptt.tbptt.run import check_reduction
 from lit_tbptt.training.ddp import check_strategy
 from lit_tbptt.training.evaluation import Evaluation
-from lit_tbptt.training.hooks import between_hooks, check_callbacks, step_hooks, window_hooks
+from lit_tbptt.training.hooks import between_hooks, check_callbacks, match_precision, step_hooks, window_hooks
 from lit_tbptt.training.optimization import ModuleOptimizer, check_closure, needs_closure
 from lit_tbptt.training.overrides import loop_hooks
 from lit_tbptt.training.stages import EvaluatingModule, check_batch
@@ -139,6 +139,7 @@ class LitTBPTT(Task, EvaluatingModule):
         super().setup(stage)
         check_strategy(self.trainer)
         check_callbacks(self.trainer)
+        match_precision(self.trainer)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
-from torch.optim import LBFGS, Optimizer
+from torch.optim import ASGD, LBFGS, Optimizer
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.optim import HessianFree
@@ -112,6 +112,12 @@ class ModuleOptimizer:
         if factor == 1.0:
             self._optimizer.step(closure)
             return
+        if isinstance(optimizer, ASGD):
+            raise InputError(
+                "optimizer=ASGD with windows of varying length: torch's ASGD makes a step with the learning rate of "
+                "the step before, so that a window's step would be multiplied by another window's length; use SGD, "
+                "and the callback NonMonotonicAveraging for the average"
+            )
         groups = self._optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group in groups:

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import (
 from resuming import WINDOWS, everything, fit_text, monitored, per_epoch, per_step, same
 from torch.utils._pytree import tree_flatten
 
-from lit_tbptt import AdaptiveHorizon, GradientHorizon, InputError, RunCheckpoint, SignalHandling
+from lit_tbptt import AdaptiveHorizon, GradientHorizon, InputError, NonMonotonicAveraging, RunCheckpoint, SignalHandling
 from lit_tbptt.files.checkpoint import read_checkpoint
 
 # Of a ModelCheckpoint whose run is continued.
@@ -67,6 +67,13 @@ class Counting(Callback):
         self.counts = Counter(state)
 
 
+class AtTheSecond(NonMonotonicAveraging):
+    """Averages from the second validation on, although the loss falls."""
+
+    def should_start(self, loss):
+        return len(self.losses) == 1
+
+
 class Stopping(Callback):
     """Stops the run after a step, once."""
 
@@ -92,6 +99,7 @@ CALLBACKS = {
         update_every_n_steps=3, update_starting_at_epoch=0
     ),
     "WeightAveraging": lambda folder: WeightAveraging(),
+    "NonMonotonicAveraging": lambda folder: AtTheSecond(),
     "LearningRateMonitor": lambda folder: LearningRateMonitor(),
     "GradientHorizon": lambda folder: GradientHorizon(every_n_steps=3),
     "AdaptiveHorizon": lambda folder: AdaptiveHorizon(0.3, max_k2=9, every_n_steps=3, num_places=2),
@@ -175,7 +183,7 @@ def stopped(how, case, steps=(1, 3, 4, 6, 7, 9, 12)):
 def check(folder, name, second, validation, stop, windows_per_batch, schedule):
     names = [name] if second in (None, name) else [name, second]
     case = Case(folder, names, windows_per_batch, schedule, validation)
-    if sum("WeightAveraging" in name for name in names) > 1:
+    if sum("Averaging" in name for name in names) > 1:
         # Of two of one class Lightning says so.
         message = "each keeps its average as the model's weights; use one of them|more than one stateful callback"
         with pytest.raises((InputError, RuntimeError), match=message):

@@ -1,31 +1,10 @@
 """Runs over a loader of the user's own are continued, whenever its iterators look where they are to begin."""
 
 import pytest
-from loops import SavedAt, batches, fit, pair, same_weights
+from loops import Lazily, SavedAt, batches, fit, pair, same_weights
 from tasks import Regression
 
 from lit_tbptt import InputError
-
-
-class Lazily:
-    """A loader whose iterators begin, when they are first asked, where `load_state_dict` says."""
-
-    def __init__(self, windows_per_batch=4):
-        self.batches, self.first = batches(5, windows_per_batch).batches, 0
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        first, self.first = self.first, 0
-        yield from self.batches[first:]
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        places = [batch.position["window"] for batch in self.batches]
-        self.first = (places.index(state["position"]["window"]) if state["position"] else 0) + state["skip"]
 
 
 @pytest.mark.parametrize("step", [3, 6, 8, 13, 16, 26])

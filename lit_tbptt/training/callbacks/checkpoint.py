@@ -15,6 +15,7 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import is_plain, read_checkpoint, write_checkpoint
 from lit_tbptt.files.run_folder import RunFolder
 from lit_tbptt.files.schema import new_run_state
+from lit_tbptt.training.hooks import is_part_of_fit
 from lit_tbptt.training.loggers import run_folder
 
 
@@ -123,7 +124,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not if max_steps interrupted a batch: see LitTBPTT._end_evaluation.
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.position.batch_finished:
+        if not is_part_of_fit(trainer, pl_module):
             return
         score = trainer.callback_metrics.get(self.monitor)
         # Process 0 decides, since a metric defined by the user may differ between processes.
