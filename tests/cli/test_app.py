@@ -136,6 +136,8 @@ def test_the_progress_bar_can_be_switched_off(first_run, capfd):
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_runs(config, words_folder):
+    settings = yaml.safe_load(config.read_text())
+    lengths = ["mean=4", "least=2"] if "window_lengths" in settings["data"] else []
     cli = TextCLI(
         [
             "fit",
@@ -149,6 +151,7 @@ def test_every_config_runs(config, words_folder):
             "--trainer.max_steps=5",
             "--trainer.accelerator=cpu",
             "--trainer.log_every_n_steps=1",
+            *(f"--data.window_lengths.{each}" for each in lengths),
         ]
     )
     assert cli.trainer.global_step == 5
