@@ -1,4 +1,4 @@
-from .cores import GRU, LSTM, RNN, EchoState, RecurrentCore
+from .cores import GRU, LSTM, RNN, EchoState, RecurrentCore, TorchCore
 from .data import (
     Normalization,
     NormalLengths,
@@ -84,6 +84,7 @@ __all__ = [
     "TextModel",
     "TextSamples",
     "Tokenizer",
+    "TorchCore",
     "TruncatedLoss",
     "Truncation",
     "Update",

@@ -3,5 +3,6 @@
 from lit_tbptt.cores.base import RecurrentCore
 from lit_tbptt.cores.echo_state import EchoState
 from lit_tbptt.cores.rnn import GRU, LSTM, RNN
+from lit_tbptt.cores.torch_core import TorchCore
 
-__all__ = ["GRU", "LSTM", "RNN", "EchoState", "RecurrentCore"]
+__all__ = ["GRU", "LSTM", "RNN", "EchoState", "RecurrentCore", "TorchCore"]
