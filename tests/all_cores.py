@@ -1,8 +1,17 @@
 """One small core of every kind, by name, for the tests of what all cores promise. Each takes 7 features."""
 
 from tasks import Leaky
+from torch import nn
 
-from lit_tbptt import GRU, LSTM, RNN, EchoState
+from lit_tbptt import GRU, LSTM, RNN, EchoState, TorchCore
+
+
+class Wrapped(TorchCore):
+    """A module of torch, with its axes as torch has them."""
+
+    def __init__(self, hidden_size=5):
+        super().__init__(nn.LSTM(7, hidden_size, 2), lane_axis=1, time_first=True)
+
 
 CORES = {
     "rnn": lambda: RNN(5, input_size=7),
@@ -11,6 +20,7 @@ CORES = {
     "lstm dropout learned": lambda: LSTM(5, 2, 0.4, True, input_size=7),
     "gru": lambda: GRU(5, 2, learned_initial_state=True, input_size=7),
     "echo state": lambda: EchoState(31, leak=0.4, num_connections=6, input_size=7),
+    "a module": Wrapped,
     "a user's": Leaky,
 }
 # The largest difference in float64 between a core that is cut and one that is not, where it is not 1e-10.

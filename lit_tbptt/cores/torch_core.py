@@ -44,8 +44,19 @@ class TorchCore(RecurrentCore):
             `hidden_size` (`proj_size` if it is above 0).
 
     Raises:
-        InputError: A size is not known, or the module reads backwards in time or has its axes in another order.
+        InputError: A size is not known, or the module reads later inputs or has its axes in another order.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "TorchCore":
+        core = super().__new__(cls, *args, **kwargs)
+        assert isinstance(core, TorchCore)
+        module = core.init_args.get("module")
+        if isinstance(module, str):  # of a checkpoint
+            raise InputError(
+                f"core: the checkpoint's is TorchCore of {module!r}, and holds only this text: pass "
+                f"core={cls.__name__}(module, ...) built as in training"
+            )
+        return core
 
     def __init__(
         self,
@@ -56,16 +67,6 @@ class TorchCore(RecurrentCore):
         input_size: int | None = None,
         output_size: int | None = None,
     ) -> None:
-        if not isinstance(module, nn.Module):
-            text = isinstance(module, str)  # of a checkpoint
-            raise InputError(
-                f"module={module!r}: must be a torch.nn.Module"
-                + (
-                    "; a checkpoint holds only its text: pass core=TorchCore(module, ...) built as in training"
-                    if text
-                    else " object"
-                )
-            )
         _check_direction(module, time_first)
         super().__init__()
         own = getattr(module, "proj_size", 0) or getattr(module, "hidden_size", None)
@@ -107,9 +108,11 @@ class TorchCore(RecurrentCore):
             InputError: The module changed its state in place, or returned something else than outputs of `output_size`
                 features and a state like the given one.
         """
-        unchanged = versions(state)
+        tracked = not torch.is_inference_mode_enabled()  # its tensors have no versions
+        unchanged = versions(state) if tracked else []
         outputs, after = self._call(inputs, self._in_layout_of_module(state))
-        check_versions(state, unchanged)
+        if tracked:
+            check_versions(state, unchanged)
         expected = (*inputs.shape[:2], self.output_size)
         if not isinstance(outputs, Tensor) or outputs.shape != expected:
             raise InputError(

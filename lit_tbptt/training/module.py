@@ -47,8 +47,8 @@ class LitTBPTT(Task, EvaluatingModule):
         k2: The horizon: how many time steps back from a window's end a gradient may travel. Left out: the same as k1.
         recompute_every: Keep only every N-th state for the backward pass and compute the others again. A long horizon
             in little memory. Left out: everything is kept.
-        cuda_graph: Whether windows are run from a CUDA graph, where a loop of small kernels is faster; see
-            `Truncation`. Needs an NVIDIA GPU.
+        cuda_graph: Whether windows are run from a CUDA graph; see `Truncation`. Faster for loops of small kernels; it
+            needs an NVIDIA GPU.
         loss_reduction: Whether the gradient is that of the mean or of the sum over a step's scored targets.
         carry_state: Whether a window starts from the final state of the previous one. If not, every window starts from
             the initial state; also in evaluation, where windows are then cut to k1 time steps.
