@@ -1,4 +1,4 @@
-from .cores import GRU, LSTM, RNN, EchoState, RecurrentCore, TorchCore
+from .cores import GRU, LSTM, RNN, EchoState, FlaCore, RecurrentCore, TorchCore
 from .data import (
     Normalization,
     NormalLengths,
@@ -54,6 +54,7 @@ __all__ = [
     "EchoState",
     "Evaluation",
     "FallingProbability",
+    "FlaCore",
     "GradientHorizon",
     "HessianFree",
     "InputError",
