@@ -77,9 +77,7 @@ class FlaCore(RecurrentCore):
             InputError: The inputs are on the CPU.
         """
         if inputs.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise InputError(
-                "FlaCore on the CPU: the kernels of fla need a GPU; train on one (trainer.accelerator=gpu)"
-            )
+            raise InputError("FlaCore on the CPU: its kernels need a GPU; train on one (trainer.accelerator=gpu)")
         if len(inputs) == 0:  # no kernel runs over nothing
             return inputs, state
         cache = _Cache(state)
