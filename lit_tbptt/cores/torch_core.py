@@ -47,17 +47,6 @@ class TorchCore(RecurrentCore):
         InputError: A size is not known, or the module reads later inputs or has its axes in another order.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "TorchCore":
-        core = super().__new__(cls, *args, **kwargs)
-        assert isinstance(core, TorchCore)
-        module = core.init_args.get("module")
-        if isinstance(module, str):  # of a checkpoint
-            raise InputError(
-                f"core: the checkpoint's is TorchCore of {module!r}, and holds only this text: pass "
-                f"core={cls.__name__}(module, ...) built as in training"
-            )
-        return core
-
     def __init__(
         self,
         module: nn.Module,
@@ -67,6 +56,11 @@ class TorchCore(RecurrentCore):
         input_size: int | None = None,
         output_size: int | None = None,
     ) -> None:
+        if isinstance(module, str):
+            raise InputError(
+                f"core: the checkpoint's is TorchCore of {module!r}, and holds only this text: pass core=TorchCore("
+                "module, ...) built as in training"
+            )
         _check_direction(module, time_first)
         super().__init__()
         own = getattr(module, "proj_size", 0) or getattr(module, "hidden_size", None)
