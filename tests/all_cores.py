@@ -1,6 +1,7 @@
 """One small core of every kind, by name, for the tests of what all cores promise. Each takes 7 features."""
 
 from tasks import Leaky
+from torch import nn
 
 from lit_tbptt import (
     AWDLSTM,
@@ -14,7 +15,16 @@ from lit_tbptt import (
     MinGRU,
     MinLSTM,
     Stack,
+    TorchCore,
 )
+
+
+class Wrapped(TorchCore):
+    """A module of torch, with its axes as torch has them."""
+
+    def __init__(self, hidden_size=5):
+        super().__init__(nn.LSTM(7, hidden_size, 2), lane_axis=1, time_first=True)
+
 
 CORES = {
     "rnn": lambda: RNN(5, input_size=7),
@@ -40,6 +50,7 @@ CORES = {
         "dense",
         dropout=0.4,
     ),
+    "a module": Wrapped,
     "a user's": Leaky,
 }
 # The largest difference in float64 between a core that is cut and one that is not, where it is not 1e-10.

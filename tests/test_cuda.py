@@ -8,9 +8,22 @@ from awd_reference import core_step, layers_of, zeros
 from letters import strided
 from lightning.pytorch import Callback, Trainer, seed_everything
 from processes import together
+from tasks import OwnGRU
 from torch.testing import assert_close
 
-from lit_tbptt import AWDLSTM, GRU, LSTM, RNN, LitLanguageModel, RunCheckpoint, shared_generator
+from lit_tbptt import (
+    AWDLSTM,
+    GRU,
+    LSTM,
+    RNN,
+    InputError,
+    LitLanguageModel,
+    RecurrentLM,
+    RunCheckpoint,
+    Truncation,
+    Window,
+    shared_generator,
+)
 from lit_tbptt.data.text.tokenizers import CharTokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -37,9 +50,20 @@ class Waiting(Callback):
             torch.cuda.set_sync_debug_mode(modes[trainer.global_step])
 
 
-def fit(folder, precision="32-true", max_steps=20, resume=None, devices=1, kind=Norms):
+class Loop(OwnGRU):
+    """A loop of small kernels, with dropout."""
+
+    def initial_state(self, num_lanes):
+        return (self.cell.bias_hh.new_zeros(num_lanes, self.output_size),)
+
+    def forward(self, inputs, state):
+        return super().forward(torch.nn.functional.dropout(inputs, 0.2, self.training), state)
+
+
+def fit(folder, precision="32-true", max_steps=20, resume=None, devices=1, kind=Norms, core=None, **options):
     seed_everything(1, verbose=False)
-    model = LitLanguageModel(LSTM(16, 2, dropout=0.3), k1=4, k2=7, clip_norm=0.05)
+    core = LSTM(16, 2, dropout=0.3) if core is None else core()
+    model = LitLanguageModel(core, k1=4, k2=7, clip_norm=0.05, **options)
     model._build(CharTokenizer("abcdefghijk"))
     callback = kind()
     trainer = Trainer(
@@ -160,3 +184,40 @@ def test_two_gpus_train_as_one_and_are_continued(tmp_path):
     for mine, theirs in zip(whole, resumed, strict=True):
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
     assert all(torch.equal(value, whole[1][name]) for name, value in whole[0].items())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("options", [{}, {"windows_per_step": 2}, {"dropout_over_time": "shared"}])
+def test_a_cuda_graph_changes_no_weight(precision, options, tmp_path):
+    options = {"core": Loop, "output_dropout": 0.3, **options}
+    norms, expected = fit(tmp_path / "plain", precision, **options)
+    found_norms, found = fit(tmp_path / "graph", precision, cuda_graph=True, **options)
+    assert found_norms == pytest.approx(norms, rel=1e-5)
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("core", [Loop, LSTM, GRU])
+def test_a_run_with_a_cuda_graph_is_continued_to_the_same_bits(core, tmp_path):
+    options = {"core": core if core is Loop else lambda: core(16), "output_dropout": 0.3, "cuda_graph": True}
+    _, whole = fit(tmp_path / "whole", **options)
+    fit(tmp_path / "stopped", max_steps=7, **options)
+    _, resumed = fit(tmp_path / "stopped", resume=tmp_path / "stopped" / "checkpoints" / "last.ckpt", **options)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_window_that_waits_for_the_gpu_cannot_be_captured():
+    class Waits(Loop):
+        def forward(self, inputs, state):
+            return super().forward(inputs * inputs.abs().max().item(), state)
+
+    task = RecurrentLM(11, Waits()).cuda()
+    ids = torch.randint(11, (3, 8), device="cuda")
+    with pytest.raises(InputError, match=r"cannot be captured .*no \.item"):
+        Truncation(8, cuda_graph=True)(task, Window(ids, ids))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_as_one_with_cuda_graphs(tmp_path):
+    plain = together(tmp_path, 2, fit, tmp_path / "plain", devices=2, core=Loop)
+    graphs = together(tmp_path, 2, fit, tmp_path / "graph", devices=2, core=Loop, cuda_graph=True)
+    assert_close([weights for _, weights in graphs], [weights for _, weights in plain], rtol=1e-5, atol=1e-6)

@@ -5,11 +5,13 @@ from lit_tbptt.cores.base import RecurrentCore
 from lit_tbptt.cores.cell import Cell
 from lit_tbptt.cores.coupled_lstm import CoupledLSTM
 from lit_tbptt.cores.echo_state import EchoState
+from lit_tbptt.cores.fla import FlaCore
 from lit_tbptt.cores.layer_norm_lstm import LayerNormLSTM
 from lit_tbptt.cores.min_rnn import MinGRU, MinLSTM
 from lit_tbptt.cores.rnn import GRU, LSTM, RNN
 from lit_tbptt.cores.sru import SRU
 from lit_tbptt.cores.stack import Stack
+from lit_tbptt.cores.torch_core import TorchCore
 
 __all__ = [
     "AWDLSTM",
@@ -20,9 +22,11 @@ __all__ = [
     "Cell",
     "CoupledLSTM",
     "EchoState",
+    "FlaCore",
     "LayerNormLSTM",
     "MinGRU",
     "MinLSTM",
     "RecurrentCore",
     "Stack",
+    "TorchCore",
 ]

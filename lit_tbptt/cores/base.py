@@ -38,10 +38,8 @@ class RecurrentCore(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "RecurrentCore":
         core = super().__new__(cls)
-        try:
-            bound = inspect.signature(cls.__init__).bind(core, *args, **kwargs)
-        except TypeError:  # copies and unpickled cores get theirs with the other attributes; a constructor refuses it
-            return core
+        # Partial: copying and unpickling pass no arguments, and set init_args later.
+        bound = inspect.signature(cls.__init__).bind_partial(core, *args, **kwargs)
         bound.apply_defaults()
         core.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
         return core
@@ -158,4 +156,10 @@ def check_core(core: Any) -> None:
         )
     if isinstance(core, type) and issubclass(core, RecurrentCore):
         raise InputError(f"core={core.__name__}: this is the class; give an object of it, {core.__name__}(...)")
+    if isinstance(core, nn.Module):
+        name = type(core).__name__
+        raise InputError(
+            f"core: a {name} is no RecurrentCore; lit_tbptt.TorchCore(module) makes one of a module that is called as "
+            "module(inputs, state) and returns (outputs, state)"
+        )
     raise InputError(f"core={core!r}: must be a RecurrentCore, such as lit_tbptt.LSTM(hidden_size=256)")

@@ -20,6 +20,8 @@ The carried state is returned with its graph. The caller detaches it (`update.py
 change.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.carry import Carry
+from lit_tbptt.tbptt.cuda_graph import Recordings
 from lit_tbptt.tbptt.recompute import Recomputed
 from lit_tbptt.tbptt.state import State, detach, num_lanes, requires_grad, reset_lanes
 from lit_tbptt.tbptt.task import Task, WindowLoss, check_initial_state, initial_state_for
@@ -61,16 +64,26 @@ class Truncation:
             accumulates, a shorter one takes effect with the next window.
         recompute_every: Keep only every N-th state and recompute the time steps in between in the backward pass: less
             memory for more time, the same gradients; see `recompute.py`. None: keep everything.
+        cuda_graph: Whether a window of `k1` time steps whose context is complete is run from a CUDA graph; see
+            `cuda_graph.py`. The others run without: the first windows, and shorter ones.
 
     Raises:
-        InputError: `k1` is below 1, `k2` below `k1`, or `recompute_every` below 2.
+        InputError: `k1` is below 1, `k2` below `k1`, or `recompute_every` below 2 or given with `cuda_graph`.
     """
 
-    def __init__(self, k1: int, k2: int | None = None, recompute_every: int | None = None) -> None:
+    def __init__(
+        self, k1: int, k2: int | None = None, recompute_every: int | None = None, cuda_graph: bool = False
+    ) -> None:
         if k1 < 1:
             raise InputError(f"k1={k1}: a window holds at least one time step; set k1 to 1 or more")
         if recompute_every is not None and recompute_every < 2:
             raise InputError(f"recompute_every={recompute_every}: must be 2 or more; leave it out to keep everything")
+        if cuda_graph and recompute_every is not None:
+            raise InputError(
+                f"cuda_graph=True with recompute_every={recompute_every}: a graph keeps its activations in buffers of "
+                "its own; leave one of them out"
+            )
+        self.recordings = Recordings() if cuda_graph else None
         self.k1 = k1
         self.k2 = k1 if k2 is None else k2
         self.recompute_every = recompute_every
@@ -89,6 +102,8 @@ class Truncation:
                 f"k2={k2} with k1={self.k1}: the horizon must cover the window, or some losses would have no gradient "
                 "at all; set k2 >= k1, or leave it out for k2 = k1"
             )
+        if self.recordings is not None:
+            self.recordings.clear()
         self._k2 = k2
 
     def __call__(self, task: Task, window: Window, carry: Carry | None = None) -> TruncatedLoss:
@@ -133,7 +148,7 @@ class Truncation:
             pieces[-1] = pieces[-1].join(window)
         else:
             pieces.append(window)
-        run = task.run_window if self.recompute_every is None else Recomputed(task, self.recompute_every).run_window
+        run = self._runner(task, num_context + window.num_time_steps)
         far_edge_state = state
         context: list[Window] = []
         total: WindowLoss | None = None
@@ -151,6 +166,14 @@ class Truncation:
         assert total is not None
         assert isinstance(total.loss, Tensor)
         return TruncatedLoss(total.loss, total.num_targets, Carry(far_edge_state, tuple(context)), total.penalty)
+
+    def _runner(self, task: Task, num_time_steps: int) -> Callable[..., tuple[WindowLoss, State]]:
+        if self.recompute_every is not None:
+            return Recomputed(task, self.recompute_every).run_window
+        # By its length alone, so that a resumed run uses a graph for the same windows.
+        if self.recordings is not None and num_time_steps == self.k2:
+            return partial(self.recordings.run_window, task)
+        return task.run_window
 
     def _without_surplus(self, task: Task, initial: State, carry: Carry) -> tuple[State, list[Window]]:
         """Returns the state at the current far edge and the context after it.

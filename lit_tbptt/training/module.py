@@ -47,6 +47,8 @@ class LitTBPTT(Task, EvaluatingModule):
         k2: The horizon: how many time steps back from a window's end a gradient may travel. Left out: the same as k1.
         recompute_every: Keep only every N-th state for the backward pass and compute the others again. A long horizon
             in little memory. Left out: everything is kept.
+        cuda_graph: Whether windows are run from a CUDA graph; see `Truncation`. Faster for loops of small kernels; it
+            needs an NVIDIA GPU.
         loss_reduction: Whether the gradient is that of the mean or of the sum over a step's scored targets.
         carry_state: Whether a window starts from the final state of the previous one. If not, every window starts from
             the initial state; also in evaluation, where windows are then cut to k1 time steps.
@@ -88,6 +90,7 @@ class LitTBPTT(Task, EvaluatingModule):
         k2: int | None = None,
         *,
         recompute_every: int | None = None,
+        cuda_graph: bool = False,
         loss_reduction: Literal["mean", "sum"] = "mean",
         carry_state: bool = True,
         state_drop_probability: float = 0.0,
@@ -99,7 +102,7 @@ class LitTBPTT(Task, EvaluatingModule):
         lr_interval: Literal["step", "epoch"] | None = None,
     ) -> None:
         settings = {name: value for name, value in locals().items() if isinstance(value, int | float | str | None)}
-        super().__init__(Truncation(k1, k2, recompute_every))
+        super().__init__(Truncation(k1, k2, recompute_every, cuda_graph))
         self.loop_settings = settings
         if clip_norm is not None and not clip_norm > 0:
             raise InputError(f"clip_norm={clip_norm}: must be above 0; leave it out for no clipping")

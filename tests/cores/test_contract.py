@@ -10,7 +10,7 @@ from tasks import Leaky
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
-from lit_tbptt import Carry, RecurrentLM, Truncation, Window
+from lit_tbptt import Batch, Carry, Evaluation, RecurrentLM, Truncation, Window
 from lit_tbptt.cores.described import build, describe
 from lit_tbptt.tbptt.state import reset_lanes
 
@@ -138,6 +138,30 @@ def test_no_lane_at_all_can_be_run(core):
     outputs, after = core(inputs_of(0, dtype=torch.float32), core.initial_state(0))
     assert outputs.shape == (0, STEPS, core.output_size)
     assert described(after) == described(core.initial_state(0))
+
+
+class Evaluated(RecurrentLM):
+    """What an Evaluation asks of a module."""
+
+    device, evaluation_metrics = torch.device("cpu"), None
+
+    def evaluation_window(self, window, state):
+        return self.window_loss(window, state)
+
+    prediction_window = RecurrentLM.predict_window
+
+
+def test_a_process_without_lanes_evaluates_nothing(name):
+    task, evaluation = Evaluated(VOCABULARY, CORES[name]()).eval(), Evaluation()
+    empty, full = (Window(*torch.zeros(2, lanes, STEPS, dtype=torch.long)) for lanes in (0, LANES))
+    evaluation.begin(task)
+    evaluation.add(task, Batch((empty, empty), {}))
+    assert evaluation.predict(task, Batch((empty,), {})) is None
+    assert evaluation._sums.tolist() == [0, 0]
+    cost = task.evaluation_window(empty, task.initial_state(0))  # as a training window is run there
+    assert (float(cost.loss.detach()), int(cost.num_targets)) == (0, 0)
+    evaluation.add(task, Batch((full,), {}))
+    assert evaluation._sums[1] == LANES * STEPS
 
 
 def test_the_given_state_is_not_changed(core):
