@@ -1,4 +1,4 @@
-from .cores import GRU, LSTM, RNN, EchoState, RecurrentCore
+from .cores import GRU, LSTM, RNN, EchoState, HuggingFaceCore, RecurrentCore
 from .data import (
     Normalization,
     NormalLengths,
@@ -56,6 +56,7 @@ __all__ = [
     "FallingProbability",
     "GradientHorizon",
     "HessianFree",
+    "HuggingFaceCore",
     "InputError",
     "LitLanguageModel",
     "LitTBPTT",

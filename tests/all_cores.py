@@ -2,7 +2,7 @@
 
 from tasks import Leaky
 
-from lit_tbptt import GRU, LSTM, RNN, EchoState
+from lit_tbptt import GRU, LSTM, RNN, EchoState, HuggingFaceCore
 
 CORES = {
     "rnn": lambda: RNN(5, input_size=7),
@@ -12,8 +12,18 @@ CORES = {
     "gru": lambda: GRU(5, 2, learned_initial_state=True, input_size=7),
     "echo state": lambda: EchoState(31, leak=0.4, num_connections=6, input_size=7),
     "a user's": Leaky,
+    "mamba": lambda: HuggingFaceCore("mamba", 6, 2, {"state_size": 5}, input_size=7),
+    "falcon mamba": lambda: HuggingFaceCore("falcon_mamba", 6, 2, {"state_size": 5}, input_size=7),
+    "mamba2": lambda: HuggingFaceCore(
+        "mamba2", 6, 2, {"state_size": 5, "num_heads": 4, "head_dim": 3, "n_groups": 2, "chunk_size": 4}, input_size=7
+    ),
+    "rwkv": lambda: HuggingFaceCore("rwkv", 6, 3, input_size=7),
+    "xlstm": lambda: HuggingFaceCore(
+        "xlstm", 8, 2, {"num_heads": 2, "chunk_size": 4, "ffn_round_up_to_multiple_of": 3}, input_size=7
+    ),
 }
 # The largest difference in float64 between a core that is cut and one that is not, where it is not 1e-10.
-TOLERANCES: dict[str, float] = {}
+HUGGING_FACE = ("mamba", "falcon mamba", "mamba2", "rwkv", "xlstm")
+TOLERANCES: dict[str, float] = dict.fromkeys(HUGGING_FACE, 1e-4)  # they compute in float32 in places
 # The package that a core needs; without it, its tests are skipped.
-PACKAGES: dict[str, str] = {}
+PACKAGES: dict[str, str] = dict.fromkeys(HUGGING_FACE, "transformers")
