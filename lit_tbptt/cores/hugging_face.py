@@ -1,7 +1,9 @@
 """The core HuggingFaceCore: recurrent models of the `transformers` library."""
 
 import json
+import warnings
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,12 +11,32 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lit_tbptt.cores.base import RecurrentCore
-from lit_tbptt.cores.hugging_face_blocks import BLOCK_KINDS, REFUSED
+from lit_tbptt.cores.hugging_face_blocks import BlockKind, RWKVBlocks, XLSTMBlocks
+from lit_tbptt.cores.hugging_face_mamba import Mamba2Blocks, MambaBlocks
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State, cast_like
 
 VERSIONS = (5, 20), (5, 24)
 """The versions of `transformers` that were tested: from the first, below the second."""
+
+BLOCK_KINDS: dict[str, BlockKind] = {
+    "mamba": MambaBlocks(),
+    "falcon_mamba": MambaBlocks(),
+    "mamba2": Mamba2Blocks(),
+    "rwkv": RWKVBlocks(),
+    "xlstm": XLSTMBlocks(),
+}
+
+_HYBRIDS = ("bamba", "falcon_h1", "granitemoehybrid", "jamba", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_next")
+REFUSED: dict[str, str] = {
+    "recurrent_gemma": "transformers keeps its state in the modules and starts the convolution again in every call of "
+    "more than one time step, as of 5.23",
+    **dict.fromkeys(
+        (*_HYBRIDS, "zamba", "zamba2"),
+        "its attention layers keep keys and values of all time steps: the state would grow without bound",
+    ),
+}
+"""Model types that cannot be carried, and why."""
 
 
 class HuggingFaceCore(RecurrentCore):
@@ -32,14 +54,17 @@ class HuggingFaceCore(RecurrentCore):
         num_layers: Number of blocks.
         config: Other settings of the model type, by their names in its configuration, such as `state_size`.
         pretrained: A folder that `save_pretrained` of `transformers` wrote, or a model's name on the Hugging Face Hub:
-            the blocks are read from there, and the settings above come from there too. A checkpoint does not need
-            it: `init_args` has the model's settings instead.
+            the blocks are read from there, and the settings above come from there too. A language model with the
+            same tokenizer also starts with its embedding and output layer. A checkpoint does not need the folder:
+            `init_args` has the model's settings instead.
         input_size: Input features per time step. If it is given, a linear layer maps these to `hidden_size` features.
 
     Raises:
         InputError: `transformers` is missing or of a version that was not tested, the model type cannot be carried, or
             the library refuses a setting.
     """
+
+    tokens: tuple[str, Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -60,6 +85,9 @@ class HuggingFaceCore(RecurrentCore):
             model = _random_model(model_type, settings)
         else:
             model, model_type, settings = _pretrained_model(pretrained)
+            # Not in the state of the module: the language model takes them over.
+            self.__dict__["tokens"] = pretrained, *_token_weights(model)
+            model = model.base_model
             others = {name: value for name, value in settings.items() if name not in _ARGUMENTS}
             self.init_args = {
                 "model_type": model_type,
@@ -73,10 +101,30 @@ class HuggingFaceCore(RecurrentCore):
         self.output_size = settings["hidden_size"]
         self.input_size = self.output_size if input_size is None else input_size
         self.projection = nn.Identity() if input_size is None else nn.Linear(input_size, self.output_size)
-        self.blocks = getattr(model, self.kind.blocks)
+        self.blocks = nn.ModuleList(map(self.kind.prepared, getattr(model, self.kind.blocks)))
         self.norm = getattr(model, self.kind.norm)
-        for block in self.blocks:
-            self.kind.prepare(block)
+
+    def initialize_tokens(self, embedding: nn.Embedding, head: nn.Module) -> None:
+        """Copies the pretrained embedding and output layer, if the vocabulary is that of the pretrained tokenizer."""
+        if self.tokens is None:
+            return
+        (name, rows, columns), self.__dict__["tokens"] = self.tokens, None
+        size = _vocabulary_size(name)
+        if embedding.num_embeddings != size or embedding.embedding_dim != rows.shape[1]:
+            warnings.warn(
+                f"pretrained={name!r}: the embedding and the output layer start from random weights, since the "
+                f"vocabulary has {embedding.num_embeddings:,} tokens and that of the pretrained tokenizer "
+                f"{'cannot be read' if size is None else f'has {size:,}'}; to use them, give "
+                f"data.tokenizer={name} and leave input_size out",
+                stacklevel=3,
+            )
+            return
+        with torch.no_grad():
+            embedding.weight.copy_(rows[:size])
+            if isinstance(head, nn.Linear):
+                if head.weight is not embedding.weight:
+                    head.weight.copy_(columns[:size])
+                head.bias.zero_()
 
     def initial_state(self, num_lanes: int) -> State:
         """Returns tensors `[lane, layer, ...]` by name. Sums over time are in float32 or more."""
@@ -98,6 +146,11 @@ class HuggingFaceCore(RecurrentCore):
 
 
 _ARGUMENTS = ("hidden_size", "num_hidden_layers")
+# Settings that say nothing about the blocks.
+_NOT_OURS = {
+    *("architectures", "dtype", "model_type", "transformers_version", "use_cache", "vocab_size"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
+}
 
 
 def _stacked(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -124,11 +177,17 @@ def _check_model_type(model_type: str) -> None:
         raise InputError(f"model_type={model_type!r}: must be one of {', '.join(BLOCK_KINDS)}{reason}")
 
 
+def _check_settings(model_type: str, settings: dict[str, Any]) -> None:
+    refusal = BLOCK_KINDS[model_type].refusal(settings)
+    if refusal:
+        raise InputError(refusal)
+
+
 def _random_model(model_type: str, settings: dict[str, Any]) -> Any:
     from transformers import AutoConfig, AutoModel
 
     _check_model_type(model_type)
-    BLOCK_KINDS[model_type].check(settings)
+    _check_settings(model_type, settings)
     # Token ids are not used here, and must be below the size of the vocabulary.
     tokens = {"vocab_size": 1, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
     try:
@@ -142,8 +201,8 @@ def _random_model(model_type: str, settings: dict[str, Any]) -> Any:
 
 
 def _pretrained_model(name: str) -> tuple[Any, str, dict[str, Any]]:
-    """Returns the model, its type, and those of its settings that differ from the defaults."""
-    from transformers import AutoConfig, AutoModel
+    """Returns the language model, its type, and its settings: plain values."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         configuration = AutoConfig.from_pretrained(name)
@@ -155,14 +214,31 @@ def _pretrained_model(name: str) -> tuple[Any, str, dict[str, Any]]:
         ) from error
     model_type = configuration.model_type
     _check_model_type(model_type)
-    differing = json.loads(json.dumps(configuration.to_diff_dict()))
-    own = set(type(configuration)().to_dict()) - set(_NOT_SETTINGS)
-    settings = {key: value for key, value in differing.items() if key in own}
+    known = set(type(configuration)().to_dict()) - _NOT_OURS
+    saved = json.loads(json.dumps(configuration.to_diff_dict()))
+    settings = {key: value for key, value in saved.items() if key in known}
     settings |= {key: getattr(configuration, key) for key in _ARGUMENTS}
-    BLOCK_KINDS[model_type].check(settings)
-    model = AutoModel.from_pretrained(name, config=configuration, dtype=torch.get_default_dtype())
-    return model, model_type, settings
+    _check_settings(model_type, settings)
+    model = AutoModelForCausalLM.from_pretrained(name, config=configuration, dtype=torch.get_default_dtype())
+    return model.train(), model_type, settings  # the library returns it in eval mode
 
 
-_NOT_SETTINGS = ("architectures", "dtype", "model_type", "transformers_version", "_name_or_path", "use_cache", "vocab_size",
-                 "pad_token_id", "bos_token_id", "eos_token_id")
+def _token_weights(model: Any) -> tuple[Tensor, Tensor]:
+    rows, columns = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return rows.detach(), columns.detach()
+
+
+def _vocabulary_size(name: str) -> int | None:
+    """Returns the vocabulary size of a model's tokenizer, which may be below that of its embedding; None: no such."""
+    import tokenizers
+
+    try:
+        file = Path(name) / "tokenizer.json"
+        tokenizer = (
+            tokenizers.Tokenizer.from_file(str(file))
+            if Path(name).is_dir()
+            else tokenizers.Tokenizer.from_pretrained(name)
+        )
+    except Exception:  # the library raises plain Exception
+        return None
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
