@@ -16,7 +16,7 @@ from lit_tbptt.cores.hugging_face_mamba import Mamba2Blocks, MambaBlocks
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State, cast_like
 
-VERSIONS = (5, 20), (5, 24)
+VERSIONS = (5, 19), (5, 24)
 """The versions of `transformers` that were tested: from the first, below the second."""
 
 BLOCK_KINDS: dict[str, BlockKind] = {

@@ -39,8 +39,10 @@ def language_model(request, transformers):
     model = transformers.AutoModelForCausalLM.from_config(settings)
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            if "x_proj" in name:
+                weight *= 9
             if "dt_" in name and name.endswith("bias"):
-                weight += 3  # otherwise the state of a new Mamba is too small to be seen
+                weight += 3  # otherwise the state of a new Mamba is too small to matter
     return model
 
 
