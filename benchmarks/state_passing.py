@@ -47,9 +47,9 @@ def draw(curves: dict[str, torch.Tensor], picture: Path) -> None:
     edges = [int(2 ** (power / 3)) for power in range(6, 37)]
     for name, curve in curves.items():
         points = [curve[start:end].mean().item() for start, end in pairwise(edges)]
-        axes.plot(edges[:-1], points, label=name, drawstyle="steps-post")
+        axes.stairs(points, edges, baseline=None, label=name)
     axes.axvline(K1, color="gray", linestyle=":")
-    axes.text(K1, axes.get_ylim()[1], " length in training", va="top", color="gray")
+    axes.text(K1, axes.get_ylim()[0], " length in training", va="bottom", color="gray")
     axes.set_xscale("log", base=2)
     axes.set_xlabel("position after the initial state (bytes)")
     axes.set_ylabel("nats per byte")
