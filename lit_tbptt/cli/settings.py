@@ -42,6 +42,11 @@ def checkpoint_settings(
     if sections is None:  # made from Python
         data = checkpoint.get("datamodule_hyper_parameters") or {}
         sections = {"model": checkpoint.get("hyper_parameters") or {}, "data": data}
+    model, built = sections.get("model") or {}, (checkpoint.get("hyper_parameters") or {}).get("core")
+    given = model.get("core")
+    if isinstance(built, dict) and isinstance(given, dict) and given.get("class_path") == built.get("class_path"):
+        # A core may describe itself by other arguments than it was given: HuggingFaceCore without its folder.
+        sections = {**sections, "model": {**model, "core": built}}
     settings = {
         f"{section}.{key}": value
         for section in (_SECTIONS if everything else _SECTIONS[:2])

@@ -6,6 +6,7 @@ from lit_tbptt.cores.cell import Cell
 from lit_tbptt.cores.coupled_lstm import CoupledLSTM
 from lit_tbptt.cores.echo_state import EchoState
 from lit_tbptt.cores.fla import FlaCore
+from lit_tbptt.cores.hugging_face import HuggingFaceCore
 from lit_tbptt.cores.layer_norm_lstm import LayerNormLSTM
 from lit_tbptt.cores.min_rnn import MinGRU, MinLSTM
 from lit_tbptt.cores.rnn import GRU, LSTM, RNN
@@ -23,6 +24,7 @@ __all__ = [
     "CoupledLSTM",
     "EchoState",
     "FlaCore",
+    "HuggingFaceCore",
     "LayerNormLSTM",
     "MinGRU",
     "MinLSTM",

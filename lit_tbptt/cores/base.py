@@ -82,6 +82,12 @@ class RecurrentCore(nn.Module, ABC):
         """
         return None
 
+    def initialize_tokens(self, embedding: nn.Embedding, head: nn.Module) -> None:
+        """Sets the first weights of a language model's embedding and output layer, for a core that has been trained.
+
+        `RecurrentLM` calls it after it has drawn its own. By default it changes nothing.
+        """
+
 
 def join_in_time(before: Float[Tensor, "lane time output"], rest: Float[Tensor, "lane later output"]) -> Tensor:
     """Concatenates outputs in time, in the memory order they have, in which dropout masks are drawn."""

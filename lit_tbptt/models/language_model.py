@@ -92,6 +92,7 @@ class RecurrentLM(Task, Generator):
             self.head.weight = self.embedding.weight
             # The embedding's initialization with unit variance is far too large for an output layer.
             nn.init.normal_(self.head.weight, std=core.output_size**-0.5)
+        core.initialize_tokens(self.embedding, self.head)
 
     # The task
 

@@ -95,3 +95,12 @@ def test_what_is_plain_or_known_or_named_is_taken():
 
 def test_what_is_given_now_is_not_taken_from_the_checkpoint():
     assert settings_of({"function": "mine.f", "word": "b"}, named=["--model.function"]) == {"model.word": "b"}
+
+
+@pytest.mark.parametrize(("path", "size"), [("lit_tbptt.LSTM", 5), ("lit_tbptt.GRU", 3)])
+def test_a_core_is_described_as_it_was_built(path, size):
+    settings = {"model": {"core": {"class_path": path, "init_args": {"hidden_size": 3}}}}
+    built = {"core": {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 5}}}
+    checkpoint = {"lit_tbptt": {"version": VERSION, "settings": settings}, "hyper_parameters": built}
+    kept = checkpoint_settings(checkpoint, True, set(), {"model.core": True})
+    assert kept["model.core"]["init_args"] == {"hidden_size": size}

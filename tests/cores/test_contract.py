@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from all_cores import CORES, PACKAGES, TOLERANCES
+from all_cores import CORES, PACKAGES, SLOW, TOLERANCES
 from tasks import Leaky
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
@@ -17,7 +17,7 @@ from lit_tbptt.tbptt.state import reset_lanes
 LANES, STEPS, FEATURES, VOCABULARY = 3, 11, 7, 13
 
 
-@pytest.fixture(params=CORES)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CORES])
 def name(request):
     if request.param in PACKAGES:
         pytest.importorskip(PACKAGES[request.param])
