@@ -86,7 +86,7 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
     takes_a_class = not numbers or (names and ".init_args" not in key)
     if (found := re.search(r"dot import path string: (\S+)", message)) and takes_a_class:
         names = names or class_names(parser, key.rpartition(".")[0])  # for the argument of a class of the same kind
-        known = f"; there are {', '.join(names)}" if 0 < len(names) < 20 else ""
+        known = f"; there are {', '.join(names)}" if 0 < len(names) < 40 else ""
         return (
             f"{_place(key, args)}{key}={found[1]!r}: no such class{_meant(found[1], names) or known}; name one of your "
             "own with its module, my_module.MyClass"

@@ -15,7 +15,7 @@ _Layers = tuple[Tensor, ...]
 """The state of some layers in the layout of `torch.nn`: each tensor is `[layer, lane, feature]`."""
 
 
-class _TorchCore(RecurrentCore):
+class _TorchRNN(RecurrentCore):
     """Wraps a recurrent module of `torch.nn`, whose state has the lane axis second, so that it comes first."""
 
     state_names: tuple[str, ...] = ("hidden",)
@@ -70,7 +70,7 @@ class _TorchCore(RecurrentCore):
     def forward_through(
         self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
     ) -> tuple[Float[Tensor, "lane time output"], State, State]:
-        if type(self).forward is not _TorchCore.forward:  # overridden by a subclass: run that
+        if type(self).forward is not _TorchRNN.forward:  # overridden by a subclass: run that
             return super().forward_through(inputs, state, far_edge)
         return self._run(inputs, state, far_edge)
 
@@ -114,7 +114,7 @@ class _TorchCore(RecurrentCore):
         }
 
 
-class RNN(_TorchCore):
+class RNN(_TorchRNN):
     """Elman's network: h_t = f(W x_t + U h_{t-1} + b).
 
     Args:
@@ -140,7 +140,7 @@ class RNN(_TorchCore):
         )
 
 
-class LSTM(_TorchCore):
+class LSTM(_TorchRNN):
     """Long short-term memory (Hochreiter & Schmidhuber 1997), with forget gates (Gers 2000).
 
     Args:
@@ -164,7 +164,7 @@ class LSTM(_TorchCore):
         super().__init__(nn.LSTM, hidden_size, num_layers, dropout, learned_initial_state, input_size)
 
 
-class GRU(_TorchCore):
+class GRU(_TorchRNN):
     """Gated recurrent unit (Cho 2014), in cuDNN's variant: the reset gate acts after the matrix product.
 
     Args:

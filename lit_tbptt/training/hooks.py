@@ -58,6 +58,17 @@ def match_precision(trainer: Trainer) -> None:
             callback._average_model.double()
 
 
+def drop_averages(trainer: Trainer) -> None:
+    """Ends averages with the fit.
+
+    An evaluation by the same trainer would exchange them for the weights of the checkpoint that it loads, or load the
+    checkpoint's trained weights in place of their average.
+    """
+    for callback in trainer.callbacks:
+        if isinstance(callback, WeightAveraging):
+            callback._average_model = None
+
+
 def is_part_of_fit(trainer: Trainer, pl_module: Any) -> bool:
     """Returns whether the validation that has just ended is one of the run's, which follow a whole batch of a fit."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking and pl_module.position.batch_finished

@@ -45,8 +45,8 @@ class LitLanguageModel(LitTBPTT):
         head: Another output layer than a linear one: Adaptive, for large vocabularies. Left out: linear.
         vocabulary_dropout: Probability of dropping a token of the vocabulary for a window, in training.
         activation_penalty: Factor of the mean square of the core's output after dropout, in training (AR).
-        temporal_penalty: Factor of the mean square of the difference between consecutive outputs of the core in a
-            window, before dropout, in training (TAR).
+        temporal_penalty: Factor of the mean square of the changes of the core's output, in training (TAR). They
+            are taken before dropout, between consecutive time steps of a window.
         **training: The arguments of LitTBPTT, by name.
 
     Raises:

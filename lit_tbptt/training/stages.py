@@ -13,6 +13,7 @@ from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import loss_of_outputs
 from lit_tbptt.training.ddp import check_lanes
 from lit_tbptt.training.evaluation import Evaluation
+from lit_tbptt.training.hooks import drop_averages
 from lit_tbptt.training.overrides import loop_hooks
 from lit_tbptt.training.resume import ResumableModule
 
@@ -50,6 +51,16 @@ class EvaluatingModule(ResumableModule):
         return WindowLoss(loss, num_targets, state)
 
     # Validation and test
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        # A checkpoint's weights are the average, and an evaluation needs nothing else of it.
+        warnings.filterwarnings("ignore", "You're using the WeightAveraging callback, but loading a checkpoint outside")
+
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        if stage == "fit":
+            drop_averages(self.trainer)
 
     def on_validation_epoch_start(self) -> None:
         self._begin_evaluation(self.trainer.val_dataloaders)

@@ -9,6 +9,7 @@ from command_line import curve, last, refused, trained
 from lit_tbptt.cli import main
 
 
+@pytest.mark.slow
 def test_a_schedule_that_ends_with_the_run_ends_with_the_longer_run(first_run, capfd):
     main([*first_run, "--lr_scheduler.num_steps=null"])
     capfd.readouterr()
@@ -19,6 +20,7 @@ def test_a_schedule_that_ends_with_the_run_ends_with_the_longer_run(first_run, c
     assert len(rates) == 10
 
 
+@pytest.mark.slow
 def test_a_learning_rate_changes_under_its_schedule(first_run):
     main([*first_run, "--lr_scheduler.warmup_steps=0"])
     main(["fit", "--ckpt_path=last", "--trainer.max_steps=31", "--optimizer.lr=0.008"])

@@ -41,6 +41,7 @@ def test_the_curves_have_no_gap_and_no_overlap(first_run):
         assert len(set(places)) == len(places)
 
 
+@pytest.mark.slow
 def test_last_is_of_the_newest_run_unless_one_is_named(first_run):
     main([*first_run, "--run_name=one"])
     main([*first_run, "--run_name=two", "--trainer.max_steps=4", "--trainer.val_check_interval=1"])
@@ -108,6 +109,7 @@ def test_a_checkpoint_alone_is_enough(first_run, tokenizer, words_folder, tmp_pa
     assert capfd.readouterr().out.startswith("w1 w0")
 
 
+@pytest.mark.slow
 def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(first_run):
     main([*first_run, "--checkpoint.every_n_steps=3"])
     file = RUN / "checkpoints" / "last.ckpt"

@@ -49,6 +49,7 @@ def killed(in_tmp_path):
     assert read_checkpoint(RUN.last)["global_step"] == 16
 
 
+@pytest.mark.slow
 def test_a_foreign_task_is_killed_and_continued_to_the_same_bits(killed, tmp_path, monkeypatch, capfd):
     LitCLI(Oscillator, WavesData, ["fit", "--ckpt_path=last"])
     printed = capfd.readouterr().out

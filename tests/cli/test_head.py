@@ -1,5 +1,6 @@
 """Another output layer from the command line."""
 
+import pytest
 import torch
 from command_line import FIRST_RUN, RUN, curve, last, refused
 
@@ -10,6 +11,7 @@ from lit_tbptt.files.checkpoint import read_checkpoint
 HEAD = ["--model.head=Adaptive", "--model.head.cutoffs=[4,7]", "--model.head.narrowing=2"]
 
 
+@pytest.mark.slow
 def test_an_adaptive_softmax_trains_resumes_and_writes(words_folder, in_tmp_path, capsys):
     begin = ["fit", f"--data.path={words_folder}", *FIRST_RUN, *HEAD]
     main([*begin, "--run_name=whole"])

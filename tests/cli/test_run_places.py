@@ -77,6 +77,7 @@ def test_a_users_logger_is_beside_the_runs_own(first_run):
     assert len(cli.trainer.loggers) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "folder"),
     [

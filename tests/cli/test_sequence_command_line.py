@@ -98,6 +98,7 @@ def test_a_run_is_continued_where_warnings_are_only_printed(waves):
     assert yaml.safe_load((RUN.path / "config.yaml").read_text())["data"]["inputs"] == ["speed", "angle"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_schedule_monitors_a_metric_is_continued_without_naming_it(waves):
     plateau = "--lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau"
     run("fit", *OPTIONS, "--trainer.max_steps=6", plateau, "--lr_scheduler.monitor=val/loss")
@@ -105,6 +106,7 @@ def test_a_run_whose_schedule_monitors_a_metric_is_continued_without_naming_it(w
     assert read_checkpoint(RUN.last)["global_step"] == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from command_line import FIRST_RUN, RUN, last, refused
 
@@ -33,6 +34,7 @@ def test_a_new_run_from_weights_alone(first_run, words_folder):
     assert "vocabulary of" in refused("fit", f"--data.path={words_folder}", "--data.tokenizer=char", source)
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_is_continued_with_their_tokenizer(first_run, words_folder):
     main([*first_run, "--run_name=a"])
     small = [option for option in FIRST_RUN if not option.startswith(("--data.tokenizer", "--lr_scheduler"))]

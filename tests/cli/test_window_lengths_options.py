@@ -16,6 +16,7 @@ DRAWN = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_from_its_checkpoint_alone(first_run, caplog):
     with caplog.at_level("INFO"):
         main([*first_run, *DRAWN])

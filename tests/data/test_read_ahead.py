@@ -127,6 +127,7 @@ def leave_a_scan():
     assert sys.getrefcount(file) == 2  # the name and the argument: pyarrow holds it no more
 
 
+@pytest.mark.slow
 def test_the_end_of_a_process_waits_for_what_pyarrow_reads_by_itself(tmp_path):
     log = tmp_path / "log"
     status = status_of(start(leave_a_scan, log=log))

@@ -133,6 +133,7 @@ def test_they_are_the_means_of_the_authors_code():
     assert_close(cost.total_loss / cost.total_targets, raw_loss, rtol=0, atol=1e-12)  # what is reported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("core", "masked"), [("LSTM", False), ("GRU in two calls", True)])
 def test_no_cut_loses_a_pair(core, masked):
     """Segments of any length, the far edge inside a window or not, and the plain form: with free dropout, too."""

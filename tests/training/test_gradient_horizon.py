@@ -18,6 +18,7 @@ from lit_tbptt import GradientHorizon, InputError, LitTBPTT, Window
 OPTIONS = {"every_n_steps": 3, "tokens_back": 10}
 
 
+@pytest.mark.slow
 def test_training_is_what_it_would_be_without(tmp_path):
     class Gradients(Callback):
         def __init__(self):
@@ -69,6 +70,7 @@ def test_tensorboard_has_the_picture(tmp_path):
     assert [event.step for event in events.Images("horizon/gradient")] == [5, 10]
 
 
+@pytest.mark.slow
 def test_a_curve_comes_as_soon_as_it_can(tmp_path):
     """Where the last token is not scored, and where more tokens are wanted than have gone by."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import curve
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
-from resuming import WINDOWS, everything, fit_text, monitored, per_epoch, per_step, same
+from resuming import WINDOWS, build, everything, fit_text, monitored, per_epoch, per_step, plain, same
 from torch.utils._pytree import tree_flatten
 
 from lit_tbptt import AdaptiveHorizon, GradientHorizon, InputError, NonMonotonicAveraging, RunCheckpoint, SignalHandling
@@ -111,8 +111,21 @@ CALLBACKS = {
 # Seconds, each of them; and callbacks that change little.
 LONG = (
     *("GradientHorizon", "EMAWeightAveraging of epochs", "WeightAveraging"),
-    *("Timer", "ModelSummary", "RichProgressBar"),
+    *("Timer", "ModelSummary", "RichProgressBar", "LearningRateMonitor", "a user's own"),
+    *("ModelCheckpoint of steps", "EarlyStopping of training", "AdaptiveHorizon"),
 )
+
+
+def test_evaluations_after_a_fit_are_those_of_the_average(tmp_path):
+    folder = tmp_path / "run" / "version_0"
+    trainer, module, _ = fit_text(folder, 4, per_step, callbacks=[EMAWeightAveraging(decay=0.7)])
+    last, (_, validation) = folder / "checkpoints" / "last.ckpt", plain(4)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    average = build(per_step, 7)
+    average.load_state_dict(read_checkpoint(last)["state_dict"])
+    for kind in ("validate", "test", "validate"):
+        ours = getattr(trainer, kind)(module, validation, ckpt_path=last, verbose=False)
+        assert ours == getattr(Trainer(**options), kind)(average, validation, verbose=False)
 
 
 class Case:
@@ -210,6 +223,7 @@ def test_a_run_that_was_stopped_inside_an_epoch_ends_where_it_was_to_end(tmp_pat
     check(tmp_path, "EarlyStopping", None, 2, "kill", 1, per_epoch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("validation", "windows_per_batch"),
     [(1, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 1), (0.5, 1), (0.5, 4)])],

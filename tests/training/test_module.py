@@ -146,6 +146,7 @@ def test_no_checkpoint_is_written_of_a_loss_that_is_no_number(tmp_path):
     assert sorted(int(path.stem) for path in tmp_path.iterdir()) == list(range(1, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"k2": 13}, {"k2": 13, "recompute_every": 4}])
 def test_bf16_follows_float32(options):
     data = tuple(part.float() for part in sequence())

@@ -100,6 +100,7 @@ def test_two_processes_train_as_one_and_one_continues_them(alone, tmp_path):
     assert_close(continued[0], expected[0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_what_reads_checkpoints_gets_the_average(alone):
     folder, (weights, *_) = alone
     saved = read_checkpoint(folder / "checkpoints" / "last.ckpt")

@@ -179,7 +179,8 @@ def test_no_checkpoint_holds_half_a_gradient(rule, windows_per_batch, val, tmp_p
         assert early.wait_count == waited, path
 
 
-@pytest.mark.parametrize("windows_per_step", [4, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("windows_per_step", [4, 2])
 def test_nor_do_windows_that_will_be_repeated_count_for_a_callback_that_records_them(windows_per_step, tmp_path):
     def run(folder, resume=None, callbacks=()):
         adaptive = AdaptiveHorizon(max_relative_bias=0.3, max_k2=9, every_n_steps=1, num_places=1)

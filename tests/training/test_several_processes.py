@@ -156,7 +156,8 @@ def alone(tmp_path_factory):
     return corpus, fit_all(folder, corpus, 1)
 
 
-@pytest.mark.parametrize("num_ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 3])
 def test_so_many_processes_train_as_one(num_ranks, alone, tmp_path):
     corpus, expected = alone
     found = together(tmp_path, num_ranks, fit_all, tmp_path, corpus, num_ranks)

@@ -56,6 +56,7 @@ def test_limit_val_batches(fit):
     assert {row["val/num_targets"] for row in rows(cli) if row["val/accuracy"]} == {"20.0"}
 
 
+@pytest.mark.slow
 def test_val_check_interval_counts_batches(fit):
     assert validations(fit("--trainer.max_steps=14", "--trainer.val_check_interval=2")) == [4, 7, 11, 14]
     assert validations(fit(*PER_EPOCH, "--trainer.max_epochs=2", "--trainer.val_check_interval=0.5")) == [4, 7, 11, 14]
@@ -97,6 +98,7 @@ def test_learning_rate_monitor_counts_optimizer_steps(fit):
     assert [int(row["step"]) for row in rows(cli) if row.get("lr-AdamW")] == list(range(14))
 
 
+@pytest.mark.slow
 def test_the_adaptive_horizon(fit):
     cli = fit(
         "--trainer.max_steps=14",
@@ -111,6 +113,7 @@ def test_the_adaptive_horizon(fit):
     assert chosen[12] == cli.model.truncation.k2
 
 
+@pytest.mark.slow
 def test_the_gradient_horizon(fit):
     cli = fit(
         "--trainer.max_steps=14",

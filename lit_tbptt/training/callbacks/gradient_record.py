@@ -91,8 +91,9 @@ class GradientRecord(Callback):
             self._record = None
         # One window more than needed, since the last one of an epoch may be short.
         num_windows = -(-num_tokens // truncation.k1) + 1
-        if self._record is not None and len(self._record.context) > num_windows:
-            self._record = None  # steps of several windows take longer than foreseen
+        # Steps of several windows take longer than expected. Counted in tokens, which are the same on all ranks.
+        if self._record is not None and _num_tokens(self._record) > num_windows * truncation.k1 + back:
+            self._record = None
         if self._record is None and self._due - step <= num_windows:
             self._record = pl_module.carry
         if not pl_module.gradient_pending:

@@ -90,15 +90,14 @@ class NonMonotonicAveraging(WeightAveraging):
         self._average_model.n_averaged.zero_()  # the first update copies the weights
         self._average_model.update_parameters(pl_module)
 
-    # Before averaging starts, there is no average to validate, save or keep. After the fit, the module has it, or what
-    # it loads from a checkpoint.
+    # Before averaging starts, there is no average to validate, save or keep.
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.first_step is not None and trainer.state.fn == "fit":
+        if self.first_step is not None:
             super().on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.first_step is not None and trainer.state.fn == "fit":
+        if self.first_step is not None:
             super().on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
