@@ -151,6 +151,9 @@ class _Recorded(Task):
     def begin_window(self, num_lanes: int) -> Any:
         return self.task.begin_window(num_lanes)
 
+    def enter_window(self, state: State) -> State:
+        return self.task.enter_window(state)
+
     def advance(self, window: Window, state: State) -> State:
         return self.task.advance(window, state)
 

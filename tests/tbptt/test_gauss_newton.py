@@ -6,8 +6,9 @@ from tasks import windows_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
+from torch.utils._pytree import tree_map
 
-from lit_tbptt import GRU, LSTM, RNN, InputError, MinGRU, Task, Truncation, Window
+from lit_tbptt import GRU, LSTM, RNN, Carry, InputError, MinGRU, Task, Truncation, Window
 from lit_tbptt.tbptt.gauss_newton import Linearization, linearize
 
 LANES, STEPS, FEATURES, HIDDEN, OUTPUTS = 3, 8, 2, 5, 4
@@ -245,6 +246,20 @@ def test_what_does_not_depend_on_a_parameter_has_no_curvature():
     ]
     linear = Linearization(used * 3, torch.sum, [used])
     assert linear.product([torch.ones(2)])[0].tolist() == [0, 0]
+
+
+def test_what_a_window_forgets_is_forgotten():
+    class Forgetful(Predicting):
+        def enter_window(self, state):
+            return tree_map(torch.zeros_like, state)
+
+    model, cut = Forgetful(), windows("squared", 8)[0]._replace(reset=None)
+    vector = [torch.randn_like(parameter) for parameter in model.parameters()]
+    start = Carry(tree_map(torch.ones_like, model.initial_state(LANES)))
+    products = [
+        linearize(model, Truncation(8), [cut], carry, model.parameters()).product(vector) for carry in (start, None)
+    ]
+    assert_close(*products, rtol=0, atol=1e-12)
 
 
 def test_frozen_parameters_stay_out_of_it():
