@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
-from lit_tbptt.cores.base import RecurrentCore, check_noise, shared_mask
+from lit_tbptt.cores.base import OnePassCore, check_noise, check_sizes, shared_mask
 from lit_tbptt.cores.rnn import LSTM
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
 
-class AWDLSTM(RecurrentCore):
+class AWDLSTM(OnePassCore):
     """The LSTM stack of Merity, Keskar & Socher (2017), "Regularizing and optimizing LSTM language models".
 
     In training, elements of the recurrent matrices U are dropped (the paper's section 2), and features between layers
@@ -48,11 +48,7 @@ class AWDLSTM(RecurrentCore):
         output_size: int | None = None,
     ) -> None:
         output_size = input_size if output_size is None else output_size
-        counts = {"hidden_size": hidden_size, "num_layers": num_layers}
-        counts |= {"input_size": input_size, "output_size": output_size}
-        for name, value in counts.items():
-            if value < 1:
-                raise InputError(f"{name}={value}: must be 1 or more")
+        check_sizes(hidden_size=hidden_size, num_layers=num_layers, input_size=input_size, output_size=output_size)
         for name, probability in (("weight_drop", weight_drop), ("dropout", dropout)):
             if not 0 <= probability < 1:
                 raise InputError(f"{name}={probability}: must be at least 0 and below 1")
@@ -78,19 +74,6 @@ class AWDLSTM(RecurrentCore):
             ones = layer.rnn[0].weight_ih_l0.new_ones(num_lanes, 1, layer.input_size)
             noise["features"].append(drop(ones, self.dropout) if number and self.dropout else None)
         return noise
-
-    def forward(
-        self, inputs: Float[Tensor, "lane time feature"], state: State
-    ) -> tuple[Float[Tensor, "lane time output"], State]:
-        outputs, _, after = self._run(inputs, state, inputs.shape[1])
-        return outputs, after
-
-    def forward_through(
-        self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
-    ) -> tuple[Float[Tensor, "lane time output"], State, State]:
-        if type(self).forward is not AWDLSTM.forward:  # overridden by a subclass: run that
-            return super().forward_through(inputs, state, far_edge)
-        return self._run(inputs, state, far_edge)
 
     def _run(self, inputs: Tensor, state: State, far_edge: int) -> tuple[Tensor, State, State]:
         noise = self._noise_by_layer()

@@ -89,6 +89,27 @@ class RecurrentCore(nn.Module, ABC):
         """
 
 
+class OnePassCore(RecurrentCore):
+    """A core that has the state inside a call at little cost: a subclass defines `_run` in place of `forward`."""
+
+    @abstractmethod
+    def _run(self, inputs: Tensor, state: State, far_edge: int) -> tuple[Tensor, State, State]:
+        """Returns what `forward_through` does."""
+
+    def forward(
+        self, inputs: Float[Tensor, "lane time feature"], state: State
+    ) -> tuple[Float[Tensor, "lane time output"], State]:
+        outputs, _, after = self._run(inputs, state, inputs.shape[1])
+        return outputs, after
+
+    def forward_through(
+        self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
+    ) -> tuple[Float[Tensor, "lane time output"], State, State]:
+        if type(self).forward is not OnePassCore.forward:  # overridden by a subclass: run that
+            return super().forward_through(inputs, state, far_edge)
+        return self._run(inputs, state, far_edge)
+
+
 def join_in_time(before: Float[Tensor, "lane time output"], rest: Float[Tensor, "lane later output"]) -> Tensor:
     """Concatenates outputs in time, in the memory order they have, in which dropout masks are drawn."""
     return _join([before, rest], 1)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.base import RecurrentCore, check_sizes
 from lit_tbptt.cores.hugging_face_blocks import BlockKind, RWKVBlocks, XLSTMBlocks
 from lit_tbptt.cores.hugging_face_mamba import Mamba2Blocks, MambaBlocks
 from lit_tbptt.errors import InputError
@@ -75,9 +75,7 @@ class HuggingFaceCore(RecurrentCore):
         pretrained: str | None = None,
         input_size: int | None = None,
     ) -> None:
-        for name, value in (("hidden_size", hidden_size), ("num_layers", num_layers), ("input_size", input_size)):
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value}: must be 1 or more")
+        check_sizes(hidden_size=hidden_size, num_layers=num_layers, input_size=input_size)
         _check_version()
         super().__init__()
         if pretrained is None:

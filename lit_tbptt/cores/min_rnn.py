@@ -7,13 +7,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.base import OnePassCore, check_sizes
 from lit_tbptt.cores.scan import scan
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
 
-class _MinRNN(RecurrentCore):
+class _MinRNN(OnePassCore):
     """h_t = (1 - z_t) h_{t-1} + z_t g(V x_t), with g(v) = v + 1/2 if v >= 0, otherwise sigmoid(v).
 
     The recurrence runs in float32 at least; the matrix products in the dtype of the weights, or of autocast.
@@ -31,10 +31,7 @@ class _MinRNN(RecurrentCore):
         input_size: int | None = None,
         output_size: int | None = None,
     ) -> None:
-        sizes = {"hidden_size": hidden_size, "num_layers": num_layers}
-        for name, value in (sizes | {"input_size": input_size, "output_size": output_size}).items():
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value}: must be 1 or more")
+        check_sizes(hidden_size=hidden_size, num_layers=num_layers, input_size=input_size, output_size=output_size)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout={dropout}: must be at least 0 and below 1")
         super().__init__()
@@ -62,19 +59,6 @@ class _MinRNN(RecurrentCore):
         assert isinstance(weight, Tensor)
         zeros = weight.new_zeros(num_lanes, len(self.gates), self.hidden_size)
         return {"hidden": zeros if self.initial is None else self.initial.expand_as(zeros)}
-
-    def forward(
-        self, inputs: Float[Tensor, "lane time feature"], state: State
-    ) -> tuple[Float[Tensor, "lane time output"], State]:
-        outputs, _, after = self._run(inputs, state, inputs.shape[1])
-        return outputs, after
-
-    def forward_through(
-        self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
-    ) -> tuple[Float[Tensor, "lane time output"], State, State]:
-        if type(self).forward is not _MinRNN.forward:  # overridden by a subclass: run that
-            return super().forward_through(inputs, state, far_edge)
-        return self._run(inputs, state, far_edge)
 
     def _run(self, inputs: Tensor, state: State, far_edge: int) -> tuple[Tensor, State, State]:
         given, outputs = state["hidden"], inputs

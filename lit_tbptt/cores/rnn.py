@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import RecurrentCore, check_sizes, join_in_time
+from lit_tbptt.cores.base import OnePassCore, check_sizes, join_in_time
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
@@ -15,7 +14,7 @@ _Layers = tuple[Tensor, ...]
 """The state of some layers in the layout of `torch.nn`: each tensor is `[layer, lane, feature]`."""
 
 
-class _TorchRNN(RecurrentCore):
+class _TorchRNN(OnePassCore):
     """Wraps a recurrent module of `torch.nn`, whose state has the lane axis second, so that it comes first."""
 
     state_names: tuple[str, ...] = ("hidden",)
@@ -60,19 +59,6 @@ class _TorchRNN(RecurrentCore):
         return {
             name: self.initial[name].expand_as(zeros) if name in self.initial else zeros for name in self.state_names
         }
-
-    def forward(
-        self, inputs: Float[Tensor, "lane time feature"], state: State
-    ) -> tuple[Float[Tensor, "lane time output"], State]:
-        outputs, _, after = self._run(inputs, state, inputs.shape[1])
-        return outputs, after
-
-    def forward_through(
-        self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
-    ) -> tuple[Float[Tensor, "lane time output"], State, State]:
-        if type(self).forward is not _TorchRNN.forward:  # overridden by a subclass: run that
-            return super().forward_through(inputs, state, far_edge)
-        return self._run(inputs, state, far_edge)
 
     def _run(self, inputs: Tensor, state: State, far_edge: int) -> tuple[Tensor, State, State]:
         outputs = inputs
