@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
-from lit_tbptt.cores.base import OnePassCore, check_noise, check_sizes, shared_mask
+from lit_tbptt.cores.base import OnePassCore
+from lit_tbptt.cores.checks import check_probabilities, check_sizes
+from lit_tbptt.cores.masks import check_noise, shared_mask
 from lit_tbptt.cores.rnn import LSTM
-from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
 
@@ -49,9 +50,7 @@ class AWDLSTM(OnePassCore):
     ) -> None:
         output_size = input_size if output_size is None else output_size
         check_sizes(hidden_size=hidden_size, num_layers=num_layers, input_size=input_size, output_size=output_size)
-        for name, probability in (("weight_drop", weight_drop), ("dropout", dropout)):
-            if not 0 <= probability < 1:
-                raise InputError(f"{name}={probability}: must be at least 0 and below 1")
+        check_probabilities(weight_drop=weight_drop, dropout=dropout)
         super().__init__()
         self.input_size = input_size
         self.output_size = output_size

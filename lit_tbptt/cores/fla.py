@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.checks import check_sizes
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State, cast_like
 
@@ -29,10 +30,11 @@ class FlaCore(RecurrentCore):
             its state in another layout.
 
     Raises:
-        InputError: The package is missing, or the layer's class refuses its arguments.
+        InputError: `hidden_size` is below 1, the package is missing, or the layer's class refuses its arguments.
     """
 
     def __init__(self, layer: str, hidden_size: int = 256, options: dict[str, Any] | None = None) -> None:
+        check_sizes(hidden_size=hidden_size)
         super().__init__()
         options = options or {}
         if layer not in _LEAVES:

@@ -10,9 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import RecurrentCore, check_sizes
-from lit_tbptt.cores.hugging_face_blocks import BlockKind, RWKVBlocks, XLSTMBlocks
+from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.checks import check_sizes
+from lit_tbptt.cores.hugging_face_blocks import BlockKind
 from lit_tbptt.cores.hugging_face_mamba import Mamba2Blocks, MambaBlocks
+from lit_tbptt.cores.hugging_face_rwkv import RWKVBlocks
+from lit_tbptt.cores.hugging_face_xlstm import XLSTMBlocks
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State, cast_like
 
@@ -37,6 +40,13 @@ REFUSED: dict[str, str] = {
     ),
 }
 """Model types that cannot be carried, and why."""
+
+_ARGUMENTS = ("hidden_size", "num_hidden_layers")
+# Settings that say nothing about the blocks.
+_NOT_OURS = {
+    *("architectures", "dtype", "model_type", "transformers_version", "use_cache", "vocab_size"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
+}
 
 
 class HuggingFaceCore(RecurrentCore):
@@ -141,14 +151,6 @@ class HuggingFaceCore(RecurrentCore):
             features, block_state = self.kind.run(block, features, dict(zip(state, leaves, strict=True)))
             after.append(block_state)
         return self.norm(features).to(dtype), cast_like(_stacked(after), state)
-
-
-_ARGUMENTS = ("hidden_size", "num_hidden_layers")
-# Settings that say nothing about the blocks.
-_NOT_OURS = {
-    *("architectures", "dtype", "model_type", "transformers_version", "use_cache", "vocab_size"),
-    *("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
-}
 
 
 def _stacked(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:

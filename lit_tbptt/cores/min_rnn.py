@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from lit_tbptt.cores.base import OnePassCore, check_sizes
+from lit_tbptt.cores.base import OnePassCore
+from lit_tbptt.cores.checks import check_probabilities, check_sizes
 from lit_tbptt.cores.scan import scan
-from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
 
@@ -32,8 +32,7 @@ class _MinRNN(OnePassCore):
         output_size: int | None = None,
     ) -> None:
         check_sizes(hidden_size=hidden_size, num_layers=num_layers, input_size=input_size, output_size=output_size)
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout}: must be at least 0 and below 1")
+        check_probabilities(dropout=dropout)
         super().__init__()
         self.input_size = hidden_size if input_size is None else input_size
         self.output_size = hidden_size if output_size is None else output_size
@@ -96,6 +95,9 @@ class MinGRU(_MinRNN):
         input_size: Input features per time step. Default: `hidden_size`.
         output_size: Output features per time step, of a linear layer over each layer's states, with a bias. The
             published language models have one, with states twice as large. Default: the states are the outputs.
+
+    Raises:
+        InputError: A size is below 1, or `dropout` is not at least 0 and below 1.
     """
 
     num_gates = 1
@@ -118,6 +120,9 @@ class MinLSTM(_MinRNN):
         input_size: Input features per time step. Default: `hidden_size`.
         output_size: Output features per time step, of a linear layer over each layer's states, with a bias. The
             published language models have one, with states twice as large. Default: the states are the outputs.
+
+    Raises:
+        InputError: A size is below 1, or `dropout` is not at least 0 and below 1.
     """
 
     num_gates = 2

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import lit_tbptt
 from lit_tbptt import InputError, LitLanguageModel, TextLanesDataModule, TextModel, TorchCore
-from lit_tbptt.cores.base import check_core
+from lit_tbptt.cores.checks import check_core
 from lit_tbptt.random_state import random_state
 
 LANES, STEPS, FEATURES, UNITS = 3, 11, 7, 5
