@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lit_tbptt.cores.customized import is_customized
 from lit_tbptt.cores.joining import join_in_time
 from lit_tbptt.tbptt.state import State, check_versions, versions
 
@@ -22,7 +23,8 @@ class RecurrentCore(nn.Module, ABC):
     Attributes:
         input_size: Features per time step that `forward` takes.
         output_size: Features per time step that `forward` returns.
-        init_args: The arguments this core was built with, by name. They may include other cores.
+        init_args: The arguments this core was built with, by name, also those of `**options`. They may include other
+            cores.
         noise: The return value of `begin_window` for the current window; ignored in eval mode.
         time_first: Whether the core is faster on `[lane, time, feature]` inputs stored time-first in memory.
     """
@@ -35,11 +37,22 @@ class RecurrentCore(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "RecurrentCore":
         core = super().__new__(cls)
+        signature = inspect.signature(cls.__init__)
         # Partial: copying and unpickling pass no arguments, and set init_args later.
-        bound = inspect.signature(cls.__init__).bind_partial(core, *args, **kwargs)
+        bound = signature.bind_partial(core, *args, **kwargs)
         bound.apply_defaults()
-        core.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
+        arguments = dict(list(bound.arguments.items())[1:])
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(name)
+            elif parameter.kind is parameter.VAR_POSITIONAL and (values := arguments.pop(name, ())):
+                arguments[f"*{name}"] = values  # refused by `describe`
+        core.__dict__["init_args"] = arguments
         return core
+
+    def _describe_argument(self, given: Any, plain: Any) -> None:
+        """Replaces an argument in `init_args`, wherever a constructor has it: that of a subclass may have others."""
+        self.init_args = {name: plain if value is given else value for name, value in self.init_args.items()}
 
     @abstractmethod
     def forward(
@@ -102,6 +115,6 @@ class OnePassCore(RecurrentCore):
     def forward_through(
         self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
     ) -> tuple[Float[Tensor, "lane time output"], State, State]:
-        if type(self).forward is not OnePassCore.forward:  # overridden by a subclass: run that
+        if type(self).forward is not OnePassCore.forward or is_customized(self):  # run what the user has added
             return super().forward_through(inputs, state, far_edge)
         return self._run(inputs, state, far_edge)

@@ -66,7 +66,8 @@ class HuggingFaceCore(RecurrentCore):
         pretrained: A folder that `save_pretrained` of `transformers` wrote, or a model's name on the Hugging Face Hub:
             the blocks are read from there, and the settings above come from there too. A language model with the
             same tokenizer also starts with its embedding and output layer. A checkpoint does not need the folder:
-            `init_args` has the model's settings instead.
+            `init_args` has the model's settings instead. A subclass with a constructor of its own has that one's
+            arguments there, so its checkpoints need the folder.
         input_size: Input features per time step. If it is given, a linear layer maps these to `hidden_size` features.
 
     Raises:
@@ -97,14 +98,15 @@ class HuggingFaceCore(RecurrentCore):
             self.__dict__["tokens"] = pretrained, *_token_weights(model)
             model = model.base_model
             others = {name: value for name, value in settings.items() if name not in _ARGUMENTS}
-            self.init_args = {
-                "model_type": model_type,
-                "hidden_size": settings["hidden_size"],
-                "num_layers": settings["num_hidden_layers"],
-                "config": others,
-                "pretrained": None,
-                "input_size": input_size,
-            }
+            if type(self).__init__ is HuggingFaceCore.__init__:  # otherwise the arguments are those of a subclass
+                self.init_args = {
+                    "model_type": model_type,
+                    "hidden_size": settings["hidden_size"],
+                    "num_layers": settings["num_hidden_layers"],
+                    "config": others,
+                    "pretrained": None,
+                    "input_size": input_size,
+                }
         self.kind = BLOCK_KINDS[model_type]
         self.output_size = settings["hidden_size"]
         self.input_size = self.output_size if input_size is None else input_size

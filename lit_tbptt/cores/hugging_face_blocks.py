@@ -10,7 +10,6 @@ import sys
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -51,8 +50,3 @@ class BlockKind(ABC):
 def module_of(block: nn.Module) -> Any:
     """Returns the module of `transformers` in which the class of a block is defined."""
     return sys.modules[type(block).__module__]
-
-
-def accumulator(weight: Tensor, *sizes: int) -> Tensor:
-    """Returns zeros on the weight's device; sums over many time steps need float32 or more."""
-    return weight.new_zeros(sizes, dtype=torch.promote_types(weight.dtype, torch.float32))

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_tbptt.cores.hugging_face_blocks import BlockKind, BlockState, accumulator, module_of
+from lit_tbptt.cores.hugging_face_blocks import BlockKind, BlockState, module_of
 from lit_tbptt.errors import InputError
+from lit_tbptt.tbptt.state import accumulator
 
 
 class RWKVBlocks(BlockKind):

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_tbptt.cores.hugging_face_blocks import BlockKind, BlockState, accumulator
+from lit_tbptt.cores.hugging_face_blocks import BlockKind, BlockState
+from lit_tbptt.tbptt.state import accumulator
 
 
 class XLSTMBlocks(BlockKind):

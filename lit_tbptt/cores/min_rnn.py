@@ -10,13 +10,14 @@ from torch.nn.functional import logsigmoid
 from lit_tbptt.cores.base import OnePassCore
 from lit_tbptt.cores.checks import check_probabilities, check_sizes
 from lit_tbptt.cores.scan import scan
-from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt.state import State, accumulator
 
 
 class _MinRNN(OnePassCore):
     """h_t = (1 - z_t) h_{t-1} + z_t g(V x_t), with g(v) = v + 1/2 if v >= 0, otherwise sigmoid(v).
 
-    The recurrence runs in float32 at least; the matrix products in the dtype of the weights, or of autocast.
+    The recurrence and its state are in float32 at least, the matrix products in the dtype of the weights or of
+    autocast.
     """
 
     time_first = True
@@ -53,11 +54,11 @@ class _MinRNN(OnePassCore):
         """Returns z_t, given W x_t."""
 
     def initial_state(self, num_lanes: int) -> State:
-        """Returns `[lane, layer, feature]`; zeros unless they are learned."""
+        """Returns `[lane, layer, feature]` in float32 at least; zeros unless they are learned."""
         weight = self.gates[0].weight
         assert isinstance(weight, Tensor)
-        zeros = weight.new_zeros(num_lanes, len(self.gates), self.hidden_size)
-        return {"hidden": zeros if self.initial is None else self.initial.expand_as(zeros)}
+        zeros = accumulator(weight, num_lanes, len(self.gates), self.hidden_size)
+        return {"hidden": zeros if self.initial is None else self.initial.to(zeros.dtype).expand_as(zeros)}
 
     def _run(self, inputs: Tensor, state: State, far_edge: int) -> tuple[Tensor, State, State]:
         given, outputs = state["hidden"], inputs

@@ -1,6 +1,6 @@
 """Stack: cores on top of each other, with skip connections, normalization and dropout between them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -53,7 +53,7 @@ class Stack(RecurrentCore):
 
     def __init__(
         self,
-        cores: Sequence[RecurrentCore],
+        cores: Iterable[RecurrentCore],
         skip: Literal["none", "residual", "dense"] = "none",
         norm: Literal["layer", "rms"] | None = None,
         dropout: float = 0.0,
@@ -67,6 +67,7 @@ class Stack(RecurrentCore):
             if value not in choices:
                 raise InputError(f"{name}={value!r}: must be {', '.join(map(str, choices[:-1]))} or {choices[-1]}")
         check_probabilities(dropout=dropout)
+        given, cores = cores, list(cores)
         if not cores:
             raise InputError("cores=[]: at least one is needed")
         for core in cores:
@@ -74,6 +75,7 @@ class Stack(RecurrentCore):
         if len(set(map(id, cores))) < len(cores):
             raise InputError("cores: one of them is given twice, and a checkpoint cannot share weights; make one each")
         super().__init__()
+        self._describe_argument(given, cores)
         self.cores = cast(Sequence[RecurrentCore], nn.ModuleList(cores))
         self.skip = skip
         self.dropout = dropout
