@@ -214,12 +214,10 @@ def _check_direction(module: nn.Module, time_first: bool) -> None:
         )
 
 
-def _initial_maker(module: nn.Module, given: Any) -> Callable[[int], State] | None:
+def _initial_maker(module: nn.Module, given: Callable[[int], State] | None) -> Callable[[int], State] | None:
     """Returns what makes the initial state; None: nothing does."""
-    if callable(given):
-        return given
     if given is not None:
-        raise InputError(f"initial_state={_shape(given)}: must be a function of the number of lanes")
+        return given
     own = {name: getattr(module, name, None) for name in ("initial_state", "init_state")}
     for value in own.values():
         if callable(value):

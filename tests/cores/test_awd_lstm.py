@@ -211,7 +211,9 @@ def test_masks_that_were_not_drawn_are_asked_for():
         RecurrentLM(WORDS, AWDLSTM(4, 2, input_size=3), vocabulary_dropout=1.0)
 
 
-@pytest.mark.parametrize("part", [lambda core: core.layers[1], lambda core: core.layers[1].rnn[0]])
+@pytest.mark.parametrize(
+    "part", [lambda core: core.layers[1], lambda core: core.layers[1].rnn[0]], ids=["layer", "module"]
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_hooks_of_layers_are_called_and_may_change_outputs(part, training):
     core = core_of().train(training)

@@ -122,7 +122,9 @@ def smooth(form):
     return lambda *tensors: form(*tensors).sin().sum()
 
 
-FORMS = pytest.mark.parametrize("form", [lambda *each: scan(*each, 1), lambda *each: scan(*each, 3)])
+FORMS = pytest.mark.parametrize(
+    "form", [lambda *each: scan(*each, 1), lambda *each: scan(*each, 3)], ids=["loop", "chunks"]
+)
 
 
 @FORMS

@@ -178,8 +178,6 @@ def test_a_tensor_as_the_initial_state_of_a_module_is_refused(name):
     other = {"initial_state": "init_state", "init_state": "initial_state"}[name]
     setattr(module, other, start)
     assert TorchCore(module).initial_state(LANES)["sum"].shape == (LANES, FEATURES)
-    with pytest.raises(InputError, match=r"initial_state=\(7,\): must be a function of the number of lanes"):
-        TorchCore(Summing(), initial_state=torch.zeros(FEATURES))
 
 
 def test_a_module_that_takes_no_none_is_explained():
