@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import dropout as drop
 
-from lit_tbptt.cores.base import OnePassCore, check_noise, check_sizes, shared_mask
+from lit_tbptt.cores.base import OnePassCore
+from lit_tbptt.cores.checks import check_probabilities, check_sizes
+from lit_tbptt.cores.customized import is_customized
+from lit_tbptt.cores.masks import check_noise, shared_mask
 from lit_tbptt.cores.rnn import LSTM
-from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
 
@@ -49,9 +52,7 @@ class AWDLSTM(OnePassCore):
     ) -> None:
         output_size = input_size if output_size is None else output_size
         check_sizes(hidden_size=hidden_size, num_layers=num_layers, input_size=input_size, output_size=output_size)
-        for name, probability in (("weight_drop", weight_drop), ("dropout", dropout)):
-            if not 0 <= probability < 1:
-                raise InputError(f"{name}={probability}: must be at least 0 and below 1")
+        check_probabilities(weight_drop=weight_drop, dropout=dropout)
         super().__init__()
         self.input_size = input_size
         self.output_size = output_size
@@ -113,12 +114,15 @@ class _Layer(LSTM):
         if self.noise is None:
             return super()._call(module, inputs, state)
         dropped = module.weight_hh_l0 * self.noise
+        if is_customized(module):
+            outputs, after = functional_call(module, {"weight_hh_l0": dropped}, (inputs, state))
+            return outputs, after
         weights = [module.weight_ih_l0, dropped, module.bias_ih_l0, module.bias_hh_l0]
         if dropped.is_cuda:
             # In the order in which cuDNN stores them; otherwise it would warn, and copy them itself.
             flat = torch.cat([weight.flatten() for weight in weights]).split([weight.numel() for weight in weights])
             weights = [part.view_as(weight) for part, weight in zip(flat, weights, strict=True)]
-        # The function that nn.LSTM calls. With torch.func.functional_call, nn.LSTM would move its parameters to other
-        # memory on a GPU, in every call.
+        # The function that nn.LSTM calls. With functional_call, nn.LSTM would move its parameters to other memory on a
+        # GPU, in every call.
         outputs, *after = torch.lstm(inputs, state, weights, True, 1, 0.0, True, False, True)
         return outputs, tuple(after)

@@ -2,15 +2,13 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.errors import InputError
-from lit_tbptt.random_state import shared_generator
+from lit_tbptt.cores.customized import is_customized
+from lit_tbptt.cores.joining import join_in_time
 from lit_tbptt.tbptt.state import State, check_versions, versions
 
 
@@ -25,7 +23,8 @@ class RecurrentCore(nn.Module, ABC):
     Attributes:
         input_size: Features per time step that `forward` takes.
         output_size: Features per time step that `forward` returns.
-        init_args: The arguments this core was built with, by name. They may include other cores.
+        init_args: The arguments this core was built with, by name, also those of `**options`. They may include other
+            cores.
         noise: The return value of `begin_window` for the current window; ignored in eval mode.
         time_first: Whether the core is faster on `[lane, time, feature]` inputs stored time-first in memory.
     """
@@ -38,11 +37,22 @@ class RecurrentCore(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "RecurrentCore":
         core = super().__new__(cls)
+        signature = inspect.signature(cls.__init__)
         # Partial: copying and unpickling pass no arguments, and set init_args later.
-        bound = inspect.signature(cls.__init__).bind_partial(core, *args, **kwargs)
+        bound = signature.bind_partial(core, *args, **kwargs)
         bound.apply_defaults()
-        core.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
+        arguments = dict(list(bound.arguments.items())[1:])
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(name)
+            elif parameter.kind is parameter.VAR_POSITIONAL and (values := arguments.pop(name, ())):
+                arguments[f"*{name}"] = values  # refused by `describe`
+        core.__dict__["init_args"] = arguments
         return core
+
+    def _describe_argument(self, given: Any, plain: Any) -> None:
+        """Replaces an argument in `init_args`, wherever a constructor has it: that of a subclass may have others."""
+        self.init_args = {name: plain if value is given else value for name, value in self.init_args.items()}
 
     @abstractmethod
     def forward(
@@ -105,88 +115,6 @@ class OnePassCore(RecurrentCore):
     def forward_through(
         self, inputs: Float[Tensor, "lane time feature"], state: State, far_edge: int
     ) -> tuple[Float[Tensor, "lane time output"], State, State]:
-        if type(self).forward is not OnePassCore.forward:  # overridden by a subclass: run that
+        if type(self).forward is not OnePassCore.forward or is_customized(self):  # run what the user has added
             return super().forward_through(inputs, state, far_edge)
         return self._run(inputs, state, far_edge)
-
-
-def join_in_time(before: Float[Tensor, "lane time output"], rest: Float[Tensor, "lane later output"]) -> Tensor:
-    """Concatenates outputs in time, in the memory order they have, in which dropout masks are drawn."""
-    return _join([before, rest], 1)
-
-
-def join_features(parts: Sequence[Float[Tensor, "lane time _"]]) -> Float[Tensor, "lane time feature"]:
-    """Concatenates features, in the memory order of the first part."""
-    return _join(parts, 2)
-
-
-def _join(parts: Sequence[Tensor], axis: int) -> Tensor:
-    order = sorted(range(3), key=parts[0].stride, reverse=True)
-    joined = torch.cat([part.permute(order) for part in parts], order.index(axis))
-    return joined.permute([order.index(each) for each in range(3)])
-
-
-def is_customized(module: nn.Module) -> bool:
-    """Returns whether the user has customized the module: with hooks, a `forward` set on it, or by compiling it."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
-
-
-def check_sizes(**sizes: int | None) -> None:
-    """Checks that the given sizes are at least 1.
-
-    Raises:
-        InputError: One is not.
-    """
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name}={value}: must be 1 or more")
-
-
-def shared_mask(like: Tensor, probability: float) -> Tensor:
-    """Returns a dropout mask of a tensor's shape, 0 or 1 / (1 - probability), which is the same on all ranks."""
-    kept = torch.empty_like(like).bernoulli_(1 - probability, generator=shared_generator(like.device))
-    return kept.div_(1 - probability)
-
-
-def check_noise(noise: Any, setting: str) -> None:
-    """Checks that the noise of a window was drawn.
-
-    Args:
-        noise: What `begin_window` returned.
-        setting: The setting that needs it, for the message.
-
-    Raises:
-        InputError: There is none.
-    """
-    if noise is None:
-        raise InputError(
-            f"{setting}: the masks of a window are drawn by begin_window(num_lanes); set `noise` to what it returns, "
-            "as Truncation does, or call eval()"
-        )
-
-
-def check_core(core: Any) -> None:
-    """Checks that an argument is a core.
-
-    Raises:
-        InputError: It is not.
-    """
-    if isinstance(core, RecurrentCore):
-        return
-    if isinstance(core, nn.RNNBase):
-        sizes = f"hidden_size={core.hidden_size}, num_layers={core.num_layers}, input_size={core.input_size}"
-        name = type(core).__name__
-        raise InputError(
-            f"core: a torch.nn.{name} has the lane axis of its state second; give lit_tbptt.{name}({sizes}), which "
-            "wraps one"
-        )
-    if isinstance(core, type) and issubclass(core, RecurrentCore):
-        raise InputError(f"core={core.__name__}: this is the class; give an object of it, {core.__name__}(...)")
-    if isinstance(core, nn.Module):
-        name = type(core).__name__
-        raise InputError(
-            f"core: a {name} is no RecurrentCore; lit_tbptt.TorchCore(module) makes one of a module that is called as "
-            "module(inputs, state) and returns (outputs, state)"
-        )
-    raise InputError(f"core={core!r}: must be a RecurrentCore, such as lit_tbptt.LSTM(hidden_size=256)")

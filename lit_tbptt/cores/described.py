@@ -11,7 +11,17 @@ from lit_tbptt.errors import InputError
 
 
 def describe(core: RecurrentCore) -> dict[str, Any]:
-    """Returns the class of a core, by its name on the command line, and its arguments; cores in these alike."""
+    """Returns the class of a core, by its name on the command line, and its arguments; cores in these alike.
+
+    Raises:
+        InputError: An argument has no name.
+    """
+    for name, values in core.init_args.items():
+        if name.startswith("*"):
+            raise InputError(
+                f"core={type(core).__qualname__}: its constructor took {values} as {name}, and a checkpoint keeps "
+                "arguments by name; give each a name there"
+            )
     module = "lit_tbptt" if type(core) in vars(cores).values() else type(core).__module__
     arguments = tree_map(lambda value: describe(value) if isinstance(value, RecurrentCore) else value, core.init_args)
     return {"class_path": f"{module}.{type(core).__qualname__}", "init_args": arguments}

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import RecurrentCore, check_sizes
+from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.checks import check_sizes
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 

@@ -4,13 +4,13 @@ import importlib
 import os
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.checks import check_sizes
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt.state import State, cast_like
+from lit_tbptt.tbptt.state import State, accumulator, cast_like
 
 
 class FlaCore(RecurrentCore):
@@ -29,10 +29,11 @@ class FlaCore(RecurrentCore):
             its state in another layout.
 
     Raises:
-        InputError: The package is missing, or the layer's class refuses its arguments.
+        InputError: `hidden_size` is below 1, the package is missing, or the layer's class refuses its arguments.
     """
 
     def __init__(self, layer: str, hidden_size: int = 256, options: dict[str, Any] | None = None) -> None:
+        check_sizes(hidden_size=hidden_size)
         super().__init__()
         options = options or {}
         if layer not in _LEAVES:
@@ -61,10 +62,9 @@ class FlaCore(RecurrentCore):
         """
         weight = self.layer.o_proj.weight
         recurrent, inputs = self._leaves(self.layer)
-        # The kernels accumulate in float32, whatever the weights have.
-        dtype = torch.promote_types(weight.dtype, torch.float32)
         return {
-            "recurrent": weight.new_zeros(num_lanes, *recurrent, dtype=dtype),
+            # The kernels accumulate in float32, whatever the weights have.
+            "recurrent": accumulator(weight, num_lanes, *recurrent),
             "inputs": tuple(weight.new_zeros(num_lanes, *sizes) for sizes in inputs),
         }
 

@@ -10,9 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import RecurrentCore, check_sizes
-from lit_tbptt.cores.hugging_face_blocks import BlockKind, RWKVBlocks, XLSTMBlocks
+from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.checks import check_sizes
+from lit_tbptt.cores.hugging_face_blocks import BlockKind
 from lit_tbptt.cores.hugging_face_mamba import Mamba2Blocks, MambaBlocks
+from lit_tbptt.cores.hugging_face_rwkv import RWKVBlocks
+from lit_tbptt.cores.hugging_face_xlstm import XLSTMBlocks
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State, cast_like
 
@@ -38,6 +41,13 @@ REFUSED: dict[str, str] = {
 }
 """Model types that cannot be carried, and why."""
 
+_ARGUMENTS = ("hidden_size", "num_hidden_layers")
+# Settings that say nothing about the blocks.
+_NOT_OURS = {
+    *("architectures", "dtype", "model_type", "transformers_version", "use_cache", "vocab_size"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
+}
+
 
 class HuggingFaceCore(RecurrentCore):
     """A recurrent model of `transformers`, without its embedding and its output layer.
@@ -56,7 +66,8 @@ class HuggingFaceCore(RecurrentCore):
         pretrained: A folder that `save_pretrained` of `transformers` wrote, or a model's name on the Hugging Face Hub:
             the blocks are read from there, and the settings above come from there too. A language model with the
             same tokenizer also starts with its embedding and output layer. A checkpoint does not need the folder:
-            `init_args` has the model's settings instead.
+            `init_args` has the model's settings instead. A subclass with a constructor of its own has that one's
+            arguments there, so its checkpoints need the folder.
         input_size: Input features per time step. If it is given, a linear layer maps these to `hidden_size` features.
 
     Raises:
@@ -87,14 +98,15 @@ class HuggingFaceCore(RecurrentCore):
             self.__dict__["tokens"] = pretrained, *_token_weights(model)
             model = model.base_model
             others = {name: value for name, value in settings.items() if name not in _ARGUMENTS}
-            self.init_args = {
-                "model_type": model_type,
-                "hidden_size": settings["hidden_size"],
-                "num_layers": settings["num_hidden_layers"],
-                "config": others,
-                "pretrained": None,
-                "input_size": input_size,
-            }
+            if type(self).__init__ is HuggingFaceCore.__init__:  # otherwise the arguments are those of a subclass
+                self.init_args = {
+                    "model_type": model_type,
+                    "hidden_size": settings["hidden_size"],
+                    "num_layers": settings["num_hidden_layers"],
+                    "config": others,
+                    "pretrained": None,
+                    "input_size": input_size,
+                }
         self.kind = BLOCK_KINDS[model_type]
         self.output_size = settings["hidden_size"]
         self.input_size = self.output_size if input_size is None else input_size
@@ -141,14 +153,6 @@ class HuggingFaceCore(RecurrentCore):
             features, block_state = self.kind.run(block, features, dict(zip(state, leaves, strict=True)))
             after.append(block_state)
         return self.norm(features).to(dtype), cast_like(_stacked(after), state)
-
-
-_ARGUMENTS = ("hidden_size", "num_hidden_layers")
-# Settings that say nothing about the blocks.
-_NOT_OURS = {
-    *("architectures", "dtype", "model_type", "transformers_version", "use_cache", "vocab_size"),
-    *("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
-}
 
 
 def _stacked(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.cores.hugging_face_blocks import BlockKind, BlockState, accumulator, module_of
+from lit_tbptt.cores.hugging_face_blocks import BlockKind, BlockState, module_of
+from lit_tbptt.tbptt.state import accumulator
 
 
 class MambaBlocks(BlockKind):

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import check_sizes
 from lit_tbptt.cores.cell import Cell
+from lit_tbptt.cores.checks import check_sizes
 from lit_tbptt.tbptt.state import State
 
 

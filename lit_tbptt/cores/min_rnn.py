@@ -7,16 +7,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from lit_tbptt.cores.base import OnePassCore, check_sizes
+from lit_tbptt.cores.base import OnePassCore
+from lit_tbptt.cores.checks import check_probabilities, check_sizes
 from lit_tbptt.cores.scan import scan
-from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt.state import State
+from lit_tbptt.tbptt.state import State, accumulator
 
 
 class _MinRNN(OnePassCore):
     """h_t = (1 - z_t) h_{t-1} + z_t g(V x_t), with g(v) = v + 1/2 if v >= 0, otherwise sigmoid(v).
 
-    The recurrence runs in float32 at least; the matrix products in the dtype of the weights, or of autocast.
+    The recurrence and its state are in float32 at least, the matrix products in the dtype of the weights or of
+    autocast.
     """
 
     time_first = True
@@ -32,8 +33,7 @@ class _MinRNN(OnePassCore):
         output_size: int | None = None,
     ) -> None:
         check_sizes(hidden_size=hidden_size, num_layers=num_layers, input_size=input_size, output_size=output_size)
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout}: must be at least 0 and below 1")
+        check_probabilities(dropout=dropout)
         super().__init__()
         self.input_size = hidden_size if input_size is None else input_size
         self.output_size = hidden_size if output_size is None else output_size
@@ -54,11 +54,11 @@ class _MinRNN(OnePassCore):
         """Returns z_t, given W x_t."""
 
     def initial_state(self, num_lanes: int) -> State:
-        """Returns `[lane, layer, feature]`; zeros unless they are learned."""
+        """Returns `[lane, layer, feature]` in float32 at least; zeros unless they are learned."""
         weight = self.gates[0].weight
         assert isinstance(weight, Tensor)
-        zeros = weight.new_zeros(num_lanes, len(self.gates), self.hidden_size)
-        return {"hidden": zeros if self.initial is None else self.initial.expand_as(zeros)}
+        zeros = accumulator(weight, num_lanes, len(self.gates), self.hidden_size)
+        return {"hidden": zeros if self.initial is None else self.initial.to(zeros.dtype).expand_as(zeros)}
 
     def _run(self, inputs: Tensor, state: State, far_edge: int) -> tuple[Tensor, State, State]:
         given, outputs = state["hidden"], inputs
@@ -96,6 +96,9 @@ class MinGRU(_MinRNN):
         input_size: Input features per time step. Default: `hidden_size`.
         output_size: Output features per time step, of a linear layer over each layer's states, with a bias. The
             published language models have one, with states twice as large. Default: the states are the outputs.
+
+    Raises:
+        InputError: A size is below 1, or `dropout` is not at least 0 and below 1.
     """
 
     num_gates = 1
@@ -118,6 +121,9 @@ class MinLSTM(_MinRNN):
         input_size: Input features per time step. Default: `hidden_size`.
         output_size: Output features per time step, of a linear layer over each layer's states, with a bias. The
             published language models have one, with states twice as large. Default: the states are the outputs.
+
+    Raises:
+        InputError: A size is below 1, or `dropout` is not at least 0 and below 1.
     """
 
     num_gates = 2

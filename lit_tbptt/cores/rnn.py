@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import OnePassCore, check_sizes, join_in_time
-from lit_tbptt.errors import InputError
+from lit_tbptt.cores.base import OnePassCore
+from lit_tbptt.cores.checks import check_probabilities, check_sizes
+from lit_tbptt.cores.joining import join_in_time
 from lit_tbptt.tbptt.state import State
 
 _Layers = tuple[Tensor, ...]
@@ -31,8 +32,7 @@ class _TorchRNN(OnePassCore):
         **options: Any,
     ) -> None:
         check_sizes(hidden_size=hidden_size, num_layers=num_layers, input_size=input_size)
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout}: must be at least 0 and below 1")
+        check_probabilities(dropout=dropout)
         super().__init__()
         self.input_size = hidden_size if input_size is None else input_size
         self.output_size = hidden_size
@@ -110,6 +110,9 @@ class RNN(_TorchRNN):
         dropout: Probability of dropping a feature between layers, in training.
         learned_initial_state: Whether the initial state is a trained parameter; otherwise it is zero.
         input_size: Input features per time step. Default: `hidden_size`.
+
+    Raises:
+        InputError: A size is below 1, or `dropout` is not at least 0 and below 1.
     """
 
     def __init__(
@@ -135,6 +138,9 @@ class LSTM(_TorchRNN):
         dropout: Probability of dropping a feature between layers, in training.
         learned_initial_state: Whether the initial state is a trained parameter; otherwise it is zero.
         input_size: Input features per time step. Default: `hidden_size`.
+
+    Raises:
+        InputError: A size is below 1, or `dropout` is not at least 0 and below 1.
     """
 
     state_names = ("hidden", "cell")
@@ -159,6 +165,9 @@ class GRU(_TorchRNN):
         dropout: Probability of dropping a feature between layers, in training.
         learned_initial_state: Whether the initial state is a trained parameter; otherwise it is zero.
         input_size: Input features per time step. Default: `hidden_size`.
+
+    Raises:
+        InputError: A size is below 1, or `dropout` is not at least 0 and below 1.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Stack: cores on top of each other, with skip connections, normalization and dropout between them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -9,7 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
-from lit_tbptt.cores.base import RecurrentCore, check_core, is_customized, join_features
+from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.checks import check_core, check_probabilities
+from lit_tbptt.cores.customized import is_customized
+from lit_tbptt.cores.joining import join_features
+from lit_tbptt.cores.masks import check_noise
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
@@ -49,7 +53,7 @@ class Stack(RecurrentCore):
 
     def __init__(
         self,
-        cores: Sequence[RecurrentCore],
+        cores: Iterable[RecurrentCore],
         skip: Literal["none", "residual", "dense"] = "none",
         norm: Literal["layer", "rms"] | None = None,
         dropout: float = 0.0,
@@ -62,8 +66,8 @@ class Stack(RecurrentCore):
         ):
             if value not in choices:
                 raise InputError(f"{name}={value!r}: must be {', '.join(map(str, choices[:-1]))} or {choices[-1]}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout}: must be at least 0 and below 1")
+        check_probabilities(dropout=dropout)
+        given, cores = cores, list(cores)
         if not cores:
             raise InputError("cores=[]: at least one is needed")
         for core in cores:
@@ -71,6 +75,7 @@ class Stack(RecurrentCore):
         if len(set(map(id, cores))) < len(cores):
             raise InputError("cores: one of them is given twice, and a checkpoint cannot share weights; make one each")
         super().__init__()
+        self._describe_argument(given, cores)
         self.cores = cast(Sequence[RecurrentCore], nn.ModuleList(cores))
         self.skip = skip
         self.dropout = dropout
@@ -150,11 +155,7 @@ class Stack(RecurrentCore):
     def _drop(self, outputs: Tensor, number: int) -> Tensor:
         if self.dropout_over_time == "free" or not (self.training and self.dropout):
             return drop(outputs, self.dropout, self.training)
-        if self.noise is None:
-            raise InputError(
-                "dropout_over_time='shared': the masks of a window are drawn by begin_window(num_lanes); set `noise` "
-                "to what it returns, as Truncation does, or call eval()"
-            )
+        check_noise(self.noise, "dropout_over_time='shared'")
         return outputs * self.noise["masks"][number].to(outputs.dtype)
 
 

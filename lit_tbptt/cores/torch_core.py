@@ -44,7 +44,8 @@ class TorchCore(RecurrentCore):
             `hidden_size` (`proj_size` if it is above 0).
 
     Raises:
-        InputError: A size is not known, or the module reads later inputs or has its axes in another order.
+        InputError: A size is not known, the module reads later inputs or has its axes in another order, or its
+            `initial_state` is a tensor and not a method.
     """
 
     def __init__(
@@ -69,13 +70,11 @@ class TorchCore(RecurrentCore):
         self.time_first = time_first
         self.input_size = _size(module, "input_size", input_size, getattr(module, "input_size", None))
         self.output_size = _size(module, "output_size", output_size, getattr(module, "output_size", own))
-        self._make_initial = (
-            initial_state or getattr(module, "initial_state", None) or getattr(module, "init_state", None)
-        )
+        self._make_initial = _initial_maker(module, initial_state)
         self._found: dict[tuple[torch.device, torch.dtype], State] = {}
-        if self.init_args.get("module") is module:  # not those of a subclass
-            named = None if initial_state is None else getattr(initial_state, "__qualname__", repr(initial_state))
-            self.init_args = {**self.init_args, "module": str(module), "initial_state": named}
+        self._describe_argument(module, str(module))
+        if initial_state is not None:
+            self._describe_argument(initial_state, getattr(initial_state, "__qualname__", repr(initial_state)))
 
     def initial_state(self, num_lanes: int) -> State:
         """Returns the module's initial state, with the lane axis moved to the front.
@@ -213,6 +212,25 @@ def _check_direction(module: nn.Module, time_first: bool) -> None:
         raise InputError(
             f"time_first={time_first} with {name}(batch_first={batch_first}): set time_first to {not time_first}"
         )
+
+
+def _initial_maker(module: nn.Module, given: Callable[[int], State] | None) -> Callable[[int], State] | None:
+    """Returns what makes the initial state; None: nothing does."""
+    if given is not None:
+        return given
+    own = {name: getattr(module, name, None) for name in ("initial_state", "init_state")}
+    for value in own.values():
+        if callable(value):
+            return value
+    for name, value in own.items():
+        # Not expanded here: an axis of size 1 may be that of the lanes, or of the layers.
+        if value is not None:
+            raise InputError(
+                f"{type(module).__name__}.{name} is a {type(value).__name__} and not a method, so it is not known "
+                "which axis has the lanes: pass initial_state=, a function of their number, such as "
+                f"lambda num_lanes: module.{name}.expand(num_lanes, -1)"
+            )
+    return None
 
 
 def _size(module: nn.Module, name: str, given: int | None, own: Any) -> int:

@@ -13,7 +13,7 @@ from lit_tbptt.tbptt.state import State
 _LARGEST_SEED = 2**63 - 1
 
 
-class Generator(nn.Module):
+class TextGeneration(nn.Module):
     """The part of a language model that generates text, with the state carried from token to token.
 
     Attributes:

@@ -7,15 +7,12 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from lit_tbptt.cores import RecurrentCore
-from lit_tbptt.cores.base import (
-    check_core,
-    check_noise,
-    is_customized,
-    shared_mask,
-)
+from lit_tbptt.cores.checks import check_core, check_probabilities
+from lit_tbptt.cores.customized import is_customized
+from lit_tbptt.cores.masks import check_noise, shared_mask
 from lit_tbptt.errors import InputError
 from lit_tbptt.models.adaptive_softmax import Adaptive
-from lit_tbptt.models.generation import Generator
+from lit_tbptt.models.generation import TextGeneration
 from lit_tbptt.models.metrics import summed_nats
 from lit_tbptt.models.output_layer import can_join, linear_nats
 from lit_tbptt.models.penalties import OutputPenalties
@@ -24,7 +21,7 @@ from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
 
 
-class RecurrentLM(Task, Generator):
+class RecurrentLM(Task, TextGeneration):
     """Predicts the next token from the previous tokens, which the state of the core summarizes.
 
     It is a task, so `Truncation` can run it directly on windows of token ids. The loss is the summed negative
@@ -69,10 +66,9 @@ class RecurrentLM(Task, Generator):
         self.penalties = OutputPenalties(activation_penalty, temporal_penalty)
         if dropout_over_time not in ("free", "shared"):
             raise InputError(f"dropout_over_time={dropout_over_time!r}: must be free or shared")
-        dropouts = {"embedding_dropout": embedding_dropout, "output_dropout": output_dropout}
-        for name, value in (dropouts | {"vocabulary_dropout": vocabulary_dropout}).items():
-            if not 0 <= value < 1:
-                raise InputError(f"{name}={value}: must be at least 0 and below 1")
+        check_probabilities(
+            embedding_dropout=embedding_dropout, output_dropout=output_dropout, vocabulary_dropout=vocabulary_dropout
+        )
         self.embedding = nn.Embedding(vocabulary_size, core.input_size)
         self.embedding_dropout = embedding_dropout
         self.vocabulary_dropout = vocabulary_dropout

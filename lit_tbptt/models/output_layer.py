@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lit_tbptt.cores.base import is_customized
+from lit_tbptt.cores.customized import is_customized
 from lit_tbptt.models.metrics import summed_nats
 
 FEWEST_WORDS = 128

@@ -17,7 +17,7 @@ that a task may use. cuDNN's recurrent layers have no second derivative, so `lin
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import reduce as reduce_left
+from functools import reduce
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Linearization:
         parameters: The tensors that a vector belongs to.
         denominator: What the summed loss is divided by: the number of targets of all ranks, or 1.
         hidden: A pytree of hidden states with their graph, for structural damping. None: there is none.
-        reduce: Sums a flat tensor over the ranks. None: there is one rank.
+        sum_over_ranks: Sums a flat tensor over the ranks. None: there is one rank.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class Linearization:
         parameters: Iterable[Tensor],
         denominator: Tensor | float | int = 1,
         hidden: Any = None,
-        reduce: Callable[[Tensor], Tensor] | None = None,
+        sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.parameters = list(parameters)
         self.denominator = denominator
         self.has_hidden = hidden is not None
-        self.reduce = reduce
+        self.sum_over_ranks = sum_over_ranks
         with torch.enable_grad():
             leaves, structure = tree_flatten(outputs)
             self._places = [leaf.detach() for leaf in leaves]
@@ -95,9 +95,9 @@ class Linearization:
         pushed = [*_gradients(self._slopes, self._inner, changes[:split]), *(structural * c for c in changes[split:])]
         used = slice(None) if structural else slice(split)
         product = [part / self.denominator for part in _gradients(self._ends[used], self.parameters, pushed[used])]
-        if self.reduce is None:
+        if self.sum_over_ranks is None:
             return product
-        flat = self.reduce(torch.cat([part.flatten() for part in product]))
+        flat = self.sum_over_ranks(torch.cat([part.flatten() for part in product]))
         parts = flat.split([part.numel() for part in product])
         return [part.view_as(like) for part, like in zip(parts, product, strict=True)]
 
@@ -174,7 +174,7 @@ class _Recorded(Task):
     def loss_of_outputs(self, outputs: Sequence[Any]) -> Tensor:
         """Returns the summed loss of outputs like those that were recorded."""
         parts = zip(outputs, self.windows, strict=True)
-        return reduce_left(operator.add, (self.task.outputs_loss(each, window)[0] for each, window in parts))
+        return reduce(operator.add, (self.task.outputs_loss(each, window)[0] for each, window in parts))
 
 
 def linearize(
@@ -185,7 +185,7 @@ def linearize(
     parameters: Iterable[Tensor],
     denominator: Tensor | float | int | None = None,
     hidden: bool = False,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
 ) -> Linearization:
     """Linearizes a task over windows, with the resets, initial states and horizon of its gradient.
 
@@ -202,7 +202,7 @@ def linearize(
         denominator: What the summed loss is divided by. None: the number of targets of these windows.
         hidden: Whether to keep the states after all time steps, for structural damping. The task then runs one time
             step at a time.
-        reduce: Sums a flat tensor over the ranks. None: there is one rank.
+        sum_over_ranks: Sums a flat tensor over the ranks. None: there is one rank.
 
     Raises:
         InputError: The task does not define the two methods.
@@ -223,4 +223,4 @@ def linearize(
     if denominator is None:
         denominator = at_least_1(total)
     states = recorded.states if hidden else None
-    return Linearization(recorded.outputs, recorded.loss_of_outputs, parameters, denominator, states, reduce)
+    return Linearization(recorded.outputs, recorded.loss_of_outputs, parameters, denominator, states, sum_over_ranks)

@@ -117,8 +117,8 @@ class Run:
         """
         set_random_state(self._random)
         divisor = at_least_1(num_targets) if self.loss_reduction == "mean" else 1
-        total = self.agreement.sum if self.agreement.num_ranks > 1 else None
-        return linearize(self.task, self.truncation, (window,), carry, parameters, divisor, hidden, total)
+        sum_over_ranks = self.agreement.sum if self.agreement.num_ranks > 1 else None
+        return linearize(self.task, self.truncation, (window,), carry, parameters, divisor, hidden, sum_over_ranks)
 
     def total_objective(self, cost: RunLoss) -> Float[Tensor, ""]:
         """Returns the same value over the lanes of all ranks, without a graph: what the gradient is of."""

@@ -76,6 +76,11 @@ def _leaves_with_path(state: State) -> list[tuple[Any, Any]]:
     return tree_flatten_with_path(state)[0]
 
 
+def accumulator(weight: Tensor, *sizes: int) -> Tensor:
+    """Returns zeros on the weight's device; sums over many time steps need float32 or more."""
+    return weight.new_zeros(sizes, dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
 def cast_like(state: State, given: State) -> State:
     """Casts every leaf to the dtype of the same leaf of `given`; under autocast a core may return another dtype."""
     return tree_map(lambda leaf, reference: leaf.to(reference.dtype), state, given)

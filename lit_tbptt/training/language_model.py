@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_tbptt.cores import LSTM, RecurrentCore
-from lit_tbptt.cores.base import check_core
+from lit_tbptt.cores.checks import check_core
 from lit_tbptt.cores.described import describe
 from lit_tbptt.data.text.tokenizers import BUILT_IN, Tokenizer
 from lit_tbptt.errors import InputError

@@ -209,3 +209,22 @@ def test_masks_that_were_not_drawn_are_asked_for():
         model(torch.zeros(LANES, 2, dtype=torch.long), model.initial_state(LANES))
     with pytest.raises(InputError, match=r"vocabulary_dropout=1\.0: must be at least 0 and below 1"):
         RecurrentLM(WORDS, AWDLSTM(4, 2, input_size=3), vocabulary_dropout=1.0)
+
+
+@pytest.mark.parametrize(
+    "part", [lambda core: core.layers[1], lambda core: core.layers[1].rnn[0]], ids=["layer", "module"]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_hooks_of_layers_are_called_and_may_change_outputs(part, training):
+    core = core_of().train(training)
+    inputs, state = torch.randn(LANES, STEPS, FEATURES, dtype=torch.float64), core.initial_state(LANES)
+    core.noise = core.begin_window(LANES)
+    expected, _ = core(inputs, state)
+    called = []
+    handle = part(core).register_forward_hook(lambda *given: called.append(given))
+    assert_close(core(inputs, state)[0], expected)
+    core.forward_through(inputs, state, 4)
+    assert len(called) == 3
+    handle.remove()
+    part(core).register_forward_hook(lambda module, given, returned: (-returned[0], returned[1]))
+    assert not torch.allclose(core(inputs, state)[0], expected)

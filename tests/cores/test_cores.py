@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lit_tbptt import GRU, LSTM, RNN, InputError
-from lit_tbptt.cores.base import check_core
+from lit_tbptt.cores.checks import check_core
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from lit_tbptt import HuggingFaceCore, InputError, LitLanguageModel, RecurrentLM, TextLanesDataModule
 from lit_tbptt.cores import hugging_face
+from lit_tbptt.cores.described import build, describe
 
 LANES, STEPS, VOCABULARY = 3, 13, 11
 SETTINGS = {
@@ -79,6 +80,21 @@ def test_a_pretrained_core_is_built_again_without_its_folder(language_model, tmp
     again.load_state_dict(core.state_dict())
     inputs = torch.randn(LANES, STEPS, core.input_size)
     assert_close(again(inputs, again.initial_state(LANES)), core(inputs, core.initial_state(LANES)), rtol=0, atol=0)
+
+
+class OwnPretrained(HuggingFaceCore):
+    """A user's core, whose arguments are others."""
+
+    def __init__(self, folder, width=3):
+        super().__init__(pretrained=folder, input_size=width)
+
+
+def test_a_subclass_keeps_its_own_arguments(transformers, tmp_path):
+    settings = transformers.AutoConfig.for_model("mamba", num_hidden_layers=1, hidden_size=6, vocab_size=VOCABULARY)
+    transformers.AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
+    core = OwnPretrained(str(tmp_path), 4)
+    assert core.init_args == {"folder": str(tmp_path), "width": 4}
+    assert repr(build(describe(core), OwnPretrained)) == repr(core)
 
 
 @pytest.mark.parametrize("tie_weights", [True, False])

@@ -162,6 +162,42 @@ def test_the_recurrence_is_in_float32_if_matrix_products_are_not(core_class, aut
 
 
 @CORES
+@pytest.mark.parametrize("learned_initial_state", [False, True])
+def test_small_updates_of_weights_in_bfloat16_are_carried_from_token_to_token(core_class, learned_initial_state):
+    core = core_class(5, learned_initial_state=learned_initial_state, input_size=FEATURES).bfloat16()
+    with torch.no_grad():
+        core.gates[0].bias[5:10] -= 7
+    inputs, state = torch.ones(2, 900, FEATURES, dtype=torch.bfloat16), core.initial_state(2)
+    _, whole = core(inputs, state)
+    for token in inputs.split(1, 1):
+        _, state = core(token, state)
+    assert state["hidden"].dtype == torch.float32
+    assert_close(state, whole, rtol=1e-4, atol=0.0)
+
+
+@CORES
+def test_functional_transforms_give_the_derivatives_of_autograd(core_class):
+    core = core_class(3, 2, input_size=2).double()
+    inputs, state = torch.randn(4, LANES, 9, 2, dtype=torch.float64), core.initial_state(LANES)
+    weights = {name: weight.detach() for name, weight in core.named_parameters()}
+
+    def loss(weights, inputs):
+        return torch.func.functional_call(core, weights, (inputs, state))[0].sin().sum()
+
+    by_autograd = [
+        torch.autograd.grad(loss(dict(core.named_parameters()), each), [*core.parameters()]) for each in inputs
+    ]
+    functional = [torch.func.grad(loss)(weights, each) for each in inputs]
+    assert_close([tuple(each.values()) for each in functional], by_autograd)
+    mapped = torch.vmap(torch.func.grad(loss), (None, 0))(weights, inputs)
+    assert_close(tuple(mapped.values()), tuple(map(torch.stack, zip(*by_autograd, strict=True))))
+    direction = {name: torch.randn_like(weight) for name, weight in weights.items()}
+    _, slope = torch.func.jvp(lambda each: loss(each, inputs[0]), (weights,), (direction,))
+    expected = sum((each * direction[name]).sum() for name, each in functional[0].items())
+    assert_close(slope, expected)
+
+
+@CORES
 def test_the_state_at_the_far_edge_takes_no_second_matrix_product(core_class):
     core, called = core_class(5, 2, input_size=FEATURES), []
     for gates in core.gates:

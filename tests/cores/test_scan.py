@@ -118,6 +118,58 @@ def test_no_lane_and_no_gradient_of_the_rates_are_possible():
     assert_close(of_terms, run(loop, rates, terms, start, loss_weights=torch.ones_like(terms))[3])
 
 
+def smooth(form):
+    return lambda *tensors: form(*tensors).sin().sum()
+
+
+FORMS = pytest.mark.parametrize(
+    "form", [lambda *each: scan(*each, 1), lambda *each: scan(*each, 3)], ids=["loop", "chunks"]
+)
+
+
+@FORMS
+def test_functional_derivatives_are_those_of_the_loop(form):
+    tensors, tangents = given(7), given(7)
+    every = 0, 1, 2
+    assert_close(torch.func.grad(smooth(form), every)(*tensors), torch.func.grad(smooth(loop), every)(*tensors))
+    assert_close(torch.func.jvp(form, tensors, tangents), torch.func.jvp(loop, tensors, tangents))
+    for number, tensor in enumerate(tensors):
+        of_one = [
+            torch.func.jacfwd(each, number)(*tensors[:number], tensor, *tensors[number + 1 :]) for each in (form, loop)
+        ]
+        assert_close(*of_one)
+    products = [
+        torch.func.jvp(torch.func.grad(smooth(each), every), tensors, tangents) for each in (form, loop)
+    ]  # of the Hessian with a vector
+    assert_close(*products, rtol=1e-11, atol=1e-11)
+
+
+@FORMS
+@pytest.mark.parametrize("axes", [(1, 0, 2), (None, 1, None), (0, None, 0)])
+def test_mapping_over_an_axis_is_a_loop_over_it(form, axes):
+    torch.manual_seed(1)
+    tensors = [
+        each if axis is None else torch.stack([each, each / 2, each / 3, each / 4], axis)
+        for each, axis in zip(given(7), axes, strict=True)
+    ]
+    mapped = lambda each: torch.vmap(each, axes)(*tensors)  # noqa: E731
+    assert_close(mapped(form), mapped(loop))
+    assert_close(mapped(torch.func.grad(smooth(form), (0, 1, 2))), mapped(torch.func.grad(smooth(loop), (0, 1, 2))))
+    assert_close(
+        torch.func.grad(lambda each: torch.vmap(form, axes)(*tensors[:1], each, *tensors[2:]).sin().sum())(tensors[1]),
+        torch.func.grad(lambda each: torch.vmap(loop, axes)(*tensors[:1], each, *tensors[2:]).sin().sum())(tensors[1]),
+    )
+
+
+def test_torch_compile_gets_a_form_that_it_can_trace(monkeypatch):
+    """It refuses a function that has a derivative for forward mode."""
+    tensors = [tensor.requires_grad_() for tensor in given(4)]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    traced = scan(*tensors)
+    assert traced.grad_fn._forward_cls.jvp is torch.autograd.Function.jvp
+    assert_close(run(scan, *tensors), run(loop, *tensors))
+
+
 def test_any_memory_order_is_read():
     rates, terms, start = given(70)
     expected = loop(rates, terms, start)

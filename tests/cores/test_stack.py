@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm, rms_norm
 from torch.testing import assert_close
 
 from lit_tbptt import GRU, LSTM, RNN, SRU, InputError, RecurrentLM, Stack, Truncation, Window
-from lit_tbptt.cores.base import join_features
+from lit_tbptt.cores.joining import join_features
 
 LANES, STEPS = 3, 11
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import lit_tbptt
 from lit_tbptt import InputError, LitLanguageModel, TextLanesDataModule, TextModel, TorchCore
-from lit_tbptt.cores.base import check_core
+from lit_tbptt.cores.checks import check_core
 from lit_tbptt.random_state import random_state
 
 LANES, STEPS, FEATURES, UNITS = 3, 11, 7, 5
@@ -164,6 +164,22 @@ def test_a_start_that_is_not_zero_is_not_overlooked():
         TorchCore(Summing("ones")).initial_state(LANES)
 
 
+@pytest.mark.parametrize("name", ["initial_state", "init_state"])
+def test_a_tensor_as_the_initial_state_of_a_module_is_refused(name):
+    """Whether an axis of size 1 is that of the lanes is not known."""
+    module = Summing()
+    setattr(module, name, nn.Parameter(torch.zeros(FEATURES)))
+    with pytest.raises(InputError, match=rf"Summing.{name} is a Parameter and not a method.* pass initial_state=, a"):
+        TorchCore(module)
+    start = lambda num_lanes: {"sum": getattr(module, name).expand(num_lanes, -1)}  # noqa: E731
+    core = TorchCore(module, initial_state=start)
+    core(inputs_of(), core.initial_state(LANES))[0].sum().backward()
+    assert getattr(module, name).grad.abs().sum() > 0
+    other = {"initial_state": "init_state", "init_state": "initial_state"}[name]
+    setattr(module, other, start)
+    assert TorchCore(module).initial_state(LANES)["sum"].shape == (LANES, FEATURES)
+
+
 def test_a_module_that_takes_no_none_is_explained():
     with pytest.raises(InputError, match=r"does not take None as its state .*: give it a method initial_state"):
         TorchCore(nn.Bilinear(FEATURES, 2, 3), input_size=FEATURES, output_size=3).initial_state(2)
@@ -186,6 +202,16 @@ class OwnCore(TorchCore):
 
     def __init__(self, size: int = 6) -> None:
         super().__init__(nn.GRU(size, size, batch_first=True), lane_axis=1)
+
+
+def test_arguments_of_a_subclass_are_its_own():
+    class Of(TorchCore):
+        def __init__(self, given, start=None):
+            super().__init__(given, initial_state=start or torch.zeros)
+
+    module = Summing()
+    assert Of(module).init_args == {"given": str(module), "start": None}
+    assert OwnCore(4).init_args == {"size": 4}
 
 
 def fit(core, folder, steps, resume=None):

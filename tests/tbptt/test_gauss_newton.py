@@ -232,7 +232,7 @@ def test_ranks_sum_their_products():
         given.append(product.shape)
         return product + flat(other)
 
-    first = linearize(model, Truncation(8), halves[:1], None, model.parameters(), denominator, reduce=reduce)
+    first = linearize(model, Truncation(8), halves[:1], None, model.parameters(), denominator, sum_over_ranks=reduce)
     assert_close(first.product(vector), whole, rtol=0, atol=1e-12)
     assert given == [flat(vector).shape]
 
