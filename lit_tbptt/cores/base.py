@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lit_tbptt.cores.contract import check_built, checked_call
 from lit_tbptt.errors import InputError
 from lit_tbptt.random_state import shared_generator
-from lit_tbptt.tbptt.state import State, check_versions, versions
+from lit_tbptt.tbptt.state import State
 
 
 class RecurrentCore(nn.Module, ABC):
@@ -58,17 +59,11 @@ class RecurrentCore(nn.Module, ABC):
         By default it calls the core twice. `far_edge` is from 0 to the number of time steps.
         """
         if far_edge == 0 or far_edge == inputs.shape[1]:
-            outputs, after = self._checked(inputs, state)
+            outputs, after = checked_call(self, inputs, state)
             return outputs, after if far_edge else state, after
-        before, far_edge_state = self._checked(inputs[:, :far_edge], state)
-        rest, after = self._checked(inputs[:, far_edge:], far_edge_state)
+        before, far_edge_state = checked_call(self, inputs[:, :far_edge], state)
+        rest, after = checked_call(self, inputs[:, far_edge:], far_edge_state)
         return join_in_time(before, rest), far_edge_state, after
-
-    def _checked(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        unchanged = versions(state)
-        outputs, after = self(inputs, state)
-        check_versions(state, unchanged)
-        return outputs, after
 
     @abstractmethod
     def initial_state(self, num_lanes: int) -> State:
@@ -170,9 +165,10 @@ def check_core(core: Any) -> None:
     """Checks that an argument is a core.
 
     Raises:
-        InputError: It is not.
+        InputError: It is not, or its constructor left out what every core needs.
     """
     if isinstance(core, RecurrentCore):
+        check_built(core)
         return
     if isinstance(core, nn.RNNBase):
         sizes = f"hidden_size={core.hidden_size}, num_layers={core.num_layers}, input_size={core.input_size}"

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lit_tbptt.cores.base import RecurrentCore
-from lit_tbptt.tbptt.state import State, cast_like
+from lit_tbptt.cores.contract import check_outputs, pair_of
+from lit_tbptt.tbptt.state import State, cast_like, check_next_state
 
 
 class Cell(RecurrentCore):
@@ -45,8 +46,13 @@ class Cell(RecurrentCore):
         self, inputs: Float[Tensor, "lane time feature"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         leaves, structure = tree_flatten(self.prepare(inputs))
-        given, outputs = state, []
+        given = state
+        outputs: list[Tensor] = []
         for parts in zip(*(leaf.unbind(1) for leaf in leaves), strict=True):
-            output, state = self.step(tree_unflatten(parts, structure), state)
+            output, after = pair_of(self, "step", self.step(tree_unflatten(parts, structure), state))
+            if not outputs:  # the others are made like the first
+                check_outputs(self, output, (len(inputs), self.output_size))
+                check_next_state(self, state, after)
             outputs.append(output)
+            state = after
         return torch.stack(outputs, 1), cast_like(state, given)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
 from lit_tbptt.cores.base import RecurrentCore, check_core, is_customized, join_features
+from lit_tbptt.cores.contract import checked_call
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State
 
@@ -116,7 +117,7 @@ class Stack(RecurrentCore):
     def forward(
         self, inputs: Float[Tensor, "lane time feature"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
-        outputs, after = self._run(inputs, state, lambda core, given, entering: core(given, entering))
+        outputs, after = self._run(inputs, state, checked_call)
         return outputs, after
 
     def forward_through(

@@ -13,6 +13,7 @@ from lit_tbptt.cores.base import (
     is_customized,
     shared_mask,
 )
+from lit_tbptt.cores.contract import checked_call
 from lit_tbptt.errors import InputError
 from lit_tbptt.models.adaptive_softmax import Adaptive
 from lit_tbptt.models.generation import Generator
@@ -186,7 +187,7 @@ class RecurrentLM(Task, Generator):
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         """Runs embedding and core, without the output layer."""
-        outputs, core = self.core(self._embed(tokens), self.penalties.core_state(state))
+        outputs, core = checked_call(self.core, self._embed(tokens), self.penalties.core_state(state))
         return outputs, self.penalties.with_core(state, core)
 
     def _embed(self, tokens: Int[Tensor, "lane time"]) -> Float[Tensor, "lane time feature"]:
