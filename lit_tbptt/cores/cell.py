@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lit_tbptt.cores.base import RecurrentCore
 from lit_tbptt.cores.contract import check_outputs, pair_of
+from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.state import State, cast_like, check_next_state
 
 
@@ -39,7 +40,8 @@ class Cell(RecurrentCore):
             state: The state before this time step. It must not be changed in place.
 
         Returns:
-            The outputs `[lane, feature]` and the state after this time step.
+            The outputs `[lane, feature]` and the state after this time step. Leaves of other dtypes than those of the
+            initial state are cast to these after a window.
         """
 
     def forward(
@@ -48,11 +50,15 @@ class Cell(RecurrentCore):
         leaves, structure = tree_flatten(self.prepare(inputs))
         given = state
         outputs: list[Tensor] = []
-        for parts in zip(*(leaf.unbind(1) for leaf in leaves), strict=True):
-            output, after = pair_of(self, "step", self.step(tree_unflatten(parts, structure), state))
-            if not outputs:  # the others are made like the first
+        try:
+            for parts in zip(*(leaf.unbind(1) for leaf in leaves), strict=True):
+                output, state = pair_of(self, "step", self.step(tree_unflatten(parts, structure), state))
+                outputs.append(output)
+            return torch.stack(outputs, 1), cast_like(state, given)
+        except InputError:
+            raise
+        except Exception:  # which may come from what an earlier step returned
+            for output in outputs[:1]:
                 check_outputs(self, output, (len(inputs), self.output_size))
-                check_next_state(self, state, after)
-            outputs.append(output)
-            state = after
-        return torch.stack(outputs, 1), cast_like(state, given)
+            check_next_state(self, given, state)
+            raise

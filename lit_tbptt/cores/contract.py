@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lit_tbptt.errors import InputError
@@ -29,13 +30,19 @@ def checked_call(core: Any, inputs: Tensor, state: State) -> tuple[Tensor, State
     """Calls a core, and returns its outputs `[lane, time, output]` and the state after them.
 
     Raises:
-        InputError: It changed the state in place, or returned something else than outputs of `output_size` features and
-            a state like the given one.
+        InputError: It changed the state in place, or returned something else than outputs of `output_size` features in
+            the dtype of the inputs and a state like the given one. Under autocast the dtypes may differ.
     """
     with unchanged(core, state):
         returned = core(inputs, state)
     outputs, after = pair_of(core, "forward", returned)
     check_outputs(core, outputs, (*inputs.shape[:2], core.output_size))
+    if outputs.dtype != inputs.dtype and not torch.is_autocast_enabled(inputs.device.type):
+        raise InputError(
+            f"{type(core).__name__} returned outputs of {outputs.dtype} for inputs of {inputs.dtype}: cast them, "
+            "outputs.to(inputs.dtype), and make the state in initial_state with the dtype of the weights, "
+            "weight.new_zeros(...)"
+        )
     check_next_state(core, state, after)
     return outputs, after
 

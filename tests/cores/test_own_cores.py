@@ -77,7 +77,7 @@ def test_without_a_mistake_it_runs(run, core):
         (
             Leaky,
             lambda h, state: (torch.cat([h, h], -1), state),
-            r"^Odd returned outputs of \(3, 8\): they must be \(3, 4\), as the inputs and output_size=4 say",
+            r"^Odd returned outputs of \(3, \d, 8\): they must be \(3, \d, 4\), as the inputs and output_size=4 say",
         ),
         (Whole, lambda h, state: (h[:, -1], state), r"^Odd returned outputs of \(3, 4\): they must be \(3, \d, 4\)"),
         (
@@ -86,14 +86,24 @@ def test_without_a_mistake_it_runs(run, core):
             r"^Odd was given a state of \{'h': \(3, 4\), 'n': \(3,\)\} and returned one of \[\(3, 4\), \(3,\)\]: its",
         ),
         (
+            Whole,
+            lambda h, state: (h, state.double()),
+            r"^Odd was given a state of torch.float32 and returned torch.float64: its dtype must stay the same; make",
+        ),
+        (
             Leaky,
-            lambda h, state: (h, state | {"h": h.double()}),
-            r"^Odd was given state\['h'\] of torch.float32 and returned torch.float64: its dtype must stay the same",
+            lambda h, state: (h.double(), state),
+            r"^Odd returned outputs of torch.float64 for inputs of torch.float32: cast them, outputs.to",
         ),
         (
             Whole,
             lambda h, state: (h, h),
             r"^Odd was given a state of \(3, 4\) and returned \(3, \d, 4\): its shape must stay the same; carry",
+        ),
+        (
+            Leaky,
+            lambda h, state: (None, state),
+            r"^Odd returned outputs of NoneType: they must be \(3, 4\), as the inp",
         ),
         (Whole, lambda h, state: (h, None), r"^Odd was given a state of \(3, 4\) and returned a NoneType: return the"),
     ],
@@ -114,6 +124,22 @@ def test_a_start_whose_lanes_share_their_memory_is_not_written_to(run):
     with pytest.raises(InputError, match=r"^InPlace: (state\['h'\]|a tensor of the state) was changed in place"):
         run(core)
     assert core.first.tolist() == [0] * FEATURES
+
+
+def test_an_error_of_a_later_time_step_is_that_of_the_state_returned_before():
+    class Widening(Leaky):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(FEATURES, FEATURES)
+
+        def step(self, x, state):
+            h = self.mix(state["h"]) + x
+            return h, state | {"h": h.double()}
+
+    with pytest.raises(
+        InputError, match=r"^Widening was given state\['h'\] of torch.float32 and returned torch.float64"
+    ):
+        trained(Widening())
 
 
 def test_an_error_of_another_kind_is_not_mistaken_for_one_of_the_state():
