@@ -7,9 +7,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lit_tbptt.cores.contract import checked_call
 from lit_tbptt.cores.customized import is_customized
 from lit_tbptt.cores.joining import join_in_time
-from lit_tbptt.tbptt.state import State, check_versions, versions
+from lit_tbptt.tbptt.state import State
 
 
 class RecurrentCore(nn.Module, ABC):
@@ -68,17 +69,11 @@ class RecurrentCore(nn.Module, ABC):
         By default it calls the core twice. `far_edge` is from 0 to the number of time steps.
         """
         if far_edge == 0 or far_edge == inputs.shape[1]:
-            outputs, after = self._checked(inputs, state)
+            outputs, after = checked_call(self, inputs, state)
             return outputs, after if far_edge else state, after
-        before, far_edge_state = self._checked(inputs[:, :far_edge], state)
-        rest, after = self._checked(inputs[:, far_edge:], far_edge_state)
+        before, far_edge_state = checked_call(self, inputs[:, :far_edge], state)
+        rest, after = checked_call(self, inputs[:, far_edge:], far_edge_state)
         return join_in_time(before, rest), far_edge_state, after
-
-    def _checked(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        unchanged = versions(state)
-        outputs, after = self(inputs, state)
-        check_versions(state, unchanged)
-        return outputs, after
 
     @abstractmethod
     def initial_state(self, num_lanes: int) -> State:

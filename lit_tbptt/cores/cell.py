@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lit_tbptt.cores.base import RecurrentCore
-from lit_tbptt.tbptt.state import State, cast_like
+from lit_tbptt.cores.contract import check_outputs, pair_of
+from lit_tbptt.errors import InputError
+from lit_tbptt.tbptt.state import State, cast_like, check_next_state
 
 
 class Cell(RecurrentCore):
@@ -38,15 +40,25 @@ class Cell(RecurrentCore):
             state: The state before this time step. It must not be changed in place.
 
         Returns:
-            The outputs `[lane, feature]` and the state after this time step.
+            The outputs `[lane, feature]` and the state after this time step. Leaves of other dtypes than those of the
+            initial state are cast to these after a window.
         """
 
     def forward(
         self, inputs: Float[Tensor, "lane time feature"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         leaves, structure = tree_flatten(self.prepare(inputs))
-        given, outputs = state, []
-        for parts in zip(*(leaf.unbind(1) for leaf in leaves), strict=True):
-            output, state = self.step(tree_unflatten(parts, structure), state)
-            outputs.append(output)
-        return torch.stack(outputs, 1), cast_like(state, given)
+        given = state
+        outputs: list[Tensor] = []
+        try:
+            for parts in zip(*(leaf.unbind(1) for leaf in leaves), strict=True):
+                output, state = pair_of(self, "step", self.step(tree_unflatten(parts, structure), state))
+                outputs.append(output)
+            return torch.stack(outputs, 1), cast_like(state, given)
+        except InputError:
+            raise
+        except Exception:  # which may come from what an earlier step returned
+            for output in outputs[:1]:
+                check_outputs(self, output, (len(inputs), self.output_size))
+            check_next_state(self, given, state)
+            raise

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.contract import check_built
 from lit_tbptt.errors import InputError
 
 
@@ -34,9 +35,10 @@ def check_core(core: Any) -> None:
     """Checks that an argument is a core.
 
     Raises:
-        InputError: It is not.
+        InputError: It is not, or its constructor left out what every core needs.
     """
     if isinstance(core, RecurrentCore):
+        check_built(core)
         return
     if isinstance(core, nn.RNNBase):
         sizes = f"hidden_size={core.hidden_size}, num_layers={core.num_layers}, input_size={core.input_size}"

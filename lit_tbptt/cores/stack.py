@@ -11,6 +11,7 @@ from torch.nn.functional import dropout as drop
 
 from lit_tbptt.cores.base import RecurrentCore
 from lit_tbptt.cores.checks import check_core, check_probabilities
+from lit_tbptt.cores.contract import checked_call
 from lit_tbptt.cores.customized import is_customized
 from lit_tbptt.cores.joining import join_features
 from lit_tbptt.cores.masks import check_noise
@@ -121,7 +122,7 @@ class Stack(RecurrentCore):
     def forward(
         self, inputs: Float[Tensor, "lane time feature"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
-        outputs, after = self._run(inputs, state, lambda core, given, entering: core(given, entering))
+        outputs, after = self._run(inputs, state, checked_call)
         return outputs, after
 
     def forward_through(

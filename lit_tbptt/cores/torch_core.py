@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 from lit_tbptt.cores.base import RecurrentCore
 from lit_tbptt.errors import InputError
 from lit_tbptt.random_state import random_state, set_random_state
-from lit_tbptt.tbptt.state import State, cast_like, check_versions, versions
+from lit_tbptt.tbptt.state import State, cast_like, unchanged
+
+_ERRORS_OF_MODULES = TypeError, AttributeError, ValueError, IndexError, RuntimeError
 
 
 class TorchCore(RecurrentCore):
@@ -84,8 +86,7 @@ class TorchCore(RecurrentCore):
         """
         if self._make_initial is not None:
             return self._checked_lanes(self._make_initial(num_lanes), num_lanes)
-        example = next((leaf for leaf in (*self.parameters(), *self.buffers()) if leaf.is_floating_point()), None)
-        example = torch.empty(0) if example is None else example
+        example = self._example()
         place = example.device, example.dtype
         if place not in self._found:
             self._found[place] = self._find_initial(example)
@@ -101,11 +102,12 @@ class TorchCore(RecurrentCore):
             InputError: The module changed its state in place, or returned something else than outputs of `output_size`
                 features and a state like the given one.
         """
-        tracked = not torch.is_inference_mode_enabled()  # its tensors have no versions
-        unchanged = versions(state) if tracked else []
-        outputs, after = self._call(inputs, self._in_layout_of_module(state))
-        if tracked:
-            check_versions(state, unchanged)
+        with unchanged(self.module, state):
+            try:
+                outputs, after = self._call(inputs, self._in_layout_of_module(state))
+            except _ERRORS_OF_MODULES as error:
+                self._check_structure(state, error)
+                raise
         expected = (*inputs.shape[:2], self.output_size)
         if not isinstance(outputs, Tensor) or outputs.shape != expected:
             raise InputError(
@@ -147,6 +149,22 @@ class TorchCore(RecurrentCore):
             lambda leaf, axis: leaf.movedim(0, axis).contiguous() if axis else leaf, state, self._axes(state)
         )
 
+    def _check_structure(self, state: State, error: Exception) -> None:
+        """Raises InputError if an error of the module comes from an `initial_state` unlike the module's own."""
+        if self._make_initial is None or isinstance(error, InputError):
+            return
+        try:
+            own = self._find_initial(self._example())
+        except InputError:  # it has none
+            return
+        ours, given = ([tree_structure(each), *(leaf.shape[1:] for leaf in tree_leaves(each))] for each in (own, state))
+        if ours != given:
+            raise InputError(
+                f"initial_state: {type(self.module).__name__} was given a state of {tree_map(_shape, state)}, lanes "
+                f"first, and makes one of {tree_map(_shape, own)} itself, here of 1 lane: both must have the same "
+                "structure and shapes"
+            ) from error
+
     def _checked_lanes(self, state: State, num_lanes: int) -> State:
         """Moves the lane axis of the module's state to the front, and checks that it has `num_lanes` lanes."""
         for leaf, axis in zip(tree_leaves(state), tree_leaves(self._axes(state)), strict=True):
@@ -162,6 +180,11 @@ class TorchCore(RecurrentCore):
                 )
         return tree_map(lambda leaf, axis: leaf.movedim(axis, 0), state, self._axes(state))
 
+    def _example(self) -> Tensor:
+        """Returns a tensor with the device and dtype of the module."""
+        leaves = (leaf for leaf in (*self.parameters(), *self.buffers()) if leaf.is_floating_point())
+        return next(leaves, torch.empty(0))
+
     @torch.no_grad()
     def _find_initial(self, example: Tensor) -> State:
         """Returns zeros for one lane, in the shapes of the state that the module makes from None."""
@@ -171,7 +194,7 @@ class TorchCore(RecurrentCore):
             with _quietly(self.module):
                 try:
                     outputs, after = self._call(inputs, None)
-                except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+                except _ERRORS_OF_MODULES as error:
                     raise InputError(
                         f"{type(self.module).__name__} does not take None as its state ({error}): give it a method "
                         "initial_state(num_lanes), or pass such a function as initial_state"

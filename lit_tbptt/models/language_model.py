@@ -8,6 +8,7 @@ from torch.nn.functional import dropout
 
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.cores.checks import check_core, check_probabilities
+from lit_tbptt.cores.contract import checked_call
 from lit_tbptt.cores.customized import is_customized
 from lit_tbptt.cores.masks import check_noise, shared_mask
 from lit_tbptt.errors import InputError
@@ -182,7 +183,7 @@ class RecurrentLM(Task, TextGeneration):
         self, tokens: Int[Tensor, "lane time"], state: State
     ) -> tuple[Float[Tensor, "lane time output"], State]:
         """Runs embedding and core, without the output layer."""
-        outputs, core = self.core(self._embed(tokens), self.penalties.core_state(state))
+        outputs, core = checked_call(self.core, self._embed(tokens), self.penalties.core_state(state))
         return outputs, self.penalties.with_core(state, core)
 
     def _embed(self, tokens: Int[Tensor, "lane time"]) -> Float[Tensor, "lane time feature"]:

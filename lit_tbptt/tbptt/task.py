@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_structure
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.tbptt.state import State, check_versions, versions
+from lit_tbptt.tbptt.state import State, check_next_state, shape_of, unchanged
 from lit_tbptt.tbptt.state import num_lanes as state_lanes
 from lit_tbptt.tbptt.window import Window
 
@@ -101,17 +101,13 @@ def initial_state_for(task: Any, window: Window, initial: State) -> State:
     computed = task.initial_state_of(window.static)
     if computed is None:
         return initial
-    shapes = [tree_map(_shape, state) for state in (computed, initial)]
+    shapes = [tree_map(shape_of, state) for state in (computed, initial)]
     if shapes[0] != shapes[1] or tree_structure(computed) != tree_structure(initial):
         raise InputError(
             f"{type(task).__name__}.initial_state_of returned tensors of the shapes {shapes[0]}, where initial_state "
             f"returned {shapes[1]}: both must return the same structure and shapes"
         )
     return computed
-
-
-def _shape(leaf: Any) -> Any:
-    return tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
 
 
 def check_initial_state(task: Any, initial: State, num_lanes: int) -> None:
@@ -123,7 +119,7 @@ def check_initial_state(task: Any, initial: State, num_lanes: int) -> None:
     if state_lanes(initial) not in (None, num_lanes):
         raise InputError(
             f"{type(task).__name__}.initial_state({num_lanes}) returned tensors of the shapes "
-            f"{tree_map(_shape, initial)}: every one must have the lane axis first"
+            f"{tree_map(shape_of, initial)}: every one must have the lane axis first"
         )
 
 
@@ -158,7 +154,8 @@ class Task:
 
     A subclass defines `initial_state`, and either `predict_window` and `outputs_loss`, or `window_loss`. These methods
     may be called on any part of a window, down to a single time step, and several times on the same part, so they must
-    not have side effects such as counters.
+    not have side effects such as counters. The state they return has the structure, shapes and dtypes of the given one,
+    which they leave as it is.
 
     Attributes:
         noise: The return value of `begin_window` for the current window.
@@ -244,12 +241,12 @@ class Task:
         far_edge_state, done = state, 0
         total: WindowLoss | None = None
         for part in window.cut((num_context, far_edge)):
-            before = versions(state)
-            if done < num_context:
-                cost = WindowLoss(0, 0, self.advance(part, state))
-            else:
-                cost = WindowLoss.of(self, self.window_loss(part, state))
-            check_versions(state, before)
+            with unchanged(self, state):
+                if done < num_context:
+                    cost = WindowLoss(0, 0, self.advance(part, state))
+                else:
+                    cost = WindowLoss.of(self, self.window_loss(part, state))
+            check_next_state(self, state, cost.state)
             total, state = cost if total is None else total.followed_by(cost), cost.state
             done += part.num_time_steps
             if done == far_edge:

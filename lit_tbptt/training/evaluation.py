@@ -11,7 +11,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch, Window, WindowLoss
-from lit_tbptt.tbptt.state import State, detach, reset_lanes
+from lit_tbptt.tbptt.state import State, check_next_state, detach, reset_lanes, unchanged
 from lit_tbptt.tbptt.task import check_initial_state, initial_state_for
 from lit_tbptt.training.task_metrics import check_metrics, metric_values, update_metrics
 
@@ -72,7 +72,9 @@ class Evaluation:
     def add(self, module: Evaluated, batch: Batch) -> None:
         """Scores the windows of a batch."""
         for window, state in self._windows(module, batch):
-            cost = self.score(module, window, state)
+            with unchanged(module, state):
+                cost = self.score(module, window, state)
+            check_next_state(module, state, cost.state)
             sums = [torch.as_tensor(part, device=self._sums.device).double() for part in cost[:2]]
             self._sums += torch.stack(sums)
             self._state = detach(cost.state)
@@ -90,9 +92,11 @@ class Evaluation:
         """
         parts = []
         for window, state in self._windows(module, batch):
-            prediction, state = module.prediction_window(window, state)
+            with unchanged(module, state):
+                prediction, after = module.prediction_window(window, state)
             _check_prediction(prediction, window)
-            self._state = detach(state)
+            check_next_state(module, state, after)
+            self._state = detach(after)
             if self._rows is not None:
                 rows = self._rows.to(window.device)
                 prediction = {"outputs": prediction, "mask": window.mask_or_ones(), "rows": rows}

@@ -159,6 +159,24 @@ def test_what_a_module_may_not_return(kind, message):
         core(inputs_of(), {"sum": torch.zeros(LANES, FEATURES)})
 
 
+@pytest.mark.parametrize("start", [lambda n: torch.zeros(1, n, UNITS), lambda n: (torch.zeros(2, n, UNITS),) * 2])
+def test_an_initial_state_unlike_the_modules_own_is_named(start):
+    core = TorchCore(nn.LSTM(FEATURES, UNITS, batch_first=True), 1, initial_state=start)
+    message = (
+        r"^initial_state: LSTM was given a state of .* and makes one of \(\(1, 1, 5\), \(1, 1, 5\)\) itself, here of 1"
+    )
+    with pytest.raises(InputError, match=message):
+        core(inputs_of(), core.initial_state(LANES))
+
+
+def test_an_error_that_is_not_of_the_initial_state_stays_as_it_is():
+    module = nn.LSTM(FEATURES, UNITS, batch_first=True)
+    for start in (lambda n: (torch.zeros(1, n, UNITS),) * 2, None):
+        core = TorchCore(module, 1, initial_state=start)
+        with pytest.raises(RuntimeError, match=r"input\.size"):
+            core(inputs_of()[..., :-1], core.initial_state(LANES))
+
+
 def test_a_start_that_is_not_zero_is_not_overlooked():
     with pytest.raises(InputError, match="starts from something else than zeros"):
         TorchCore(Summing("ones")).initial_state(LANES)

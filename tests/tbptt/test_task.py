@@ -125,6 +125,66 @@ def test_outputs_loss_that_returns_something_else_is_named(returned, message):
         Truncation(3)(Odd(), Window(torch.zeros(2, 3), torch.zeros(2, 3)))
 
 
+class Following(Task):
+    """Its next state is what a test makes of the given one."""
+
+    def __init__(self, follow):
+        self.follow = follow
+
+    def initial_state(self, num_lanes):
+        return {"m": torch.zeros(num_lanes, 4), "n": [torch.zeros(num_lanes, dtype=torch.long)]}
+
+    def window_loss(self, window, state):
+        return window.inputs.sum(), window.inputs.numel(), self.follow(state)
+
+
+def replaced(state):
+    state["m"] = state["m"] + 1
+    return state
+
+
+@pytest.mark.parametrize("options", [{}, {"k2": 8}, {"recompute_every": 2}])
+@pytest.mark.parametrize(
+    ("follow", "message"),
+    [
+        (
+            lambda state: state | {"m": torch.cat([state["m"], state["m"]], -1)},
+            r"Following was given state\['m'\] of \(2, 4\) and returned \(2, 8\): its shape must stay the same; carry",
+        ),
+        (
+            lambda state: state | {"n": [state["n"][0] / 2]},
+            r"given state\['n'\]\[0\] of torch.int64 and returned torch.float32: its dtype must stay the same; make it",
+        ),
+        (
+            lambda state: state | {"n": ()},
+            r"given a state of \{'m': \(2, 4\), 'n': \[\(2,\)\]\} and returned one of \{.*\(\)\}: its structure must",
+        ),
+        (
+            lambda state: state | {"m": None},
+            r"given state\['m'\] of \(2, 4\) and returned a NoneType: return the state",
+        ),
+        (replaced, r"Following: tensors in the given state were replaced by others.* return a new dictionary or list"),
+    ],
+)
+def test_a_state_unlike_the_given_one_is_refused(follow, message, options):
+    windows = Window(torch.zeros(2, 10), torch.zeros(2, 10)).pieces(5)
+    with pytest.raises(InputError, match=message):
+        Truncation(5, **options)(Following(follow), next(iter(windows)))
+
+
+def test_the_order_of_a_states_names_does_not_matter():
+    task = Following(lambda state: dict(reversed(state.items())))
+    Truncation(5)(task, Window(torch.zeros(2, 5), torch.zeros(2, 5)))
+
+
+def test_under_autocast_the_dtypes_of_a_state_may_change():
+    task = Following(lambda state: state | {"m": state["m"].bfloat16()})
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (
+            Truncation(5)(task, Window(torch.zeros(2, 5), torch.zeros(2, 5))).carry.state["m"].dtype == torch.bfloat16
+        )
+
+
 def test_outputs_loss_may_give_a_penalty_too():
     class Penalizing(Predicting):
         def outputs_loss(self, outputs, window):

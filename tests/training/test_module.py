@@ -272,3 +272,22 @@ def test_several_loaders_are_refused():
         fit(Regression(k1=5), {"a": batches(5), "b": batches(5)})
     with pytest.raises(InputError, match=f"the data give a list {message}"):
         fit(Regression(k1=5), [batches(5), batches(5)])
+
+
+class Stacking(Regression):
+    """Its state grows, but not in training."""
+
+    def predict_window(self, window, state):
+        return window.inputs, torch.cat([state, state], -1)
+
+    def window_loss(self, window, state):
+        loss, num_targets, after = super().window_loss(window, state)
+        return loss, num_targets, after if self.training else torch.cat([after, after], -1)
+
+
+@pytest.mark.parametrize("run", [Trainer.validate, Trainer.predict])
+def test_a_state_that_grows_in_evaluation_is_refused(run):
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    trainer = Trainer(accelerator="cpu", precision="64-true", **quiet)
+    with pytest.raises(InputError, match=r"Stacking was given a state of \(3, 7\) and returned \(3, 14\): its shape"):
+        run(trainer, Stacking(hidden=7, k1=5), batches(5))
