@@ -15,6 +15,22 @@ from lit_tbptt.random_state import random_state, set_random_state
 from lit_tbptt.tbptt.state import State, cast_like, check_versions, versions
 
 
+TORCH_MODULES: dict[str, type[nn.Module]] = {
+    f"torch.nn.{module.__name__}": module for module in (nn.RNN, nn.LSTM, nn.GRU)
+}
+"""The modules that a checkpoint can build, by their names on the command line."""
+
+
+def described_module(module: nn.Module) -> Any:
+    """Returns the class of a module and its arguments, if it is of `TORCH_MODULES`; otherwise its text."""
+    path = f"torch.nn.{type(module).__name__}"
+    if type(module) is not TORCH_MODULES.get(path):
+        return str(module)
+    names = [*("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"), "bidirectional"]
+    names += [name for name, cls in (("nonlinearity", nn.RNN), ("proj_size", nn.LSTM)) if type(module) is cls]
+    return {"class_path": path, "init_args": {name: getattr(module, name) for name in names}}
+
+
 class TorchCore(RecurrentCore):
     """Wraps a module that is called as `module(inputs, state)` and returns `(outputs, state)`.
 
@@ -24,9 +40,9 @@ class TorchCore(RecurrentCore):
     `init_state(num_lanes)`; zeros, if the module takes None as the state and then computes what it computes from zeros,
     as `torch.nn.LSTM` does. To find the shapes of these, the module is called once with one time step of noise.
 
-    A checkpoint describes the module by its text, as `print(module)` shows it, and cannot build it. To build a model
-    from a checkpoint alone, and to choose the module's arguments on the command line, write a subclass whose
-    arguments are plain values:
+    A checkpoint can build `torch.nn.RNN`, `LSTM` and `GRU` alone. It describes another module by its text, as
+    `print(module)` shows it, and cannot build it. To build such a model from a checkpoint alone, and to choose the
+    module's arguments on the command line, write a subclass whose arguments are plain values:
 
         class ConvLSTM(TorchCore):
             def __init__(self, channels: int = 8) -> None:
@@ -75,7 +91,8 @@ class TorchCore(RecurrentCore):
         self._found: dict[tuple[torch.device, torch.dtype], State] = {}
         if self.init_args.get("module") is module:  # not those of a subclass
             named = None if initial_state is None else getattr(initial_state, "__qualname__", repr(initial_state))
-            self.init_args = {**self.init_args, "module": str(module), "initial_state": named}
+            described = str(module) if initial_state else described_module(module)
+            self.init_args = {**self.init_args, "module": described, "initial_state": named}
 
     def initial_state(self, num_lanes: int) -> State:
         """Returns the module's initial state, with the lane axis moved to the front.

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -215,12 +215,31 @@ class LitLanguageModel(LitTBPTT):
         assert self.tokenizer is not None
         new_run_state(checkpoint)["tokenizer"] = self.tokenizer.describe()
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def check_same_network(self, checkpoint: Mapping[str, Any], resumes: bool = True) -> None:
+        """Checks that the weights of a checkpoint fit this model, and the carried state if a run resumes.
+
+        Raises:
+            InputError: They do not.
+        """
+        settings = checkpoint["hyper_parameters"]
         for name in self.network_settings:
-            saved, ours = checkpoint["hyper_parameters"][name], self.hparams[name]
+            saved, ours = settings[name], self.hparams[name]
             if saved != ours:
                 what, ours, saved = _difference(f"model.{name}", ours, saved)
-                raise InputError(f"{what}={ours} with a checkpoint that was trained with {saved}: use the same")
+                raise InputError(
+                    f"{what}={ours} with a checkpoint that was trained with {saved}: the network cannot change; leave "
+                    f"{what} out, or give the same"
+                )
+        # The state holds the last output if it is above 0.
+        saved, ours = settings.get("temporal_penalty", 0.0), self.hparams["temporal_penalty"]
+        if resumes and bool(saved) != bool(ours):
+            raise InputError(
+                f"model.temporal_penalty={ours}, where the run to be resumed has {saved}: a resumed run cannot switch "
+                "it on or off, since the state would be another; start a new run from these weights instead"
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_same_network(checkpoint, self._trainer is not None and self._trainer.state.fn == "fit")
         tokenizer = tokenizer_of(checkpoint)
         if self.model is None:
             self._build(tokenizer)
