@@ -17,8 +17,11 @@ from lit_tbptt.cli.command_line import option, option_values
 from lit_tbptt.cli.similar_options import named_elsewhere, similar_option
 
 _TYPES = {
-    **{"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"},
-    **{"list": "a list", "Sequence": "a list"},
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    **dict.fromkeys(("list", "Sequence"), "a list"),
 }
 _EXAMPLE = "{class_path: LSTM, init_args: {hidden_size: 12}}"
 _NO_CLASS = f"a class is given by its name, or by {_EXAMPLE}, without other keys beside these two"
@@ -146,7 +149,9 @@ def _abstract(key: str, message: str, parser: ArgumentParser) -> str:
     if name not in values:  # it is what the option takes, since a mapping does not name a class
         return f"{key}: {_NO_CLASS}"
     classes = [cls for action in parser._actions if f"{key}.".startswith(f"{action.dest}.") for cls in _classes(action)]
-    methods = next((cls.__abstractmethods__ for cls in classes if cls.__name__ == name), {"all methods"})
+    methods = next(
+        (getattr(cls, "__abstractmethods__", ()) for cls in classes if cls.__name__ == name), ["all methods"]
+    )
     return f"{key}={path!r}: it does not define {' and '.join(sorted(methods))}; name a class that does"
 
 

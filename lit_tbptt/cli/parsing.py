@@ -159,8 +159,9 @@ class SettingsCLI(LightningCLI):
 def _leave_proj_size_out(config: Any) -> None:
     """Leaves out `proj_size=0` of torch's RNN and GRU, which the parser adds and they refuse."""
     if isinstance(config, Mapping | Namespace):
-        if config.get("class_path") in ("torch.nn.RNN", "torch.nn.GRU") and not config.init_args.get("proj_size"):
-            config.init_args.pop("proj_size", None)
+        arguments = config.get("init_args") or {}
+        if config.get("class_path") in ("torch.nn.RNN", "torch.nn.GRU") and arguments.get("proj_size") == 0:
+            arguments.pop("proj_size")
         for part in vars(config).values() if isinstance(config, Namespace) else config.values():
             _leave_proj_size_out(part)
     elif isinstance(config, list):

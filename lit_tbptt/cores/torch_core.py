@@ -14,7 +14,6 @@ from lit_tbptt.errors import InputError
 from lit_tbptt.random_state import random_state, set_random_state
 from lit_tbptt.tbptt.state import State, cast_like, check_versions, versions
 
-
 TORCH_MODULES: dict[str, type[nn.Module]] = {
     f"torch.nn.{module.__name__}": module for module in (nn.RNN, nn.LSTM, nn.GRU)
 }

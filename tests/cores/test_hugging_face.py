@@ -168,8 +168,15 @@ def test_the_versions_are_those_of_the_extra():
     assert project["project"]["optional-dependencies"]["huggingface"] == [f"transformers>={least},<{limit}"]
 
 
-@pytest.mark.parametrize(("size", "config", "heads"), [(32, {}, (1, 64, 1)), (256, {}, (8, 64, 8)), (30, {}, (1, 60, 1)),
-                                                       (24, {"n_groups": 3, "expand": 4}, (3, 32, 3))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "config", "heads"),
+    [
+        (32, {}, (1, 64, 1)),
+        (256, {}, (8, 64, 8)),
+        (30, {}, (1, 60, 1)),
+        (24, {"n_groups": 3, "expand": 4}, (3, 32, 3)),
+    ],
+)
 def test_the_heads_of_mamba2_fit_the_size(transformers, size, config, heads):
     core = HuggingFaceCore("mamba2", size, 1, config | {"state_size": 4})
     mixer = core.blocks[0].mixer
