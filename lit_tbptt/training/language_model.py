@@ -24,7 +24,7 @@ from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
 from lit_tbptt.text_model import Prompts, TextModel
-from lit_tbptt.text_model.described import describe_head, network_parts, tokenizer_of
+from lit_tbptt.text_model.described import check_same_network, describe_head, network_parts, tokenizer_of
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.overrides import loop_hooks
 
@@ -221,22 +221,7 @@ class LitLanguageModel(LitTBPTT):
         Raises:
             InputError: They do not.
         """
-        settings = checkpoint["hyper_parameters"]
-        for name in self.network_settings:
-            saved, ours = settings[name], self.hparams[name]
-            if saved != ours:
-                what, ours, saved = _difference(f"model.{name}", ours, saved)
-                raise InputError(
-                    f"{what}={ours} with a checkpoint that was trained with {saved}: the network cannot change; leave "
-                    f"{what} out, or give the same"
-                )
-        # The state holds the last output if it is above 0.
-        saved, ours = settings.get("temporal_penalty", 0.0), self.hparams["temporal_penalty"]
-        if resumes and bool(saved) != bool(ours):
-            raise InputError(
-                f"model.temporal_penalty={ours}, where the run to be resumed has {saved}: a resumed run cannot switch "
-                "it on or off, since the state would be another; start a new run from these weights instead"
-            )
+        check_same_network(checkpoint["hyper_parameters"], self.hparams, self.network_settings, resumes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_same_network(checkpoint, self._trainer is not None and self._trainer.state.fn == "fit")
@@ -278,16 +263,6 @@ class LitLanguageModel(LitTBPTT):
         tokenizer_of(checkpoint)
         parts = network_parts(checkpoint["hyper_parameters"], core)
         return cls._from_checkpoint(checkpoint, {**checkpoint["hyper_parameters"], **parts, **settings})
-
-
-def _difference(name: str, ours: Any, saved: Any) -> tuple[str, Any, Any]:
-    """Returns the innermost setting that differs: an argument of a class, or the class."""
-    if isinstance(ours, dict) and isinstance(saved, dict):
-        for key in ours:
-            if ours[key] != saved.get(key):
-                inner = name if key in ("class_path", "init_args") else f"{name}.{key}"
-                return _difference(inner, ours[key], saved.get(key))
-    return name, ours, saved
 
 
 def _check_tokenizers(of_model: Tokenizer, of_data: Tokenizer) -> None:
