@@ -1,6 +1,7 @@
 """LitCLI: LightningCLI with run folders, exact resume, signals and reports, for any task and data module."""
 
 import sys
+import warnings
 from collections.abc import Mapping
 from shlex import quote
 from signal import SIGINT, SIGTERM
@@ -125,7 +126,7 @@ class LitCLI(SettingsCLI):
         if continued is not None:
             assert self._checkpoint is not None
             self._start = Start(continued) if writes else None
-            if self._nothing_left():
+            if self._end_reached():
                 return run_loggers(continued, sys.maxsize)  # nothing will be written, so keep all rows
             return run_loggers(continued, self._saved_step(), run_state(self._checkpoint)["log"]["tokens"])
         runs, name = runs_of_command_line(self._given), self._get(self.config, "run_name")
@@ -138,11 +139,17 @@ class LitCLI(SettingsCLI):
 
     # Subcommands
 
-    def _nothing_left(self) -> bool:
-        end = self._get(self.config, "trainer").max_steps
-        if self._checkpoint is None or not 0 <= end <= self._checkpoint["global_step"]:
-            return False
-        return not Position(**run_state(self._checkpoint)["position"]).awaits_end
+    def _end_reached(self) -> str:
+        """Returns where the checkpoint is, if that is the end of the run already; otherwise nothing."""
+        trainer = self._get(self.config, "trainer")
+        if self._checkpoint is None:
+            return ""
+        position = Position(**run_state(self._checkpoint)["position"])
+        if 0 <= trainer.max_steps <= position.step and not position.awaits_end:
+            return f"optimizer step {position.step}, of trainer.max_steps={trainer.max_steps}"
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= position.epoch:
+            return f"the end of epoch {position.epoch}, of trainer.max_epochs={trainer.max_epochs}"
+        return ""
 
     def before_fit(self) -> None:
         own = type(self.model).configure_optimizers is not LitTBPTT.configure_optimizers
@@ -153,8 +160,15 @@ class LitCLI(SettingsCLI):
         if self._checkpoint is not None:
             if weights is not None:
                 raise InputError("init_from and ckpt_path: a run is either new or continued; give one of them")
-            if self._nothing_left():
-                say(f"nothing is left to train: the checkpoint is at optimizer step {self._checkpoint['global_step']}")
+            if end := self._end_reached():
+                say(f"nothing is left to train: the checkpoint is at {end}")
+            given = {callback.state_key for callback in self.trainer.callbacks}
+            if missing := [key for key in self._checkpoint.get("callbacks") or () if key not in given]:
+                warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # of Lightning, three times
+                say(
+                    f"trainer.callbacks: the run to be continued has {' and '.join(missing)}, and this command does "
+                    "not: it goes on without; give the --config that the run was started with, or --trainer.callbacks"
+                )
             self.model.changed_optimizer = changed_options("optimizer", self._saved_settings, self._now)
             self.model.changed_schedule = changed_options("lr_scheduler", self._saved_settings, self._now)
         elif weights is not None:
@@ -195,7 +209,7 @@ class LitCLI(SettingsCLI):
         """Evaluates the best checkpoint, and prints a table, the paths, and the next commands."""
         saved = next(callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint))
         path = saved.best_model_path or saved.last_model_path
-        if self.trainer.fast_dev_run or (not path and self._nothing_left()):
+        if self.trainer.fast_dev_run or (not path and self._end_reached()):
             return
         if not path and self.trainer.global_step == 0:
             say("nothing was trained: see trainer.max_steps, max_epochs, max_time and limit_train_batches")
@@ -246,5 +260,13 @@ class LitCLI(SettingsCLI):
         """Returns commands that use the run, by purpose."""
         configs = "".join(f" --config {quote(str(file))}" for file in self._get(self.config, "config") or [])
         named = "".join(f" --{name} {quote(path)}" for name, path in foreign_classes(self._now).items())
-        fit = f"{program()} fit{configs} --ckpt_path {quote(last)}{named} --trainer.max_steps N"
+        fit = f"{program()} fit{configs} --ckpt_path {quote(last)}{named} --trainer.{self._limit()} N"
         return {"continue": fit}
+
+    def _limit(self) -> str:
+        """Returns the option to raise for a longer run: what ended this one, or would have."""
+        trainer = self.trainer
+        last_epoch = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
+        by_epochs = trainer.max_steps == -1 and trainer.max_epochs != -1
+        by_epochs |= last_epoch and trainer.global_step < trainer.max_steps
+        return "max_epochs" if by_epochs else "max_steps"

@@ -55,7 +55,10 @@ class HelpfulParser(LightningArgumentParser):
         self._is_short = True
 
     def format_help(self, *args: Any) -> str:
-        return _short_help(self) if self._is_short else super().format_help(*args)
+        if self._is_short:
+            return _short_help(self)
+        # Of torch's modules there are hundreds.
+        return re.sub(r"known\s+subclasses:([^()]*)", _few_classes, super().format_help(*args))
 
     def full_help(self, group: str) -> str:
         """Returns the help of a group's options, or of `all`, as argparse writes it."""
@@ -71,6 +74,11 @@ class _FullHelp(_HelpAction):
         group = self.option_strings[0].removeprefix("--").replace("help.all", "all").removesuffix(".help")
         print(parser.full_help(group))
         parser.exit()
+
+
+def _few_classes(listed: re.Match[str]) -> str:
+    number = listed[1].count(",") + 1
+    return listed[0] if number <= _MOST_CHOICES else f"{number} known subclasses"
 
 
 def _usage(parser: ArgumentParser) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -92,6 +92,7 @@ class SettingsCLI(LightningCLI):
                 chosen = parser.parse_args(unprinted)
                 subparser.set_defaults(own_defaults(subparser, chosen[chosen.subcommand]))
             self.config = parser.parse_args(self._given)
+            _leave_proj_size_out(self.config)
         except ArgumentError as error:
             raise InputError(explain(str(error), subparser or parser, given)) from error
         seed = self.config[self.config.subcommand].get("seed_everything")
@@ -153,3 +154,16 @@ class SettingsCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: `parse_arguments` has already applied the checkpoint's settings."""
+
+
+def _leave_proj_size_out(config: Any) -> None:
+    """Leaves out `proj_size=0` of torch's RNN and GRU, which the parser adds and they refuse."""
+    if isinstance(config, Mapping | Namespace):
+        arguments = config.get("init_args") or {}
+        if config.get("class_path") in ("torch.nn.RNN", "torch.nn.GRU") and arguments.get("proj_size") == 0:
+            arguments.pop("proj_size")
+        for part in vars(config).values() if isinstance(config, Namespace) else config.values():
+            _leave_proj_size_out(part)
+    elif isinstance(config, list):
+        for part in config:
+            _leave_proj_size_out(part)

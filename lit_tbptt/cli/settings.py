@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 import lit_tbptt
+from lit_tbptt.cores.torch_core import TORCH_MODULES
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.schema import Checkpoint, run_state
 
@@ -45,8 +46,11 @@ def checkpoint_settings(
     model, built = sections.get("model") or {}, (checkpoint.get("hyper_parameters") or {}).get("core")
     given = model.get("core")
     if isinstance(built, dict) and isinstance(given, dict) and given.get("class_path") == built.get("class_path"):
-        # A core may describe itself by other arguments than it was given: HuggingFaceCore without its folder.
-        sections = {**sections, "model": {**model, "core": built}}
+        # A core may describe itself by other arguments than it was given: HuggingFaceCore without its folder. The text
+        # that TorchCore has for a module is none.
+        asked = given.get("init_args") or {}
+        texts = {k: v for k, v in asked.items() if isinstance(v, dict) and isinstance(built["init_args"].get(k), str)}
+        sections = {**sections, "model": {**model, "core": {**built, "init_args": {**built["init_args"], **texts}}}}
     settings = {
         f"{section}.{key}": value
         for section in (_SECTIONS if everything else _SECTIONS[:2])
@@ -151,7 +155,8 @@ def _is_word(value: str) -> bool:
 def _is_known(path: str) -> bool:
     package, _, name = path.rpartition(".")
     ours = package == "lit_tbptt" and name in lit_tbptt.__all__
-    return ours or path.startswith("torch.optim.") or path == "lightning.pytorch.cli.ReduceLROnPlateau"
+    others = {*TORCH_MODULES, "lightning.pytorch.cli.ReduceLROnPlateau"}
+    return ours or path.startswith("torch.optim.") or path in others
 
 
 def foreign_classes(settings: Mapping[str, Any]) -> dict[str, str]:

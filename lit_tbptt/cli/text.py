@@ -9,7 +9,9 @@ from lit_tbptt.cli.command_line import given_value, option
 from lit_tbptt.cli.commands import program
 from lit_tbptt.cli.compressors import MOST_BYTES, comparison_table, compressor_bits_per_byte
 from lit_tbptt.cli.messages import visible
+from lit_tbptt.cli.parsing import say
 from lit_tbptt.cli.settings import foreign_paths
+from lit_tbptt.cores.described import texts_of_modules
 from lit_tbptt.data.text.token_file import TokenFile
 from lit_tbptt.data.text.tokenizers import BUILT_IN, from_description
 from lit_tbptt.errors import InputError
@@ -73,6 +75,14 @@ class TextCLI(LitCLI):
 
     def before_fit(self) -> None:
         super().before_fit()
+        if self._checkpoint is not None:
+            self.model.check_same_network(self._checkpoint)
+        for text in texts_of_modules(self.model.hparams["core"]):
+            say(
+                f"model.core: a checkpoint cannot build this module of TorchCore, so that generate, score and export "
+                f"cannot use it, and Python needs core=TorchCore(module, ...); for these, write a subclass of "
+                f"TorchCore with plain arguments: {text.splitlines()[0]}"
+            )
         given = option(self._given, "data.tokenizer")
         if self._checkpoint is not None:
             if given is None or given in BUILT_IN:  # a file may have been moved: what it holds is compared later
@@ -116,4 +126,5 @@ class TextCLI(LitCLI):
     def next_commands(self, best: str, last: str) -> dict[str, str]:
         named = "".join(f" --core {quote(path)}" for path in foreign_paths(self._now["model"]["core"]))
         write = f"{program()} generate --ckpt_path {quote(best)}{named} --prompt '...'"
-        return {"write": write, **super().next_commands(best, last)}
+        usable = {} if texts_of_modules(self.model.hparams["core"]) else {"write": write}
+        return usable | super().next_commands(best, last)

@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lit_tbptt import cores
 from lit_tbptt.cores.base import RecurrentCore
+from lit_tbptt.cores.torch_core import TORCH_MODULES
 from lit_tbptt.errors import InputError
 
 
@@ -46,8 +47,10 @@ def build(described: Mapping[str, Any], own: type[RecurrentCore] | None = None) 
     return _built(described, own)
 
 
-def _built(described: Mapping[str, Any], own: type[RecurrentCore] | None) -> RecurrentCore:
+def _built(described: Mapping[str, Any], own: type[RecurrentCore] | None) -> Any:
     path = described["class_path"]
+    if path in TORCH_MODULES:
+        return TORCH_MODULES[path](**described["init_args"])
     # Only the class name must match: the module of a running script is __main__.
     known = own if own is not None and _is_named(own, path) else getattr(cores, path.removeprefix("lit_tbptt."), None)
     if known is None:
@@ -67,6 +70,15 @@ def _built(described: Mapping[str, Any], own: type[RecurrentCore] | None) -> Rec
         raise InputError(
             f"core={known.__qualname__}: not to be built with {arguments}, as in training ({error})"
         ) from error
+
+
+def texts_of_modules(described: Mapping[str, Any]) -> list[str]:
+    """Returns the texts of modules within a description, which cannot be built from it; see `TorchCore`."""
+    arguments = described["init_args"]
+    here = [arguments["module"]] if described["class_path"] == "lit_tbptt.TorchCore" else []
+    inner = [value for value in tree_leaves(arguments, is_leaf=_is_described) if _is_described(value)]
+    within = [text for value in inner for text in texts_of_modules(value)]
+    return [text for text in here if isinstance(text, str)] + within
 
 
 def _is_described(value: Any) -> bool:

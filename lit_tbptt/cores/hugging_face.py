@@ -62,7 +62,8 @@ class HuggingFaceCore(RecurrentCore):
         model_type: mamba, mamba2, falcon_mamba, rwkv or xlstm.
         hidden_size: Output features per time step, and features between the blocks.
         num_layers: Number of blocks.
-        config: Other settings of the model type, by their names in its configuration, such as `state_size`.
+        config: Other settings of the model type, by their names in its configuration, such as `state_size`. Mamba2 has
+            heads of at most 64 features, in up to 8 groups, unless `num_heads` or `head_dim` is given.
         pretrained: A folder that `save_pretrained` of `transformers` wrote, or a model's name on the Hugging Face Hub:
             the blocks are read from there, and the settings above come from there too. A language model with the
             same tokenizer also starts with its embedding and output layer. A checkpoint does not need the folder:
@@ -90,6 +91,9 @@ class HuggingFaceCore(RecurrentCore):
         _check_version()
         super().__init__()
         if pretrained is None:
+            for argument, setting in zip(("hidden_size", "num_layers"), _ARGUMENTS, strict=True):
+                if setting in (config or {}):
+                    raise InputError(f"config.{setting}: this is the argument {argument}; set it there")
             settings = {**(config or {}), "hidden_size": hidden_size, "num_hidden_layers": num_layers}
             model = _random_model(model_type, settings)
         else:
@@ -190,6 +194,7 @@ def _random_model(model_type: str, settings: dict[str, Any]) -> Any:
 
     _check_model_type(model_type)
     _check_settings(model_type, settings)
+    settings = BLOCK_KINDS[model_type].completed(settings)
     # Token ids are not used here, and must be below the size of the vocabulary.
     tokens = {"vocab_size": 1, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
     try:

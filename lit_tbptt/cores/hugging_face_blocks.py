@@ -32,6 +32,10 @@ class BlockKind(ABC):
         """Returns what is wrong with settings that the library accepts, as an error message."""
         return None
 
+    def completed(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Returns settings with those added whose defaults in the library fit only its own sizes."""
+        return settings
+
     def prepared(self, block: nn.Module) -> nn.Module:
         """Returns a new block, changed where `run` needs it."""
         return block

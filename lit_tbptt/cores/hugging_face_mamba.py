@@ -1,5 +1,6 @@
 """The blocks of Mamba, FalconMamba and Mamba2 in `transformers`, run from a given state."""
 
+import math
 from typing import Any
 
 import torch
@@ -72,6 +73,17 @@ def selective_scan(
 
 class Mamba2Blocks(BlockKind):
     """Mamba2 (Dao & Gu 2024), with the library's scan in chunks (that of `mamba_ssm` on a GPU, if it is installed)."""
+
+    def completed(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Adds heads of at most 64 features, and up to 8 groups of heads, if size and number are not given."""
+        if {"num_heads", "head_dim"} & set(settings):
+            return settings
+        width = int(settings.get("expand", 2) * settings["hidden_size"])
+        fits = [size for size in range(64, 0, -1) if width % (size * settings.get("n_groups", 1)) == 0]
+        if not fits:
+            return settings
+        num_heads = width // fits[0]
+        return {"n_groups": math.gcd(8, num_heads), **settings, "head_dim": fits[0], "num_heads": num_heads}
 
     def initial_state(self, block: Any, num_lanes: int) -> BlockState:
         mixer = block.mixer

@@ -16,6 +16,21 @@ from lit_tbptt.tbptt.state import State, cast_like, unchanged
 
 _ERRORS_OF_MODULES = TypeError, AttributeError, ValueError, IndexError, RuntimeError
 
+TORCH_MODULES: dict[str, type[nn.Module]] = {
+    f"torch.nn.{module.__name__}": module for module in (nn.RNN, nn.LSTM, nn.GRU)
+}
+"""The modules that a checkpoint can build, by their names on the command line."""
+
+
+def described_module(module: nn.Module) -> Any:
+    """Returns the class of a module and its arguments, if it is of `TORCH_MODULES`; otherwise its text."""
+    path = f"torch.nn.{type(module).__name__}"
+    if type(module) is not TORCH_MODULES.get(path):
+        return str(module)
+    names = [*("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"), "bidirectional"]
+    names += [name for name, cls in (("nonlinearity", nn.RNN), ("proj_size", nn.LSTM)) if type(module) is cls]
+    return {"class_path": path, "init_args": {name: getattr(module, name) for name in names}}
+
 
 class TorchCore(RecurrentCore):
     """Wraps a module that is called as `module(inputs, state)` and returns `(outputs, state)`.
@@ -26,9 +41,9 @@ class TorchCore(RecurrentCore):
     `init_state(num_lanes)`; zeros, if the module takes None as the state and then computes what it computes from zeros,
     as `torch.nn.LSTM` does. To find the shapes of these, the module is called once with one time step of noise.
 
-    A checkpoint describes the module by its text, as `print(module)` shows it, and cannot build it. To build a model
-    from a checkpoint alone, and to choose the module's arguments on the command line, write a subclass whose
-    arguments are plain values:
+    A checkpoint can build `torch.nn.RNN`, `LSTM` and `GRU` alone. It describes another module by its text, as
+    `print(module)` shows it, and cannot build it. To build such a model from a checkpoint alone, and to choose the
+    module's arguments on the command line, write a subclass whose arguments are plain values:
 
         class ConvLSTM(TorchCore):
             def __init__(self, channels: int = 8) -> None:
@@ -74,7 +89,7 @@ class TorchCore(RecurrentCore):
         self.output_size = _size(module, "output_size", output_size, getattr(module, "output_size", own))
         self._make_initial = _initial_maker(module, initial_state)
         self._found: dict[tuple[torch.device, torch.dtype], State] = {}
-        self._describe_argument(module, str(module))
+        self._describe_argument(module, str(module) if initial_state else described_module(module))
         if initial_state is not None:
             self._describe_argument(initial_state, getattr(initial_state, "__qualname__", repr(initial_state)))
 

@@ -83,6 +83,7 @@ class Checkpoint(TypedDict, total=False):
     datamodule_hyper_parameters: dict[str, Any]
     optimizer_states: list[dict[str, Any]]
     loops: dict[str, Any]
+    callbacks: dict[str, Any]
     epoch: int
     global_step: int
     lit_tbptt: RunState

@@ -1,6 +1,6 @@
 """Converts a language model and its tokenizer to the plain values in a checkpoint, and builds them from these."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lit_tbptt.cores import RecurrentCore
@@ -79,3 +79,44 @@ def tokenizer_of(checkpoint: Mapping[str, Any]) -> Tokenizer:
     if "tokenizer" not in state:
         raise InputError("the checkpoint is not one of this package's language models: it has no tokenizer")
     return from_description(state["tokenizer"])
+
+
+def check_same_network(
+    saved_settings: Mapping[str, Any], settings: Mapping[str, Any], names: Iterable[str], resumes: bool
+) -> None:
+    """Checks that weights that were saved with some settings fit others, and the carried state if a run resumes.
+
+    Args:
+        saved_settings: A checkpoint's hyperparameters.
+        settings: Those of the model.
+        names: Those that the weights depend on.
+        resumes: Whether the carried state must fit, too.
+
+    Raises:
+        InputError: They do not.
+    """
+    for name in names:
+        saved, ours = saved_settings[name], settings[name]
+        if saved != ours:
+            what, ours, saved = _difference(f"model.{name}", ours, saved)
+            raise InputError(
+                f"{what}={ours} with a checkpoint that was trained with {saved}: the network cannot change; leave "
+                f"{what} out, or give the same"
+            )
+    # The state holds the last output if it is above 0.
+    saved, ours = saved_settings.get("temporal_penalty", 0.0), settings["temporal_penalty"]
+    if resumes and bool(saved) != bool(ours):
+        raise InputError(
+            f"model.temporal_penalty={ours}, where the run to be resumed has {saved}: a resumed run cannot switch "
+            "it on or off, since the state would be another; start a new run from these weights instead"
+        )
+
+
+def _difference(name: str, ours: Any, saved: Any) -> tuple[str, Any, Any]:
+    """Returns the innermost setting that differs: an argument of a class, or the class."""
+    if isinstance(ours, dict) and isinstance(saved, dict):
+        for key in ours:
+            if ours[key] != saved.get(key):
+                inner = name if key in ("class_path", "init_args") else f"{name}.{key}"
+                return _difference(inner, ours[key], saved.get(key))
+    return name, ours, saved

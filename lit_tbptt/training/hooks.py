@@ -1,6 +1,6 @@
 """Calls callbacks after every window and every optimizer step, of which a Lightning batch has several."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -56,6 +56,20 @@ def match_precision(trainer: Trainer) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             callback._average_model.double()
+
+
+def check_averages(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Checks that a run whose checkpoint holds an average continues it.
+
+    Raises:
+        InputError: It would go on from the average, in place of the trained weights.
+    """
+    if "current_model_state" in checkpoint and not any(isinstance(each, WeightAveraging) for each in trainer.callbacks):
+        raise InputError(
+            "trainer.callbacks: the run to be resumed averages its weights, and the checkpoint's are the average; give "
+            "the same callback, with the config or the code that the run was started with, or start a new run from "
+            "these weights"
+        )
 
 
 def end_averages(trainer: Trainer, pl_module: LightningModule, trained: bool) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -24,7 +24,7 @@ from lit_tbptt.tbptt import Window, WindowLoss
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import faster_form_of
 from lit_tbptt.text_model import Prompts, TextModel
-from lit_tbptt.text_model.described import describe_head, network_parts, tokenizer_of
+from lit_tbptt.text_model.described import check_same_network, describe_head, network_parts, tokenizer_of
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.overrides import loop_hooks
 
@@ -215,12 +215,16 @@ class LitLanguageModel(LitTBPTT):
         assert self.tokenizer is not None
         new_run_state(checkpoint)["tokenizer"] = self.tokenizer.describe()
 
+    def check_same_network(self, checkpoint: Mapping[str, Any], resumes: bool = True) -> None:
+        """Checks that the weights of a checkpoint fit this model, and the carried state if a run resumes.
+
+        Raises:
+            InputError: They do not.
+        """
+        check_same_network(checkpoint["hyper_parameters"], self.hparams, self.network_settings, resumes)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name in self.network_settings:
-            saved, ours = checkpoint["hyper_parameters"][name], self.hparams[name]
-            if saved != ours:
-                what, ours, saved = _difference(f"model.{name}", ours, saved)
-                raise InputError(f"{what}={ours} with a checkpoint that was trained with {saved}: use the same")
+        self.check_same_network(checkpoint, self._trainer is not None and self._trainer.state.fn == "fit")
         tokenizer = tokenizer_of(checkpoint)
         if self.model is None:
             self._build(tokenizer)
@@ -259,16 +263,6 @@ class LitLanguageModel(LitTBPTT):
         tokenizer_of(checkpoint)
         parts = network_parts(checkpoint["hyper_parameters"], core)
         return cls._from_checkpoint(checkpoint, {**checkpoint["hyper_parameters"], **parts, **settings})
-
-
-def _difference(name: str, ours: Any, saved: Any) -> tuple[str, Any, Any]:
-    """Returns the innermost setting that differs: an argument of a class, or the class."""
-    if isinstance(ours, dict) and isinstance(saved, dict):
-        for key in ours:
-            if ours[key] != saved.get(key):
-                inner = name if key in ("class_path", "init_args") else f"{name}.{key}"
-                return _difference(inner, ours[key], saved.get(key))
-    return name, ours, saved
 
 
 def _check_tokenizers(of_model: Tokenizer, of_data: Tokenizer) -> None:

@@ -17,6 +17,7 @@ from lit_tbptt.ranks import Agreement, Rank
 from lit_tbptt.tbptt import Carry, Truncation
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.training.ddp import check_lanes, fix_gradient_layout, rank_of
+from lit_tbptt.training.hooks import check_averages
 from lit_tbptt.training.log import TrainingLog
 from lit_tbptt.training.optimization import ManualOptimization
 from lit_tbptt.training.overrides import is_watched, loop_hooks
@@ -136,6 +137,7 @@ class ResumableModule(ManualOptimization):
         self._trainer.precision_plugin.convert_module(self)
         if self._trainer.state.fn == "fit":
             self._resume = saved
+            check_averages(self._trainer, checkpoint)
             self._check_precision(checkpoint)
             self._take_truncation(saved["truncation"])
 

@@ -138,3 +138,36 @@ def test_a_class_may_be_named_in_any_of_several_configuration_files(words_folder
     assert "is not imported just because the checkpoint names it" in refused(
         "fit", "--ckpt_path=last", "--config=small.yaml", "--trainer.max_steps=7"
     )
+
+
+def test_a_run_of_epochs_is_continued_by_epochs_and_says_that_it_has_ended(first_run, capfd):
+    main([*first_run, "--trainer.max_steps=-1", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"])
+    assert re.search(r"^continue: .* --trainer\.max_epochs N$", capfd.readouterr().out, re.MULTILINE)
+    step = last()["global_step"]
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=90"])
+    assert "the checkpoint is at the end of epoch 1, of trainer.max_epochs=1" in capfd.readouterr().out
+    assert last()["global_step"] == step
+    main(["fit", "--ckpt_path=last", "--trainer.max_epochs=2"])
+    assert "nothing is left" not in capfd.readouterr().out
+    assert last()["global_step"] == 2 * step
+
+
+def test_what_a_resumed_run_cannot_change_of_the_network(first_run):
+    given = ["--model.tie_weights=true", "--model.core.input_size=9", "--model.temporal_penalty=0.5"]
+    main([*first_run, *given, "--trainer.max_steps=2"])
+    said = refused("fit", "--ckpt_path=last", "--model.core=LSTM", "--trainer.max_steps=3")
+    assert said.startswith("error: model.core=lit_tbptt.LSTM with a checkpoint that was trained with lit_tbptt.GRU: ")
+    said = refused("fit", "--ckpt_path=last", "--model.temporal_penalty=0", "--trainer.max_steps=3")
+    assert said.startswith("error: model.temporal_penalty=0.0, where the run to be resumed has 0.5: ")
+
+
+def test_a_callback_that_a_resumed_run_lacks_is_named_once(first_run, capfd, recwarn):
+    Path("averaged.yaml").write_text("trainer:\n  callbacks:\n  - class_path: NonMonotonicAveraging\n")
+    main([*first_run, "--config=averaged.yaml", "--trainer.max_steps=2"])
+    capfd.readouterr()
+    main(["fit", "--ckpt_path=runs/averaged/version_0/checkpoints/last.ckpt", "--trainer.max_steps=3"])
+    said = capfd.readouterr()
+    assert said.out.count("NonMonotonicAveraging") == 1
+    assert "give the --config that the run was started with" in said.out
+    assert "Be aware" not in said.err
+    assert not [each for each in recwarn if "Be aware" in str(each.message)]

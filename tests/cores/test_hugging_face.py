@@ -157,6 +157,8 @@ def test_a_training_from_a_folder_is_loaded_without_it(transformers, tmp_path):
         ({"model_type": "rwkv", "num_layers": 1}, "num_layers=1: RWKV needs 2 or more"),
         ({"model_type": "xlstm", "config": {"mode": "train"}}, "config.mode='train': must be 'inference'"),
         ({"hidden_size": 0}, "hidden_size=0"),
+        ({"config": {"hidden_size": 48}}, "config.hidden_size: this is the argument hidden_size; set it there"),
+        ({"config": {"num_hidden_layers": 3}}, "config.num_hidden_layers: this is the argument num_layers"),
         ({"pretrained": "/no/such/folder"}, "pretrained='/no/such/folder': neither a folder"),
     ],
 )
@@ -180,3 +182,20 @@ def test_the_versions_are_those_of_the_extra():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     least, limit = (".".join(map(str, version)) for version in hugging_face.VERSIONS)
     assert project["project"]["optional-dependencies"]["huggingface"] == [f"transformers>={least},<{limit}"]
+
+
+@pytest.mark.parametrize(
+    ("size", "config", "heads"),
+    [
+        (32, {}, (1, 64, 1)),
+        (256, {}, (8, 64, 8)),
+        (30, {}, (1, 60, 1)),
+        (24, {"n_groups": 3, "expand": 4}, (3, 32, 3)),
+    ],
+)
+def test_the_heads_of_mamba2_fit_the_size(transformers, size, config, heads):
+    core = HuggingFaceCore("mamba2", size, 1, config | {"state_size": 4})
+    mixer = core.blocks[0].mixer
+    assert (mixer.num_heads, mixer.head_dim, mixer.n_groups) == heads
+    outputs, _ = core(torch.randn(2, 3, size), core.initial_state(2))
+    assert outputs.shape == (2, 3, size)

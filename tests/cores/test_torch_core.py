@@ -263,5 +263,5 @@ def test_checkpoints(make, tmp_path):
     if make is OwnCore:
         assert LitLanguageModel.load_from_checkpoint(path, core=OwnCore).generate("abc", 20) == expected
     else:
-        with pytest.raises(InputError, match=r"TorchCore.*'GRU\(6, 6"):
-            LitLanguageModel.load_from_checkpoint(path)
+        assert LitLanguageModel.load_from_checkpoint(path).generate("abc", 20) == expected
+        assert TextModel.from_pretrained(tmp_path / "model").generate("abc", 20) == expected

@@ -159,6 +159,15 @@ def test_a_finished_run_that_is_resumed_ends_with_the_average_again(make, tmp_pa
     assert_close(weights_of(other), weights_of(model), rtol=0, atol=0)
 
 
+def test_a_run_with_an_average_is_not_resumed_without_it(tmp_path):
+    model, other = pair(k1=K1, lr=0.3)
+    averaging, path = NonMonotonicAveraging(PATIENCE), tmp_path / "saved.ckpt"
+    run(model, averaging, SavedAt(path, 20))
+    assert averaging.first_step < 20
+    with pytest.raises(InputError, match=r"trainer\.callbacks: the run to be resumed averages its weights"):
+        fit(other, Lazily(1), resume=path)
+
+
 class Failing(Callback):
     def on_step_end(self, trainer, module):
         if trainer.global_step == 20:

@@ -120,5 +120,5 @@ def test_each_penalty_changes_the_weights(tmp_path):
 
 def test_a_run_does_not_resume_with_another_state(alone):
     folder, _ = alone
-    with pytest.raises(InputError, match="a run resumes with the core, and with the other settings of the state"):
+    with pytest.raises(InputError, match=r"model\.temporal_penalty=0\.0, where the run to be resumed has 1\.0"):
         fit(folder, 1, STEPS + 1, folder / "checkpoints" / "last.ckpt", temporal_penalty=0.0)
