@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from lit_tbptt.cli.app import LitCLI
 from lit_tbptt.cli.command_line import given_value, option
 from lit_tbptt.cli.commands import program
-from lit_tbptt.cli.compressors import MOST_BYTES, comparison_table, compressor_bits_per_byte
+from lit_tbptt.cli.compressors import AFTER_TRAINING, MOST_BYTES, Compressors, comparison_table
 from lit_tbptt.cli.messages import visible
 from lit_tbptt.cli.settings import foreign_paths
 from lit_tbptt.data.text.token_file import TokenFile
@@ -32,6 +32,11 @@ _DEFAULT_JOB = {
         ("--config", "-c", "--optimizer=", "--optimizer "),
     ),
 }
+
+_WHAT_IS_FAIR = """\
+This model has read the training text, gzip and xz alone have not. The last row is what the test text adds to the
+training text under xz, which copies passages that stand in both word for word.
+"""
 
 
 class TextCLI(LitCLI):
@@ -99,17 +104,41 @@ class TextCLI(LitCLI):
             )
         self.datamodule.tokenizer = from_description(described)
 
+    def _evaluate(self, path: str) -> dict[str, dict[str, float]]:
+        self._compressors = self._start_compressors() if self.trainer.is_global_zero else None
+        try:
+            return super()._evaluate(path)
+        except BaseException:
+            if self._compressors is not None:
+                self._compressors.stop()
+            raise
+
+    def _start_compressors(self) -> Compressors | None:
+        splits, documents = self.datamodule.splits, self.datamodule.documents
+        test, train = (splits.get(name) for name in ("test", "train"))
+        if not isinstance(test, TokenFile) or test.num_bytes > MOST_BYTES or test.num_unknown:
+            return None
+        small = isinstance(train, TokenFile) and train.num_bytes <= MOST_BYTES
+        return Compressors(documents["test"], documents["train"] if small else None)
+
     def report(self, results: Mapping[str, Mapping[str, float]]) -> None:
         """Compares bits per byte with compressors, and prints a sample."""
         test = self.datamodule.splits.get("test")
-        stored = isinstance(test, TokenFile) and test.num_bytes <= MOST_BYTES
-        if stored and "test" in results and results["test"]["num_targets"] == test.num_tokens:
-            bits = results["test"].get("bits_per_byte")
-            if bits is None:
-                print(f"not compared with compressors: {test.num_unknown:,} of the test split's tokens are <unk>\n")
-            else:
-                compressed = compressor_bits_per_byte(self.datamodule.documents["test"])
-                print(f"{comparison_table({'this model': bits} | compressed)}\n")
+        whole = {
+            column.replace("test", "this model"): values
+            for column, values in results.items()
+            if column.startswith("test") and isinstance(test, TokenFile) and values["num_targets"] == test.num_tokens
+        }
+        if whole and test.num_unknown:
+            print(f"not compared with compressors: {test.num_unknown:,} of the test split's tokens are <unk>\n")
+        if self._compressors is not None and not whole:
+            self._compressors.stop()
+        elif self._compressors is not None:
+            ours = {name: values["bits_per_byte"] for name, values in whole.items()}
+            theirs = self._compressors.bits_per_byte()
+            print(f"{comparison_table(ours | theirs)}\n")
+            if AFTER_TRAINING in theirs:
+                print(_WHAT_IS_FAIR)
         (sample,) = self.model.generate([""], 300, temperature=0.8, seed=1)
         print(f"a sample:\n{visible(sample)}\n")
 
