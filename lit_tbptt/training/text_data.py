@@ -247,18 +247,19 @@ class TextLanesDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Lanes | list[Lanes]:
         if "validation" in self.splits:
-            return self._evaluation_lanes("validation")
+            return self.evaluation_dataloader("validation")
         # An empty list tells Lightning not to validate, but it warns about its length.
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
     def test_dataloader(self) -> Lanes:
-        return self._evaluation_lanes("test")
+        return self.evaluation_dataloader("test")
 
     def predict_dataloader(self) -> Lanes:
         return self.test_dataloader()
 
-    def _evaluation_lanes(self, split: str) -> Lanes:
+    def evaluation_dataloader(self, split: str) -> Lanes:
+        """Returns a split, `train`, `validation` or `test`, in the lanes of evaluations."""
         k1, windows_per_batch = self._settings.k1, self._settings.windows_per_batch
         if not self._settings.document_reset:
             # Evaluation does not truncate, so a batch is one long window.
