@@ -24,6 +24,7 @@ from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.run_folder import RunFolder, next_version
 from lit_tbptt.files.schema import run_state
 from lit_tbptt.training.callbacks import RunCheckpoint, SafeCheckpointIO, SignalHandling, StepProgressBar
+from lit_tbptt.training.dynamic_evaluation import DynamicEvaluation  # noqa: F401 - a choice of --model.evaluation
 from lit_tbptt.training.loggers import folder_alone, run_loggers
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.position import Position

@@ -67,16 +67,16 @@ class DynamicEvaluation(Evaluation):
     ) -> None:
         super().__init__()
         if rule not in _DEFAULT_LR:
-            raise InputError(f"evaluation.rule={rule!r}: must be rms or sgd")
+            raise InputError(f"rule={rule!r}: must be rms or sgd")
         if lr is not None and not lr >= 0:
-            raise InputError(f"evaluation.lr={lr}: must be 0 or more")
+            raise InputError(f"lr={lr}: must be 0 or more")
         if not 0 <= decay <= 1:
-            raise InputError(f"evaluation.decay={decay}: must be from 0 to 1")
+            raise InputError(f"decay={decay}: must be from 0 to 1")
         for name, value in (("search_targets", search_targets), ("statistics_windows", statistics_windows)):
             if value < 1:
-                raise InputError(f"evaluation.{name}={value}: must be 1 or more")
+                raise InputError(f"{name}={value}: must be 1 or more")
         if k1 is None and k2 is not None:
-            raise InputError(f"evaluation.k2={k2} without evaluation.k1: give both")
+            raise InputError(f"k2={k2} without k1: give both")
         if k1 is not None:
             Truncation(k1, k2)  # which checks them
         self.lr = _DEFAULT_LR[rule] if lr is None else lr

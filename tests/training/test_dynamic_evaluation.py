@@ -333,15 +333,15 @@ def test_the_search_takes_the_pair_with_the_least_loss_on_the_validation_split(c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, r"evaluation\.lr=-1\.0: must be 0 or more"),
-        ({"lr": math.nan}, r"evaluation\.lr=nan"),
-        ({"decay": 1.5}, r"evaluation\.decay=1\.5: must be from 0 to 1"),
-        ({"rule": "adam"}, r"evaluation\.rule='adam': must be rms or sgd"),
+        ({"lr": -1.0}, r"lr=-1\.0: must be 0 or more"),
+        ({"lr": math.nan}, r"lr=nan"),
+        ({"decay": 1.5}, r"decay=1\.5: must be from 0 to 1"),
+        ({"rule": "adam"}, r"rule='adam': must be rms or sgd"),
         ({"k1": 0}, "k1=0"),
         ({"k1": 4, "k2": 3}, "k2=3 with k1=4"),
-        ({"k2": 3}, r"evaluation\.k2=3 without evaluation\.k1"),
-        ({"search_targets": 0}, r"evaluation\.search_targets=0"),
-        ({"statistics_windows": 0}, r"evaluation\.statistics_windows=0"),
+        ({"k2": 3}, r"k2=3 without k1"),
+        ({"search_targets": 0}, r"search_targets=0"),
+        ({"statistics_windows": 0}, r"statistics_windows=0"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
