@@ -60,15 +60,16 @@ def test_an_exported_model_writes_and_scores_as_its_checkpoint_does(tokenizer, f
         assert printed[0] == printed[1] != ""
 
 
-def test_byte_pairs_are_in_the_checkpoint_and_counted_by_the_byte(first_run, capfd):
+def test_byte_pairs_are_in_the_checkpoint_and_counted_by_the_byte(first_run, caplog):
+    caplog.set_level("INFO")
     main([*first_run, *BYTE_PAIRS, "--trainer.max_steps=2"])
-    said = "".join(capfd.readouterr())
-    assert f"bpe tokenizer, vocabulary of 259, trained on {Path('words/train.txt').stat().st_size:,} bytes" in said
+    assert (
+        f"bpe tokenizer, vocabulary of 259, trained on {Path('words/train.txt').stat().st_size:,} bytes" in caplog.text
+    )
     Path("words/train.txt").write_text("another text, with other pairs")
-    capfd.readouterr()
     main(["score", "--ckpt_path=last", "--out=scores.jsonl", "words/test.txt"])
     scored = json.loads(Path("scores.jsonl").read_text().splitlines()[0])
-    assert scored["num_bytes"] == Path("words/test.txt").stat().st_size
+    assert scored["bytes"] == Path("words/test.txt").stat().st_size
     assert "bits_per_byte" in scored
     assert last()["lit_tbptt"]["tokenizer"]["name"] == "bpe"
     assert "must be 257 or more" in refused("fit", "--data.tokenizer=bpe", "--data.vocabulary_limit=256")
