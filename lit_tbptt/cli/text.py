@@ -11,7 +11,7 @@ from lit_tbptt.cli.compressors import AFTER_TRAINING, MOST_BYTES, Compressors, c
 from lit_tbptt.cli.messages import visible
 from lit_tbptt.cli.settings import foreign_paths
 from lit_tbptt.data.text.token_file import TokenFile
-from lit_tbptt.data.text.tokenizers import BUILT_IN, from_description
+from lit_tbptt.data.text.tokenizer_choice import BUILT_IN, from_description
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.schema import Checkpoint, run_state
 from lit_tbptt.training.language_model import LitLanguageModel
