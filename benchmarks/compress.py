@@ -3,8 +3,8 @@
     python benchmarks/compress.py FILE OUT
 
 Runs `train.py fit --config configs/online_coding.yaml`, in which every byte is scored before it is trained on, and adds
-up `metrics.csv`. What the sum leaves out of a real compressor's file: the arithmetic coder's rounding, well below .01 %,
-the length of the file, and the program. Lanes are read side by side, as by NNCP, so a decoder can run them in parallel.
+up `metrics.csv`. What the sum leaves out of a compressed file: the arithmetic coder's rounding, well below .01 %, the
+length of the text, and the program. Lanes are read side by side, as by NNCP, so a decoder can run them in parallel.
 A run that was stopped is continued by the same command.
 """
 
