@@ -47,15 +47,15 @@ class WindowClosure:
     def linearize(self, parameters: Iterable[Tensor], hidden: bool = False) -> Linearization:
         """Linearizes the window at the present weights; see `gauss_newton.linearize`."""
         assert self.first is not None
-        return self.run.linearize((self.window,), self.carry, parameters, self.first.total_targets, hidden)
+        return self.run.linearize(self.window, self.carry, parameters, self.first.total_targets, hidden)
 
     def accepted(self) -> Carry:
         """Runs the window with the accepted weights, and returns the carry for the next one."""
         with torch.no_grad():
-            return self.run((self.window,), self.carry).carry.detach()
+            return self.run(self.window, self.carry).carry.detach()
 
     def _evaluated(self) -> RunLoss:
-        cost = self.run((self.window,), self.carry)
+        cost = self.run(self.window, self.carry)
         self.evaluations += 1
         if self.first is None:
             self.first = cost._replace(loss=cost.loss.detach(), penalty=None, carry=cost.carry.detach())

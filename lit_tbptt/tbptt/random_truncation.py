@@ -103,7 +103,7 @@ class RandomTruncation(Update):
         self._returned: Carry | None = None
 
     def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, place: Place) -> Updated:
-        cost = run((window,), self._attached if self._returned is not None and carry is self._returned else carry)
+        cost = run(window, self._attached if self._returned is not None and carry is self._returned else carry)
         self._step_factors.append(place.step_factor)
         objective = run.objective(cost)
         self._objective = objective if self._objective is None else self._objective + objective
@@ -111,7 +111,7 @@ class RandomTruncation(Update):
 
     def pass_over(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, place: Place) -> Updated:
         # With its graph: gradients of later windows pass through it.
-        cost = run((window,), self._attached if self._returned is not None and carry is self._returned else carry)
+        cost = run(window, self._attached if self._returned is not None and carry is self._returned else carry)
         return self._end_of_window(cost.carry, cost.total_loss, cost.total_targets, optimizer, place)
 
     def cut_probability(self, length: int) -> float:

@@ -1,8 +1,6 @@
 """Runs a task over windows from a carry, as often as an update asks for it."""
 
-import operator
-from collections.abc import Iterable, Sequence
-from functools import reduce
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
@@ -13,7 +11,7 @@ from lit_tbptt.random_state import random_state, set_random_state
 from lit_tbptt.ranks import Agreement
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.gauss_newton import Linearization, linearize
-from lit_tbptt.tbptt.task import Task, at_least_1, sum_penalties
+from lit_tbptt.tbptt.task import Task, at_least_1
 from lit_tbptt.tbptt.truncation import Truncation
 from lit_tbptt.tbptt.window import Window
 
@@ -37,13 +35,13 @@ class RunLoss(NamedTuple):
 
 
 class Run:
-    """Runs a task over windows from a carry, on all ranks.
+    """Runs a task over a window from a carry, on all ranks.
 
     Args:
         task: The task to run.
         truncation: Truncates the graph of each window.
         agreement: Sums losses and targets over the ranks.
-        repeatable: Whether a call with the same carry and window objects as the previous call draws the same random
+        repeatable: Whether a call with the same carry and window as the previous call draws the same random
             numbers: dropout, and everything else that uses Python's, NumPy's and torch's global generators.
         loss_reduction: Whether the gradient is that of the mean or of the sum over the scored targets.
 
@@ -68,25 +66,20 @@ class Run:
         self._call: tuple[Any, ...] = ()
         self._random: dict[str, Any] = {}
 
-    def __call__(self, windows: Sequence[Window], carry: Carry | None) -> RunLoss:
-        """Runs over one or more windows, each with its own horizon, and sums their losses."""
-        if not windows:
-            raise ValueError("windows: at least one is needed")
+    def __call__(self, window: Window, carry: Carry | None) -> RunLoss:
+        """Runs over a window.
+
+        Args:
+            window: The next window.
+            carry: What the window before passed on, detached unless its graph is needed. None: every lane is reset.
+        """
         if self.repeatable:
-            call = (carry, *windows)
-            if len(call) == len(self._call) and all(map(operator.is_, call, self._call)):
+            if self._call[:1] and self._call[0] is carry and self._call[1] is window:
                 set_random_state(self._random)
             else:
-                self._call, self._random = call, random_state()
-        costs = []
-        for number, window in enumerate(windows):
-            carry = carry if carry is None or number == 0 else carry.detach()
-            loss, num_targets, carry, penalty = self.truncation(self.task, window, carry)
-            costs.append((loss, penalty, *self.agreement.exchange(loss, num_targets)))
-        losses, penalties, total_losses, total_targets = zip(*costs, strict=True)
-        assert carry is not None
-        loss, total_loss, num_targets = (reduce(operator.add, each) for each in (losses, total_losses, total_targets))
-        return RunLoss(loss, sum_penalties(penalties), carry, total_loss, num_targets)
+                self._call, self._random = (carry, window), random_state()
+        loss, num_targets, after, penalty = self.truncation(self.task, window, carry)
+        return RunLoss(loss, penalty, after, *self.agreement.exchange(loss, num_targets))
 
     def objective(self, cost: RunLoss, num_targets: Tensor | int | None = None) -> Float[Tensor, ""]:
         """Returns the value to backpropagate: loss plus penalty, divided by a number of targets for the mean.
@@ -107,7 +100,7 @@ class Run:
 
     def linearize(
         self,
-        windows: Sequence[Window],
+        window: Window,
         carry: Carry | None,
         parameters: Iterable[Tensor],
         num_targets: Tensor | int,
@@ -116,7 +109,7 @@ class Run:
         """Linearizes a run that was made before, with its random numbers, for products with the curvature.
 
         Args:
-            windows: The windows of the run.
+            window: The window of the run.
             carry: Its carry.
             parameters: What a vector belongs to.
             num_targets: The targets of the run, of all ranks.
@@ -125,7 +118,7 @@ class Run:
         set_random_state(self._random)
         divisor = at_least_1(num_targets) if self.loss_reduction == "mean" else 1
         total = self.agreement.sum if self.agreement.num_ranks > 1 else None
-        return linearize(self.task, self.truncation, windows, carry, parameters, divisor, hidden, total)
+        return linearize(self.task, self.truncation, (window,), carry, parameters, divisor, hidden, total)
 
     def total_objective(self, cost: RunLoss) -> Float[Tensor, ""]:
         """Returns the same value over the lanes of all ranks, without a graph: what the gradient is of."""

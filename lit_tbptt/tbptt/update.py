@@ -149,7 +149,7 @@ class Update(ABC):
     def pass_over(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, place: Place) -> Updated:
         """Processes a window without targets: no step, since many optimizers change weights even if gradients are 0."""
         with torch.no_grad():
-            cost = run((window,), carry)
+            cost = run(window, carry)
         return Updated(cost.carry.detach(), cost.total_loss, cost.total_targets, False)
 
 
@@ -162,7 +162,7 @@ class StepPerWindow(Update):
         return num_windows
 
     def __call__(self, window: Window, carry: Carry | None, run: Run, optimizer: Optimizer, place: Place) -> Updated:
-        cost = run((window,), carry)
+        cost = run(window, carry)
         optimizer.zero_grad()
         optimizer.backward(run.objective(cost))
         optimizer.step(place.step_factor)
@@ -209,7 +209,7 @@ class StepPerWindows(Update):
         first = place.batch_window - number
         scored = place.scored[first : first + self.windows_per_step]
         more = any(scored[number + 1 :])
-        cost = run((window,), carry)
+        cost = run(window, carry)
         if not self._num_pending:
             optimizer.zero_grad()
             # What the loss is divided by before the true number is known: a sum could overflow under fp16.

@@ -58,14 +58,21 @@ def match_precision(trainer: Trainer) -> None:
             callback._average_model.double()
 
 
-def drop_averages(trainer: Trainer) -> None:
-    """Ends averages with the fit.
+def end_averages(trainer: Trainer, pl_module: LightningModule, trained: bool) -> None:
+    """Ends averages with the fit; the module has them then.
 
     An evaluation by the same trainer would exchange them for the weights of the checkpoint that it loads, or load the
     checkpoint's trained weights in place of their average.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The module.
+        trained: Whether anything was trained. If not, Lightning leaves the trained weights of the checkpoint in it.
     """
     for callback in trainer.callbacks:
         if isinstance(callback, WeightAveraging):
+            if not trained and callback._average_model is not None:
+                callback.on_train_end(trainer, pl_module)
             callback._average_model = None
 
 
@@ -80,9 +87,11 @@ def trained_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[No
     averaging = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
     for callback in averaging:
         callback.on_validation_epoch_end(trainer, pl_module)  # it does nothing else
-    yield
-    for callback in averaging:
-        callback.on_validation_epoch_start(trainer, pl_module)
+    try:
+        yield
+    finally:
+        for callback in averaging:
+            callback.on_validation_epoch_start(trainer, pl_module)
 
 
 def window_hooks(trainer: Trainer) -> list[Callable[..., None]]:

@@ -13,7 +13,7 @@ from lit_tbptt.tbptt.state import State
 from lit_tbptt.tbptt.task import loss_of_outputs
 from lit_tbptt.training.ddp import check_lanes
 from lit_tbptt.training.evaluation import Evaluation
-from lit_tbptt.training.hooks import drop_averages
+from lit_tbptt.training.hooks import end_averages
 from lit_tbptt.training.overrides import loop_hooks
 from lit_tbptt.training.resume import ResumableModule
 
@@ -59,13 +59,15 @@ class EvaluatingModule(ResumableModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage != "fit":
+            end_averages(self.trainer, self, trained=True)  # those of a fit that failed
         # A checkpoint's weights are the average, and an evaluation needs nothing else of it.
         warnings.filterwarnings("ignore", "You're using the WeightAveraging callback, but loading a checkpoint outside")
 
     def teardown(self, stage: str) -> None:
         super().teardown(stage)
         if stage == "fit":
-            drop_averages(self.trainer)
+            end_averages(self.trainer, self, trained=self._resume is None)
 
     def on_validation_epoch_start(self) -> None:
         self._begin_evaluation(self.trainer.val_dataloaders)

@@ -120,13 +120,13 @@ def test_a_closure_sees_new_weights_under_the_masks_of_its_window():
     ids = lane_ids(k1)
     model, window = language_model(), windows_of(ids, k1, {})[0]
     run = Run(model, Truncation(k1), repeatable=True)
-    first = run((window,), None).loss
+    first = run(window, None).loss
     masks = copy.deepcopy(model.noise)
     with torch.no_grad():
         for part in model.parameters():
             part *= 0.9
-    assert_close(run((window,), None).loss, Reference(model, ids, k1, k1, {}).loss(0, masks), rtol=0, atol=1e-9)
-    assert not torch.equal(run((window,), None).loss, first)
+    assert_close(run(window, None).loss, Reference(model, ids, k1, k1, {}).loss(0, masks), rtol=0, atol=1e-9)
+    assert not torch.equal(run(window, None).loss, first)
 
 
 def test_second_derivatives_and_curvature_keep_the_masks():

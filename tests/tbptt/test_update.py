@@ -30,17 +30,17 @@ def windows(count, seed=7):
     return windows_of(ids[:, :-1], ids[:, 1:], K1)
 
 
-def twice(over_time, recompute_every=None, repeatable=True, num_windows=1, num_ranks=1, rank=0):
+def twice(over_time, recompute_every=None, repeatable=True, num_ranks=1, rank=0):
     """Loss, targets, gradients and the generator of two calls of one run, and of a run of the next window."""
     model = language_model(over_time)
     torch.manual_seed(5 + rank)
     run = Run(model, Truncation(K1, K2, recompute_every), Agreement(num_ranks), repeatable)
-    first, *others = windows(1 + num_windows + 1, seed=7 + rank)
-    carry = run((first,), None).carry.detach()
+    first, second, third = windows(3, seed=7 + rank)
+    carry = run(first, None).carry.detach()
     results = []
-    for some in (tuple(others[:num_windows]), tuple(others[:num_windows]), (others[-1],)):
+    for window in (second, second, third):
         model.zero_grad()
-        cost = run(some, carry)
+        cost = run(window, carry)
         cost.loss.backward()
         gradients = [weight.grad for weight in model.parameters()]
         state = list(cost.carry.state.values())
@@ -50,29 +50,28 @@ def twice(over_time, recompute_every=None, repeatable=True, num_windows=1, num_r
     return [[part.detach().clone() for part in result] for result in results]
 
 
-@pytest.mark.parametrize("num_windows", [1, 2])
 @pytest.mark.parametrize("recompute_every", [None, 3])
 @pytest.mark.parametrize("over_time", ["free", "shared"])
-def test_a_run_repeated_from_the_same_carry_is_the_same(over_time, recompute_every, num_windows):
-    first, second, other = twice(over_time, recompute_every, num_windows=num_windows)
+def test_a_run_repeated_from_the_same_carry_is_the_same(over_time, recompute_every):
+    first, second, other = twice(over_time, recompute_every)
     assert_close(second, first, rtol=0, atol=0)
     assert not torch.equal(other[0], first[0])
     first, second, _ = twice(over_time, recompute_every, repeatable=False)
     assert not torch.equal(second[0], first[0])
 
 
-def test_another_carry_or_a_longer_list_of_windows_is_no_repetition():
+def test_another_carry_or_window_is_no_repetition():
     model = language_model("free")
-    run, held = Run(model, Truncation(K1), repeatable=True), windows(1)
-    first = run(held, None)
-    again = run(held, None)
+    run, (window, other) = Run(model, Truncation(K1), repeatable=True), windows(2)
+    first = run(window, None)
+    again = run(window, None)
     assert torch.equal(again.loss, first.loss)
-    assert not torch.equal(
-        run(held, first.carry.detach()).carry.state["hidden"], run(held, again.carry.detach()).carry.state["hidden"]
-    )
-    held.append(held[0])
+    hidden = [run(window, cost.carry.detach()).carry.state["hidden"] for cost in (first, again)]
+    assert not torch.equal(*hidden)
+    carry = first.carry.detach()
+    run(window, carry)
     before = torch.get_rng_state()
-    run(held, None)
+    run(other, carry)
     assert not torch.equal(torch.get_rng_state(), before)
 
 
@@ -90,24 +89,6 @@ def test_a_run_is_repeated_on_two_processes_alike(over_time, tmp_path):
     assert_close(other_again, other, rtol=0, atol=0)
     assert torch.equal(first[0], other[0])  # the loss of both
     assert not torch.equal(first[2], other[2])  # each has lanes of its own
-
-
-def test_several_windows_of_a_run_have_a_horizon_each():
-    inputs = torch.randn(LANES, 12, dtype=torch.float64)
-    cut = windows_of(inputs, inputs, K1)
-    together, apart = Recurrence(), Recurrence()
-    cost = Run(together, Truncation(K1, 6))(cut, None)
-    cost.loss.backward()
-    truncation, carry = Truncation(K1, 6), None
-    for window in cut:
-        one = truncation(apart, window, carry)
-        one.loss.backward()
-        carry = one.carry.detach()
-    assert_close(together.w.grad, apart.w.grad, rtol=0, atol=1e-12)
-    assert cost.total_targets == inputs.numel()
-    assert_close(cost.carry.detach().state, carry.state)
-    with pytest.raises(ValueError, match="at least one"):
-        Run(together, Truncation(K1))((), None)
 
 
 def test_what_truncation_returns_is_attached_and_an_update_detaches_it():

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from loops import LANES, Lazily, SavedAt, batches, by_hand, fit, pair, same_weights, sequence
 from tasks import Batches, Regression, windows_of
 from torch.testing import assert_close
@@ -13,6 +14,7 @@ from lit_tbptt import InputError, NonMonotonicAveraging, NormalLengths, RunCheck
 from lit_tbptt.files.checkpoint import read_checkpoint
 
 K1, EVERY, PATIENCE, RATE = 5, 2, 2, 0.5
+EVERY_TWO = {"val_check_interval": EVERY, "check_val_every_n_epoch": None}
 
 
 def validation():
@@ -47,7 +49,7 @@ class Seen(Callback):
 
 def run(module, callback, *more, epochs=3, data=None, resume=None, **options):
     seen = Seen()
-    settings = {"max_epochs": epochs, "val_check_interval": EVERY, "check_val_every_n_epoch": None} | options
+    settings = {"max_epochs": epochs} | EVERY_TWO | options
     trainer = fit(module, data or Lazily(1), validation(), resume, callbacks=[seen, callback, *more], **settings)
     return trainer, seen
 
@@ -144,6 +146,55 @@ def test_validations_get_the_average_and_training_its_own_weights(tmp_path):
     trainer.validate(model, validation(), ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
     assert_close(weights_of(model), seen.validated[number], rtol=0, atol=0)
     assert float(trainer.callback_metrics["val/loss"]) == seen.losses[number]
+
+
+@pytest.mark.parametrize("make", [lambda: NonMonotonicAveraging(PATIENCE), lambda: EMAWeightAveraging(decay=0.7)])
+def test_a_finished_run_that_is_resumed_ends_with_the_average_again(make, tmp_path):
+    model, other = pair(k1=K1, lr=RATE)
+    options = {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    trainer, _ = run(model, make(), RunCheckpoint(), **options)
+    options["default_root_dir"] = tmp_path / "resumed"
+    _, seen = run(other, make(), RunCheckpoint(), resume=_saved(trainer)[1], **options)
+    assert not seen.steps
+    assert_close(weights_of(other), weights_of(model), rtol=0, atol=0)
+
+
+class Failing(Callback):
+    def on_step_end(self, trainer, module):
+        if trainer.global_step == 20:
+            raise RuntimeError("no more steps")
+
+
+def test_evaluations_after_a_fit_that_failed_are_of_the_checkpoints_weights(tmp_path):
+    model, other = pair(k1=K1, lr=0.3)
+    averaging, path = NonMonotonicAveraging(PATIENCE), tmp_path / "saved.ckpt"
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        callbacks=[averaging, SavedAt(path, 19), Failing()], **options, **EVERY_TWO, max_epochs=3, precision="64-true"
+    )
+    with pytest.raises(RuntimeError, match="no more steps"):
+        trainer.fit(model, Lazily(1), validation())
+    assert averaging.first_step is not None
+    other.load_state_dict(read_checkpoint(path)["state_dict"])
+    for kind in ("validate", "test"):
+        values = getattr(trainer, kind)(model, validation(), ckpt_path=path, verbose=False)
+        assert values == getattr(Trainer(**options, precision="64-true"), kind)(other, validation(), verbose=False)
+
+
+def test_without_validations_it_says_that_it_averages_nothing():
+    model, _ = pair(k1=K1, lr=0.3)
+    with pytest.warns(UserWarning, match="without validations, weights are never averaged"):
+        fit(model, Lazily(1), callbacks=[NonMonotonicAveraging()], max_epochs=1)
+
+
+def test_a_checkpoint_of_the_end_is_continued_without_an_average(tmp_path):
+    model, other = pair(k1=K1, lr=0.3)
+    trainer, _ = run(model, NonMonotonicAveraging(PATIENCE))
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    averaging = NonMonotonicAveraging(PATIENCE)
+    run(other, averaging, resume=tmp_path / "end.ckpt", epochs=3)
+    assert averaging.first_step is None
+    assert_close(weights_of(other), weights_of(model), rtol=0, atol=0)
 
 
 def _saved(trainer):

@@ -16,7 +16,7 @@ class EveryOther(Update):
         self.waiting, self.heeds_ends = False, heeds_ends
 
     def __call__(self, window, carry, run, optimizer, place):
-        cost = run((window,), carry)
+        cost = run(window, carry)
         if not self.waiting:
             optimizer.zero_grad()
         optimizer.backward(run.objective(cost))

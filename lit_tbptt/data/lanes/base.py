@@ -76,8 +76,7 @@ class Lanes(ABC):
             InputError: The state is from lanes with different windows.
         """
         ours = self._fixed()
-        # Earlier versions saved no window_lengths: all windows had k1 time steps.
-        for name, theirs in ({"window_lengths": None} | state.get("fixed", ours)).items():
+        for name, theirs in state.get("fixed", ours).items():
             if ours.get(name) != theirs:
                 raise InputError(
                     f"{name}={ours.get(name)}, where the run to be resumed has {name}={theirs}: a resumed run cannot "

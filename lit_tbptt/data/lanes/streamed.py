@@ -233,8 +233,7 @@ class _LaneGroup:
         else:
             self._ends = dict(position["ends"])
             self._rests = {lane: np.asarray(position["rests"][lane]) for lane in self._rows}
-            # Earlier versions did not count unknown tokens.
-            self._counts = [*position["counts"], 0][:4]
+            self._counts = list(position["counts"])
 
     def position(self) -> dict[str, Any]:
         """Returns the position before the next batch, as arrays and plain values.

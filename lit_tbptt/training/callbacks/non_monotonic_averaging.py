@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.training.hooks import is_part_of_fit
@@ -54,6 +54,10 @@ class NonMonotonicAveraging(WeightAveraging):
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return self.first_step is not None and step_idx is not None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation:
+            rank_zero_warn("NonMonotonicAveraging: without validations, weights are never averaged")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts averaging, if the loss has stopped falling.
@@ -113,7 +117,9 @@ class NonMonotonicAveraging(WeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"losses": list(self.losses), "first_step": self.first_step}
+        # After the fit, a checkpoint has no average to continue.
+        first_step = None if self._average_model is None else self.first_step
+        return super().state_dict() | {"losses": list(self.losses), "first_step": first_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
