@@ -232,7 +232,10 @@ class LitCLI(SettingsCLI):
             )
             if self.has_split(split)
         ]
-        if runs and given is not self.model.static_evaluation:
+        reason = given.refusal(self.model)
+        if reason:
+            say(f"static evaluation only: {reason}")
+        elif runs and given is not self.model.static_evaluation:
             split, prefix, evaluate, _ = runs[-1]
             runs.append((self._column(split), prefix, evaluate, given))
         results = {}

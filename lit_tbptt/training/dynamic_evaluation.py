@@ -16,7 +16,7 @@ from lit_tbptt.training.evaluation import Evaluation
 from lit_tbptt.training.gradient_pass import GradientPass, batches, gradients_allowed, with_own_tensors
 from lit_tbptt.training.gradient_statistics import KeptStatistics, gradient_rms
 
-_DEFAULT_LR = {"rms": 5e-4, "sgd": 0.1}
+_DEFAULT_LR = {"rms": 2e-3, "sgd": 0.1}
 # The search multiplies the learning rate by these, and then tries these decays with the best.
 _LR_FACTORS, _DECAYS = (1.0, 1 / 3, 3.0, 1 / 9, 9.0), (0.0, 0.0005, 0.005, 0.02)
 
@@ -34,7 +34,7 @@ class DynamicEvaluation(Evaluation):
     over all of them, and there are fewer steps per target.
 
     Args:
-        lr: Learning rate. Left out: .0005 with the rule `rms`, .1 with `sgd`.
+        lr: Learning rate. Left out: .002 with the rule `rms`, .1 with `sgd`.
         decay: Rate of return to the trained weights, from 0 to 1.
         rule: Whether gradients and decay are scaled by the root mean square of each weight's gradients over the
             training split (`rms`), or not (`sgd`).
@@ -85,8 +85,24 @@ class DynamicEvaluation(Evaluation):
         self.statistics_windows, self.keep_statistics = statistics_windows, keep_statistics
         self._weights: AdaptedWeights | None = None
 
+    def refusal(self, module: Any) -> str | None:
+        precision, num_processes = module.trainer.precision, module.trainer.world_size
+        if num_processes > 1:
+            return (
+                f"evaluation=DynamicEvaluation with {num_processes} processes: every step depends on the one before, "
+                "so the lanes cannot be shared out; use trainer.devices=1"
+            )
+        dtypes = {parameter.dtype for parameter in module.parameters()}
+        if precision == "16-mixed" or dtypes & {torch.float16, torch.bfloat16}:
+            return (
+                f"evaluation=DynamicEvaluation with trainer.precision={precision}: its steps would be rounded away; "
+                "use 32-true or bf16-mixed"
+            )
+        return None
+
     def begin(self, module: Any) -> None:
-        _check(module)
+        if reason := self.refusal(module):
+            raise InputError(reason)
         self._module = module
         k1, k2 = (self.k1, self.k2) if self.k1 else (module.truncation.k1, module.truncation.k2)
         if self.reset_every not in (None, k1):
@@ -192,18 +208,3 @@ class DynamicEvaluation(Evaluation):
         mean = loss / max(1, num_targets)
         rank_zero_info(f"evaluation.lr={lr:.3g}, evaluation.decay={decay:.3g}: {mean:.6g} per validation target")
         return mean
-
-
-def _check(module: Any) -> None:
-    if module.trainer.world_size > 1:
-        raise InputError(
-            f"evaluation=DynamicEvaluation with {module.trainer.world_size} processes: every step depends on the one "
-            "before, so the lanes cannot be shared out; use trainer.devices=1"
-        )
-    precision = module.trainer.precision
-    dtypes = {parameter.dtype for parameter in module.parameters()}
-    if precision == "16-mixed" or dtypes & {torch.float16, torch.bfloat16}:
-        raise InputError(
-            f"evaluation=DynamicEvaluation with trainer.precision={precision}: its steps would be rounded away; use "
-            "32-true or bf16-mixed"
-        )

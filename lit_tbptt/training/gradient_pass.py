@@ -38,7 +38,7 @@ class GradientPass:
 
     def __call__(self, window: Window) -> tuple[Tensor, Tensor | int, tuple[Tensor | None, ...] | None]:
         """Returns the summed loss of a window, its number of targets, and the gradients; None without a target."""
-        cost = self._run((window,), None if self._resets else self._carry)
+        cost = self._run(window, None if self._resets else self._carry)
         self._carry = cost.carry.detach()
         gradients = None
         if cost.total_targets:
