@@ -60,6 +60,7 @@ from .training.callbacks import (
     SignalHandling,
     TextSamples,
 )
+from .training.dynamic_evaluation import DynamicEvaluation
 from .training.evaluation import Evaluation
 from .training.language_model import LitLanguageModel
 from .training.loggers import run_loggers
@@ -80,6 +81,7 @@ __all__ = [
     "Cell",
     "CoupledLSTM",
     "DivergenceError",
+    "DynamicEvaluation",
     "EchoState",
     "Evaluation",
     "FallingProbability",

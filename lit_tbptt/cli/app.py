@@ -25,6 +25,7 @@ from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.run_folder import RunFolder, next_version
 from lit_tbptt.files.schema import run_state
 from lit_tbptt.training.callbacks import RunCheckpoint, SafeCheckpointIO, SignalHandling, StepProgressBar
+from lit_tbptt.training.dynamic_evaluation import DynamicEvaluation  # noqa: F401 - a choice of --model.evaluation
 from lit_tbptt.training.loggers import folder_alone, run_loggers
 from lit_tbptt.training.module import LitTBPTT
 from lit_tbptt.training.position import Position
@@ -189,12 +190,16 @@ class LitCLI(SettingsCLI):
     def validate(self, **kwargs: Any) -> None:
         """Evaluates the validation split and prints a table."""
         self.trainer.validate(**kwargs | {"verbose": False})
-        say(result_table({"validation": self._metrics("val")}))
+        say(result_table({self._column("validation"): self._metrics("val")}))
 
     def test(self, **kwargs: Any) -> None:
         """Evaluates the test split and prints a table."""
         self.trainer.test(**kwargs | {"verbose": False})
-        say(result_table({"test": self._metrics("test")}))
+        say(result_table({self._column("test"): self._metrics("test")}))
+
+    def _column(self, split: str) -> str:
+        evaluation = self.model.evaluation
+        return split if evaluation is self.model.static_evaluation else f"{split}, {evaluation.name}"
 
     def _metrics(self, prefix: str) -> dict[str, float]:
         return {
@@ -218,15 +223,7 @@ class LitCLI(SettingsCLI):
             sys.exit(f"stopped: no checkpoint could be written to {saved.folder.checkpoints}: see the warnings above")
         # An evaluation of the best checkpoint is no point of the curves.
         loggers, self.trainer.loggers = self.trainer.loggers, []
-        results = {}
-        for split, prefix, evaluate in (
-            ("validation", "val", self.trainer.validate),
-            ("test", "test", self.trainer.test),
-        ):
-            if self.has_split(split):
-                evaluate(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
-                if values := self._metrics(prefix):  # there are none with limit_test_batches=0
-                    results[split] = values
+        results = self._evaluate(path)
         self.trainer.loggers = loggers
         if results:
             say(f"\nof {path}, optimizer step {read_checkpoint(path)['global_step']}:\n{result_table(results)}\n")
@@ -237,6 +234,32 @@ class LitCLI(SettingsCLI):
         print(f"run folder: {saved.folder.path}\ncheckpoint: {path}")
         for purpose, command in self.next_commands(path, saved.last_model_path).items():
             print(f"{purpose + ':':11} {command}")
+
+    def _evaluate(self, path: str) -> dict[str, dict[str, float]]:
+        """Returns the metrics of a checkpoint by split; of the last split also those of `model.evaluation`."""
+        given = self.model.evaluation
+        runs = [
+            (split, prefix, evaluate, self.model.static_evaluation)
+            for split, prefix, evaluate in (
+                ("validation", "val", self.trainer.validate),
+                ("test", "test", self.trainer.test),
+            )
+            if self.has_split(split)
+        ]
+        reason = given.refusal(self.model)
+        if reason:
+            say(f"static evaluation only: {reason}")
+        elif runs and given is not self.model.static_evaluation:
+            split, prefix, evaluate, _ = runs[-1]
+            runs.append((self._column(split), prefix, evaluate, given))
+        results = {}
+        for column, prefix, evaluate, evaluation in runs:
+            self.model.evaluation = evaluation
+            evaluate(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
+            if values := self._metrics(prefix):  # there are none with limit_test_batches=0
+                results[column] = values
+        self.model.evaluation = given
+        return results
 
     def _say_how_to_continue(self) -> None:
         trainer: Trainer | None = getattr(self, "trainer", None)  # a signal may come before there is one

@@ -11,10 +11,11 @@ def result_table(results: Mapping[str, Mapping[str, float]]) -> str:
         results: Metrics by split.
     """
     names = list(dict.fromkeys(name for values in results.values() for name in values))
-    lines = [f"{'':20}" + "".join(f"{split:>14}" for split in results)]
+    widths = [max(14, len(split) + 2) for split in results]
+    lines = [f"{'':20}" + "".join(f"{split:>{width}}" for split, width in zip(results, widths, strict=True))]
     for name in names:
-        cells = (values.get(name) for values in results.values())
-        lines.append(f"{name:20}" + "".join(f"{'' if cell is None else _number(cell):>14}" for cell in cells))
+        cells = ("" if name not in values else _number(values[name]) for values in results.values())
+        lines.append(f"{name:20}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
     return "\n".join(lines)
 
 

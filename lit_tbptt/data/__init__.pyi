@@ -5,7 +5,8 @@ from .lanes.window_lengths import NormalLengths, WindowLengths
 from .sequences.normalization import Normalization
 from .text.documents import load_documents
 from .text.stream import document_stream
-from .text.tokenizers import Tokenizer, make_tokenizer
+from .text.tokenizer_choice import make_tokenizer
+from .text.tokenizers import Tokenizer
 
 __all__ = [
     "NormalLengths",

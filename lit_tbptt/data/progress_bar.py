@@ -1,4 +1,4 @@
-"""The bar of a corpus that is prepared or compressed, shown and switched off as those of `datasets` are."""
+"""The bar of a corpus that is prepared, shown and switched off as those of `datasets` are."""
 
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -13,21 +13,18 @@ _SECONDS = 1  # before the bar is shown, and between two times that it is drawn 
 
 
 @contextmanager
-def progress_bar(
-    parts: Iterable[Part], description: str, total: int | None, unit: str = " documents"
-) -> Iterator[Iterator[Part]]:
+def progress_bar(parts: Iterable[Part], description: str, total: int | None) -> Iterator[Iterator[Part]]:
     """Counts parts while they are worked on; a second after the start a bar is shown, which leaves nothing behind.
 
     Args:
         parts: What is worked on; the bar counts `len` of each.
         description: What is done.
         total: The sum of all lengths. None: it is not known.
-        unit: Of the lengths.
 
     Yields:
         The parts.
     """
-    options = {"unit": unit, "unit_scale": unit == "B", "leave": False, "delay": _SECONDS}
+    options = {"unit": " documents", "leave": False, "delay": _SECONDS}
     # miniters: it is drawn also where nothing was counted since. smoothing: with the mean speed since the start.
     with tqdm(desc=description, total=total, miniters=0, smoothing=0, **options) as bar:
         ended = Event()

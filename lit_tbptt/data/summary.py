@@ -9,7 +9,8 @@ from lit_tbptt.data.lanes.strided import StridedLanes
 from lit_tbptt.data.text.documents import NO_STREAM_IS_CUT
 from lit_tbptt.data.text.stream import DocumentStream
 from lit_tbptt.data.text.token_file import TokenFile
-from lit_tbptt.data.text.tokenizers import UNKNOWN, Tokenizer, WordTokenizer
+from lit_tbptt.data.text.tokenizers import UNKNOWN, Tokenizer
+from lit_tbptt.data.text.trained_tokenizers import BytePairTokenizer, WordTokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
 
@@ -55,7 +56,7 @@ def corpus_table(splits: Mapping[str, TokenFile | DocumentStream], tokenizer: To
                 + (f"{_percent(source.num_unknown, source.num_tokens):>10}" if closed else "")
                 + (f"  ({source.num_empty:,} empty documents left out)" if source.num_empty else "")
             )
-    lines.append(f"{tokenizer.name} tokenizer, vocabulary of {tokenizer.vocabulary_size:,}")
+    lines.append(f"{tokenizer.name} tokenizer, vocabulary of {tokenizer.vocabulary_size:,}{_sample(tokenizer, splits)}")
     stored = {split: source for split, source in splits.items() if isinstance(source, TokenFile)}
     lossy = [split for split, source in stored.items() if source.num_unknown]
     if lossy:
@@ -70,14 +71,21 @@ def corpus_table(splits: Mapping[str, TokenFile | DocumentStream], tokenizer: To
     return "\n".join(lines)
 
 
+def _sample(tokenizer: Tokenizer, splits: Mapping[str, TokenFile | DocumentStream]) -> str:
+    if not isinstance(tokenizer, BytePairTokenizer):
+        return ""
+    of = "the start of a stream" if isinstance(splits.get("train"), DocumentStream) else "text"
+    return f", trained on {tokenizer.num_bytes:,} bytes of {of}"
+
+
 def long_words(tokenizer: Tokenizer, bytes_per_token: float) -> list[str]:
     """Returns a note if the average word is so long that the text must have hardly any white space."""
     if not isinstance(tokenizer, WordTokenizer) or bytes_per_token <= _MOST_BYTES_PER_WORD:
         return []
     return [
         f"the words of the word tokenizer, cut at white space, have {bytes_per_token:.0f} bytes on average: this text "
-        "has hardly any white space, as in Chinese, Japanese or Thai; choose byte, char, or a tokenizer of the Hugging "
-        "Face Hub as data.tokenizer"
+        "has hardly any white space, as in Chinese, Japanese or Thai; choose byte, char, bpe, or a tokenizer of the "
+        "Hugging Face Hub as data.tokenizer"
     ]
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.cores.described import build, describe
-from lit_tbptt.data.text.tokenizers import Tokenizer, from_description
+from lit_tbptt.data.text.tokenizer_choice import from_description
+from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.schema import run_state
 from lit_tbptt.models.adaptive_softmax import Adaptive, AdaptiveSoftmax

@@ -11,7 +11,8 @@ import torch
 
 from lit_tbptt.cores import RecurrentCore
 from lit_tbptt.data.text.decoding import IncrementalDecoder, StopText
-from lit_tbptt.data.text.tokenizers import CharTokenizer, Tokenizer, from_description
+from lit_tbptt.data.text.tokenizer_choice import from_description
+from lit_tbptt.data.text.tokenizers import CharTokenizer, Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.schema import Checkpoint
 from lit_tbptt.models.language_model import RecurrentLM

@@ -42,19 +42,24 @@ class Evaluation:
 
     A subclass that does more with a window overrides `score`.
 
-    Args:
-        reset_every: Lanes are reset every N time steps and at every window, for a model whose state is not
-            carried. None: only where the data say so.
-
     Attributes:
+        name: What reports call it.
+        reset_every: Lanes are reset every N time steps and at every window, for a model whose state is not carried.
+            None: only where the data say so. The module sets it.
         num_targets: The number of targets in the last evaluation, of all ranks.
     """
 
-    def __init__(self, reset_every: int | None = None) -> None:
-        self.reset_every = reset_every
+    name = "static"
+
+    def __init__(self) -> None:
+        self.reset_every: int | None = None
         self.num_targets = 0.0
         self._state: State | None = None
         self._rows: Tensor | None = None
+
+    def refusal(self, module: Any) -> str | None:
+        """Returns why this evaluation cannot be made with the module and its trainer; None: it can."""
+        return None
 
     def begin(self, module: Evaluated) -> None:
         """Forgets the state and the sums of the evaluation before."""
@@ -71,13 +76,9 @@ class Evaluation:
 
     def add(self, module: Evaluated, batch: Batch) -> None:
         """Scores the windows of a batch."""
-        for window, state in self._windows(module, batch):
-            with unchanged(module, state):
-                cost = self.score(module, window, state)
-            check_next_state(module, state, cost.state)
-            sums = [torch.as_tensor(part, device=self._sums.device).double() for part in cost[:2]]
-            self._sums += torch.stack(sums)
-            self._state = detach(cost.state)
+        for window in self._windows(batch):
+            sums = [torch.as_tensor(part, device=self._sums.device) for part in self.score(module, window)]
+            self._sums += torch.stack([part.detach().double() for part in sums])
 
     def predict(self, module: Evaluated, batch: Batch) -> Any:
         """Returns what is predicted for the windows of a batch, joined along time.
@@ -91,7 +92,8 @@ class Evaluation:
             InputError: A window's prediction is something else.
         """
         parts = []
-        for window, state in self._windows(module, batch):
+        for window in self._windows(batch):
+            state = self._entering(module, window)
             with unchanged(module, state):
                 prediction, after = module.prediction_window(window, state)
             _check_prediction(prediction, window)
@@ -103,25 +105,38 @@ class Evaluation:
             parts.append(prediction)
         return tree_map(lambda *leaves: torch.cat(leaves, 1), *parts) if parts else None
 
-    def _windows(self, module: Evaluated, batch: Batch) -> Iterator[tuple[Window, State]]:
-        """Yields the windows of a batch with the state before each; the one after it is to be kept in `_state`."""
+    def score(self, module: Evaluated, window: Window) -> tuple[Tensor | int, Tensor | int]:
+        """Returns the summed loss of one window and its number of targets, and keeps the state after it."""
+        state = self._entering(module, window)
+        with unchanged(module, state):
+            cost = WindowLoss(*module.evaluation_window(window, state))
+        check_next_state(module, state, cost.state)
+        self._state = detach(cost.state)
+        return cost.loss, cost.num_targets
+
+    def _windows(self, batch: Batch) -> Iterator[Window]:
+        """Yields the windows of a batch, cut to the length at which they are scored."""
         for number, whole in enumerate(batch.windows):
             if whole.num_lanes == 0:
                 return  # there are fewer lanes than ranks
             done = 0
-            for window in whole.check().pieces(self.reset_every or whole.num_time_steps):
-                initial = initial_state_for(module, window, module.initial_state(window.num_lanes))
-                state = self._state
-                if state is None or self.reset_every:
-                    check_initial_state(module, initial, window.num_lanes)
-                    state = initial
-                elif window.reset is not None:
-                    state = reset_lanes(window.reset, initial, state)
+            for window in whole.check().pieces(self._length(whole)):
                 times = range(done, done + window.num_time_steps)
                 self._rows = None if batch.rows is None else _rows_in_time(batch.rows[number], times)
                 done += window.num_time_steps
-                yield window, state
+                yield window
         self._rows = None
+
+    def _length(self, window: Window) -> int:
+        return self.reset_every or window.num_time_steps
+
+    def _entering(self, module: Evaluated, window: Window) -> State:
+        """Returns the state before a window: that after the one before it, or in lanes that are reset the initial."""
+        initial = initial_state_for(module, window, module.initial_state(window.num_lanes))
+        if self._state is None or self.reset_every:
+            check_initial_state(module, initial, window.num_lanes)
+            return initial
+        return self._state if window.reset is None else reset_lanes(window.reset, initial, self._state)
 
     def update_metrics(self, metrics: Metric | MetricCollection, outputs: Any, window: Window) -> None:
         """Calls `metrics.update(outputs, targets)` with the scored time steps of a window.
@@ -135,10 +150,6 @@ class Evaluation:
             window: The window that is being scored.
         """
         update_metrics(metrics, outputs, window, self._rows)
-
-    def score(self, module: Evaluated, window: Window, state: State) -> WindowLoss:
-        """Scores one window."""
-        return WindowLoss(*module.evaluation_window(window, state))
 
     def end(self, module: Evaluated) -> tuple[float, dict[str, float]]:
         """Returns the mean loss per target and the values of the module's metrics, of all ranks together.

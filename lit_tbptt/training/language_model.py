@@ -12,7 +12,8 @@ from torch import Tensor
 from lit_tbptt.cores import LSTM, RecurrentCore
 from lit_tbptt.cores.checks import check_core
 from lit_tbptt.cores.described import describe
-from lit_tbptt.data.text.tokenizers import BUILT_IN, Tokenizer
+from lit_tbptt.data.text.tokenizer_choice import BUILT_IN
+from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint
 from lit_tbptt.files.schema import Checkpoint, new_run_state

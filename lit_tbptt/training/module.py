@@ -55,6 +55,8 @@ class LitTBPTT(Task, EvaluatingModule):
         state_drop_probability: Probability that a lane is reset at the start of a window, in training.
         windows_per_step: Windows whose gradients are added for a step; windows_per_batch is a multiple of it.
         update: When the weights change, such as RandomTruncation. Left out: after every window, or `windows_per_step`.
+        evaluation: How validation and test score a window, such as DynamicEvaluation. Left out: with frozen weights, as
+            the validations within a fit and predictions always do.
         clip_norm: Maximum norm of the gradient over all parameters. Left out: no clipping.
         optimizer: Makes the optimizer from the parameters. On the command line: --optimizer.
         lr_scheduler: Makes the schedule from the optimizer. On the command line: --lr_scheduler.
@@ -68,7 +70,8 @@ class LitTBPTT(Task, EvaluatingModule):
             takes them from the checkpoint.
         truncation: Truncates gradients; its `k2` may be changed between steps.
         update: When the weights change; an Update.
-        evaluation: How validation, test and predictions are made.
+        evaluation: How `validate` and `test` are made.
+        static_evaluation: How the validations within a fit, and predictions, are made.
         evaluation_metrics: A torchmetrics metric, or a collection, of a task with `predict_window`: it is updated with
             the outputs and targets that are scored (`Evaluation.update_metrics`), reset before an evaluation and logged
             after it. None: only the loss is.
@@ -96,6 +99,7 @@ class LitTBPTT(Task, EvaluatingModule):
         state_drop_probability: float = 0.0,
         windows_per_step: int = 1,
         update: Update | None = None,
+        evaluation: Evaluation | None = None,
         clip_norm: float | None = None,
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -132,7 +136,11 @@ class LitTBPTT(Task, EvaluatingModule):
         self.update: Update = update or given
         self._closure = StepWithClosure()
         self.carry_state = carry_state
-        self.evaluation = Evaluation(reset_every=None if carry_state else k1)
+        if not isinstance(evaluation, Evaluation | None):
+            raise InputError(f"evaluation={evaluation!r}: must be an Evaluation object, such as DynamicEvaluation()")
+        self.static_evaluation = Evaluation()
+        self.evaluation = evaluation or self.static_evaluation
+        self.evaluation.reset_every = self.static_evaluation.reset_every = None if carry_state else k1
         self.evaluation_metrics = None
         self.state_drop_probability = state_drop_probability
         self.clip_norm = clip_norm

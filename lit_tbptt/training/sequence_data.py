@@ -183,19 +183,25 @@ class SequenceLanesDataModule(LightningDataModule):
 
     def train_dataloader(self) -> SequenceLanes:
         with _of_split("train"):
-            return self._lanes("train", self._statistics())
+            return SequenceLanes(self._source("train"), self.num_lanes, **self._options(), **self._training)
 
     def val_dataloader(self) -> SequenceLanes | list[SequenceLanes]:
         if "validation" in self.splits:
-            with _of_split("validation"):
-                return self._lanes("validation", self._statistics())
+            return self.evaluation_dataloader("validation")
         # Lightning takes an empty list for "nothing to validate on", and warns about its length.
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
     def test_dataloader(self) -> SequenceLanes:
-        with _of_split("test"):
-            return self._lanes("test", self._statistics())
+        return self.evaluation_dataloader("test")
+
+    def evaluation_dataloader(self, split: str) -> SequenceLanes:
+        """Returns a split, `train`, `validation` or `test`, in the lanes of evaluations."""
+        with _of_split(split):
+            source = self._source(split)
+            # Every sequence begins with a reset, so the number of lanes changes no metric of a static evaluation.
+            num_scored = int((source.lengths > self.burn_in).sum())
+            return SequenceLanes(source, max(1, min(self.eval_num_lanes, num_scored)), **self._options())
 
     def predict_dataloader(self) -> SequenceLanes:
         """Returns the lanes of the test split."""
@@ -235,19 +241,9 @@ class SequenceLanesDataModule(LightningDataModule):
 
         return load_sequences(self.path, self.name, self.load_options)
 
-    def _lanes(self, split: str, normalization: Normalization | None) -> SequenceLanes:
-        options: dict[str, Any] = {
-            **self._sizes,
-            "burn_in": self.burn_in,
-            "normalization": normalization,
-            "rank": self._rank,
-        }
-        source = self._source(split)
-        if split == "train":
-            return SequenceLanes(source, self.num_lanes, **options, **self._training)
-        # Every sequence begins with a reset, so the number of lanes changes no metric.
-        num_scored = int((source.lengths > self.burn_in).sum())
-        return SequenceLanes(source, max(1, min(self.eval_num_lanes, num_scored)), **options)
+    def _options(self) -> dict[str, Any]:
+        normalization = self._statistics()
+        return {**self._sizes, "burn_in": self.burn_in, "normalization": normalization, "rank": self._rank}
 
     def _source(self, split: str) -> SequenceSource:
         if split not in self._sources:

@@ -27,6 +27,7 @@ class EvaluatingModule(ResumableModule):
 
     loss_name: str
     evaluation: Evaluation
+    static_evaluation: Evaluation
     evaluation_metrics: Metric | MetricCollection | None
     window_loss: Callable[[Window, State], WindowLoss]
     predict_window: Callable[[Window, State], tuple[Any, State]]
@@ -47,10 +48,14 @@ class EvaluatingModule(ResumableModule):
         self._need_outputs("evaluation_metrics are updated with outputs")
         outputs, state = self.predict_window(window, state)
         loss, num_targets, *_ = loss_of_outputs(self, outputs, window)  # first: without targets, its error says why
-        self.evaluation.update_metrics(self.evaluation_metrics, outputs, window)
+        self._evaluating.update_metrics(self.evaluation_metrics, outputs, window)
         return WindowLoss(loss, num_targets, state)
 
     # Validation and test
+
+    @property
+    def _evaluating(self) -> Evaluation:
+        return self.evaluation if self.trainer.state.fn in ("validate", "test") else self.static_evaluation
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -69,7 +74,7 @@ class EvaluatingModule(ResumableModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         check_batch(batch)
-        self.evaluation.add(self, batch)
+        self._evaluating.add(self, batch)
 
     def on_validation_epoch_end(self) -> None:
         self._end_evaluation("val", self.trainer.val_dataloaders)
@@ -79,7 +84,7 @@ class EvaluatingModule(ResumableModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         check_batch(batch)
-        self.evaluation.add(self, batch)
+        self._evaluating.add(self, batch)
 
     def on_test_epoch_end(self) -> None:
         self._end_evaluation("test", self.trainer.test_dataloaders)
@@ -94,10 +99,10 @@ class EvaluatingModule(ResumableModule):
 
     def _begin_evaluation(self, loaders: Any) -> None:
         check_lanes(loaders, self.trainer)
-        self.evaluation.begin(self)
+        self._evaluating.begin(self)
 
     def _end_evaluation(self, stage: str, loaders: Any) -> None:
-        mean_loss, metrics = self.evaluation.end(self)
+        mean_loss, metrics = self._evaluating.end(self)
         losses = self.describe_loss(mean_loss, loaders)
         if both := losses.keys() & metrics.keys():
             raise InputError(
@@ -106,7 +111,7 @@ class EvaluatingModule(ResumableModule):
             )
         values = {f"{stage}/{name}": value for name, value in (losses | metrics).items()}
         fitting = self.trainer.state.fn == "fit"
-        if not self.evaluation.num_targets and not self.trainer.sanity_checking:
+        if not self._evaluating.num_targets and not self.trainer.sanity_checking:
             rank_zero_warn(
                 f"{stage}/{self.loss_name} is nan, because no target was scored: look at the mask and burn-in of the "
                 f"split, and at limit_{stage}_batches"
@@ -160,11 +165,11 @@ class EvaluatingModule(ResumableModule):
         """
         check_batch(batch)
         if batch_idx == 0:
-            self.evaluation.forget_state(self)
-        return self.evaluation.predict(self, batch)
+            self._evaluating.forget_state(self)
+        return self._evaluating.predict(self, batch)
 
     def on_predict_end(self) -> None:
-        self.evaluation.forget_state(self)
+        self._evaluating.forget_state(self)
 
 
 def check_batch(batch: Any) -> None:

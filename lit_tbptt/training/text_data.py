@@ -18,7 +18,8 @@ from lit_tbptt.data.text.corpus import open_corpus
 from lit_tbptt.data.text.documents import NO_STREAM_IS_CUT, load_documents
 from lit_tbptt.data.text.stream import DocumentStream
 from lit_tbptt.data.text.token_file import TokenFile
-from lit_tbptt.data.text.tokenizers import Tokenizer, from_description, from_object
+from lit_tbptt.data.text.tokenizer_choice import from_description, from_object
+from lit_tbptt.data.text.tokenizers import Tokenizer
 from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
 from lit_tbptt.training.ddp import rank_of
@@ -59,10 +60,11 @@ class TextLanesDataModule(LightningDataModule):
         split_salt: Decides which files of the default corpus are held out.
         load_options: Further arguments of `datasets.load_dataset`, such as `sample_by: line`. Others are
             `encoding_errors: replace` and `data_files`.
-        tokenizer: `byte`, `char`, `word`, or a Hugging Face tokenizer's name, folder or `tokenizer.json`. From Python
-            also a `Tokenizer`, a `tokenizers.Tokenizer`, or a fast tokenizer of `transformers`. After `setup` it is a
-            `Tokenizer`.
-        vocabulary_limit: Largest vocabulary of the word tokenizer. Left out: every word of the training split.
+        tokenizer: `byte`, `char`, `word`, `bpe`, or a Hugging Face tokenizer's name, folder or `tokenizer.json`. From
+            Python also a `Tokenizer`, a `tokenizers.Tokenizer`, or a fast tokenizer of `transformers`. After `setup` it
+            is a `Tokenizer`.
+        vocabulary_limit: Largest vocabulary of the word or bpe tokenizer. Left out: every word of the training split,
+            or 4096 for bpe.
         num_lanes: Parallel sequences in training.
         k1: Tokens per lane between two optimizer steps. On the command line it follows model.k1.
         windows_per_batch: Windows that travel in one Lightning batch. It changes nothing but speed, and what
@@ -247,18 +249,19 @@ class TextLanesDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Lanes | list[Lanes]:
         if "validation" in self.splits:
-            return self._evaluation_lanes("validation")
+            return self.evaluation_dataloader("validation")
         # An empty list tells Lightning not to validate, but it warns about its length.
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
     def test_dataloader(self) -> Lanes:
-        return self._evaluation_lanes("test")
+        return self.evaluation_dataloader("test")
 
     def predict_dataloader(self) -> Lanes:
         return self.test_dataloader()
 
-    def _evaluation_lanes(self, split: str) -> Lanes:
+    def evaluation_dataloader(self, split: str) -> Lanes:
+        """Returns a split, `train`, `validation` or `test`, in the lanes of evaluations."""
         k1, windows_per_batch = self._settings.k1, self._settings.windows_per_batch
         if not self._settings.document_reset:
             # Evaluation does not truncate, so a batch is one long window.

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from command_line import RUN, last, refused
 
@@ -43,8 +44,12 @@ def test_what_is_wrong_is_one_message(first_run):
     assert "FOLDER" in refused("export", f"--ckpt_path={RUN}/checkpoints/last.ckpt")
 
 
-def test_an_exported_model_writes_and_scores_as_its_checkpoint_does(first_run, capfd):
-    main([*first_run, "--trainer.max_steps=2"])
+BYTE_PAIRS = ["--data.tokenizer=bpe", "--data.vocabulary_limit=271"]
+
+
+@pytest.mark.parametrize("tokenizer", [[], BYTE_PAIRS])
+def test_an_exported_model_writes_and_scores_as_its_checkpoint_does(tokenizer, first_run, capfd):
+    main([*first_run, *tokenizer, "--trainer.max_steps=2"])
     main(["export", "--ckpt_path=last", "my model"])
     for command in (["generate", "--prompt=w1 w2", "--num_tokens=9"], ["score", "words/test.txt"]):
         printed = []
@@ -53,6 +58,21 @@ def test_an_exported_model_writes_and_scores_as_its_checkpoint_does(first_run, c
             main([*command, f"--ckpt_path={given}"])
             printed.append(capfd.readouterr().out)
         assert printed[0] == printed[1] != ""
+
+
+def test_byte_pairs_are_in_the_checkpoint_and_counted_by_the_byte(first_run, caplog):
+    caplog.set_level("INFO")
+    main([*first_run, *BYTE_PAIRS, "--trainer.max_steps=2"])
+    assert (
+        f"bpe tokenizer, vocabulary of 259, trained on {Path('words/train.txt').stat().st_size:,} bytes" in caplog.text
+    )
+    Path("words/train.txt").write_text("another text, with other pairs")
+    main(["score", "--ckpt_path=last", "--out=scores.jsonl", "words/test.txt"])
+    scored = json.loads(Path("scores.jsonl").read_text().splitlines()[0])
+    assert scored["bytes"] == Path("words/test.txt").stat().st_size
+    assert "bits_per_byte" in scored
+    assert last()["lit_tbptt"]["tokenizer"]["name"] == "bpe"
+    assert "must be 257 or more" in refused("fit", "--data.tokenizer=bpe", "--data.vocabulary_limit=256")
 
 
 def test_an_exported_model_is_no_checkpoint_of_a_run(tmp_path, in_tmp_path):

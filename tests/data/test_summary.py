@@ -6,7 +6,8 @@ from letters import corpus, stream_of
 from lit_tbptt import Rank
 from lit_tbptt.data.summary import corpus_table, long_words, reading_cost
 from lit_tbptt.data.text.token_file import token_file
-from lit_tbptt.data.text.tokenizers import ByteTokenizer, make_tokenizer
+from lit_tbptt.data.text.tokenizer_choice import make_tokenizer
+from lit_tbptt.data.text.tokenizers import ByteTokenizer
 
 
 def test_the_share_of_unknown_tokens_is_in_the_table(tmp_path):

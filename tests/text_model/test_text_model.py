@@ -28,7 +28,7 @@ def text_model(tokenizer="byte", core=None, **options):
 # Writing
 
 
-@pytest.mark.parametrize("tokenizer", ["byte", "char", "word"])
+@pytest.mark.parametrize("tokenizer", ["byte", "char", "word", "bpe"])
 def test_one_prompt_gives_one_text_and_a_stream_the_same_in_pieces(tokenizer):
     model = text_model(tokenizer)
     options = {"num_tokens": 40, "temperature": 1.5, "top_k": 90, "top_p": 0.98, "seed": 3}

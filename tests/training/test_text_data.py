@@ -250,7 +250,7 @@ def test_a_stream_of_one_document_leaves_lanes_empty_and_says_so(capfd, caplog):
     assert "2 of 3 lanes get no document at the start" in caplog.text + capfd.readouterr().err
 
 
-@pytest.mark.parametrize("tokenizer", ["char", "word"])
+@pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
 def test_a_vocabulary_can_be_read_from_a_stream(tokenizer):
     descriptions = []
     for streaming in (False, True):

@@ -12,7 +12,9 @@ from lit_tbptt.data.text.documents import texts
 from lit_tbptt.data.text.reading import cache_named
 from lit_tbptt.data.text.stream import DocumentStream, TextReader, document_stream
 from lit_tbptt.data.text.token_file import TokenFile, fingerprint, token_file
-from lit_tbptt.data.text.tokenizers import BUILT_IN, Tokenizer, from_description, make_tokenizer
+from lit_tbptt.data.text.tokenizer_choice import BUILT_IN, check_limit, from_description, make_tokenizer
+from lit_tbptt.data.text.tokenizers import Tokenizer
+from lit_tbptt.data.text.trained_tokenizers import first_bytes, sample_bytes
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.atomic import replacing
 
@@ -31,7 +33,7 @@ def open_corpus(
     Args:
         documents: The datasets by split.
         tokenizer: The tokenizer, or a name for `make_tokenizer`.
-        vocabulary_limit: Largest vocabulary of the word tokenizer.
+        vocabulary_limit: Largest vocabulary of the word or bpe tokenizer.
         cache: The folder of token files and vocabularies.
         streaming: Whether to stream the corpus instead of storing it.
 
@@ -58,9 +60,14 @@ def _make_tokenizer(
         return make_tokenizer(name, (), vocabulary_limit)
     if "train" not in documents:
         raise InputError(f"data.tokenizer={name!r}: takes its vocabulary from a train split, and there is none")
+    check_limit(name, vocabulary_limit)  # before anything is read
     if streams:
-        logger.warning("reading the whole stream once for the vocabulary of the %s tokenizer", name)
-        return _train(name, iter(TextReader(streams["train"]).read, None), None, vocabulary_limit)
+        read = iter(TextReader(streams["train"]).read, None)
+        if name == "bpe":
+            read = first_bytes(read, sample_bytes(vocabulary_limit))
+        else:
+            logger.warning("reading the whole stream once for the vocabulary of the %s tokenizer", name)
+        return _train(name, read, None, vocabulary_limit)
     train = documents["train"]
     file = cache / f"{fingerprint(train, name, vocabulary_limit)}.tokenizer.json"
     if not file.exists():

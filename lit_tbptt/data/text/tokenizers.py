@@ -3,22 +3,13 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from difflib import get_close_matches
-from itertools import takewhile
-from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
 import tokenizers as hf
-from tokenizers import models, normalizers, pre_tokenizers, trainers
-
-from lit_tbptt.errors import InputError
 
 EOS = "<eos>"
 UNKNOWN = "<unk>"
-BUILT_IN = ("byte", "char", "word")
 # Names of the token between documents in other tokenizers, most specific first.
 _EOS_NAMES = (EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "[SEP]")
 
@@ -160,120 +151,3 @@ class LibraryTokenizer(Tokenizer):
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "json": self.library.to_str()}
-
-
-class WordTokenizer(LibraryTokenizer):
-    """Splits at white space; an `<eos>` after every line, `<unk>` for words that are not in the training split."""
-
-    @classmethod
-    def train(cls, texts: Iterable[str], vocabulary_limit: int | None = None) -> "WordTokenizer":
-        counting = cls._library(models.WordLevel())
-        trainer = trainers.WordLevelTrainer(vocab_size=2**31 - 1, show_progress=False)
-        # The library counts in its own threads, and the calling thread would notice Ctrl-C only at the end.
-        interrupted = Event()
-        with ThreadPoolExecutor(1) as pool:
-            read = takewhile(lambda text: not interrupted.is_set(), texts)
-            try:
-                pool.submit(counting.train_from_iterator, read, trainer).result()
-            finally:
-                interrupted.set()
-        counted = counting.get_vocab()
-        words = [word for word in sorted(counted, key=counted.__getitem__) if word not in (EOS, UNKNOWN)]
-        kept = [EOS, UNKNOWN, *words][:vocabulary_limit]
-        return cls("word", cls._library(models.WordLevel({word: i for i, word in enumerate(kept)}, UNKNOWN)))
-
-    @staticmethod
-    def _library(model: models.WordLevel) -> hf.Tokenizer:
-        library = hf.Tokenizer(model)
-        library.normalizer = normalizers.Replace("\n", f" {EOS} ")
-        library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return library
-
-    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        # A line break becomes an <eos>, so the last line of a document ends it, and an empty document is a blank line.
-        return self.encode([text.removesuffix("\n") + "\n" for text in texts])
-
-    def num_unknown(self, texts: Sequence[str], documents: Sequence[np.ndarray]) -> int:
-        # An <unk> written in the text itself, as in prepared corpora, stands for these five bytes.
-        written = sum(text.split().count(UNKNOWN) for text in texts if UNKNOWN in text)
-        return super().num_unknown(texts, documents) - written
-
-
-def from_description(description: dict[str, Any]) -> Tokenizer:
-    """Builds a tokenizer from the result of `describe`."""
-    match description["name"]:
-        case "byte":
-            return ByteTokenizer()
-        case "char":
-            return CharTokenizer(description["characters"])
-        case "word":
-            return WordTokenizer("word", hf.Tokenizer.from_str(description["json"]))
-        case name:
-            return LibraryTokenizer(name, hf.Tokenizer.from_str(description["json"]))
-
-
-def from_object(given: Any) -> Tokenizer:
-    """Returns a `Tokenizer` unchanged, or wraps an object of the `tokenizers` library.
-
-    Args:
-        given: The object; also a fast tokenizer of `transformers`, which contains such an object.
-
-    Raises:
-        InputError: It is none of these.
-    """
-    if isinstance(given, Tokenizer):
-        return given
-    library = getattr(given, "backend_tokenizer", given)
-    if not isinstance(library, hf.Tokenizer):
-        raise InputError(
-            f"data.tokenizer has the type {type(given).__name__}: must be one of {', '.join(BUILT_IN)}, a file, a "
-            "folder, a name on the Hugging Face Hub, a Tokenizer of lit_tbptt or of the tokenizers library, or a fast "
-            "one of transformers"
-        )
-    copy = hf.Tokenizer.from_str(library.to_str())  # an <eos> may be added, which must not change the user's object
-    return LibraryTokenizer(type(library.model).__name__, copy)
-
-
-def make_tokenizer(name: str, train_texts: Iterable[str], vocabulary_limit: int | None = None) -> Tokenizer:
-    """Creates a tokenizer by name.
-
-    Args:
-        name: `byte`, `char` or `word`; a `tokenizer.json` file, a folder with one, or a name on the Hugging Face Hub.
-        train_texts: The training split, for tokenizers that take their vocabulary from it.
-        vocabulary_limit: Maximum vocabulary size of `word`. None: every word of the training split.
-
-    Raises:
-        InputError: There is no such tokenizer, or its file is not one.
-    """
-    if vocabulary_limit is not None and (name != "word" or vocabulary_limit < 2):
-        raise InputError(
-            f"data.vocabulary_limit={vocabulary_limit} with data.tokenizer={name!r}: it limits the word tokenizer's "
-            f"vocabulary, {EOS} and {UNKNOWN} included, and must be 2 or more"
-        )
-    if name == "byte":
-        return ByteTokenizer()
-    if name == "char":
-        return CharTokenizer.train(train_texts)
-    if name == "word":
-        return WordTokenizer.train(train_texts, vocabulary_limit)
-    return LibraryTokenizer(name, _load(name))
-
-
-def _load(name: str) -> hf.Tokenizer:
-    if not name:
-        raise InputError(f"data.tokenizer='': names nothing; give {', '.join(BUILT_IN)}, a file, a folder or a name")
-    path = Path(name)
-    meant = get_close_matches(name, BUILT_IN)
-    if meant and not path.exists():
-        raise InputError(f"data.tokenizer={name!r}: did you mean {meant[0]}?")
-    try:
-        if path.is_dir():
-            path = path / "tokenizer.json"
-        if path.exists() or path.suffix == ".json":
-            return hf.Tokenizer.from_file(str(path))
-        return hf.Tokenizer.from_pretrained(name)
-    except Exception as error:  # the library raises plain Exception
-        raise InputError(
-            f"data.tokenizer={name!r}: not one of {', '.join(BUILT_IN)}, nor a readable tokenizer.json, a folder with "
-            f"one, or a name on the Hugging Face Hub ({error})"
-        ) from error

@@ -7,7 +7,9 @@ import tokenizers as hf
 from tokenizers import models, pre_tokenizers, trainers
 
 from lit_tbptt.data.text.decoding import IncrementalDecoder, StopText
-from lit_tbptt.data.text.tokenizers import InputError, LibraryTokenizer, make_tokenizer
+from lit_tbptt.data.text.tokenizer_choice import make_tokenizer
+from lit_tbptt.data.text.tokenizers import LibraryTokenizer
+from lit_tbptt.errors import InputError
 
 TEXT = "the cat, 北京 saw\nthe \U0001f600 dog é\u0301 …\n\nthe end \ufffd\n"
 
@@ -38,6 +40,7 @@ TOKENIZERS = {
     "byte": lambda: make_tokenizer("byte", []),
     "char": lambda: make_tokenizer("char", [TEXT]),
     "word": lambda: make_tokenizer("word", [TEXT]),
+    "bpe": lambda: make_tokenizer("bpe", [TEXT] * 3, 283),
     "byte pairs": byte_pairs,
     "sentence pieces": sentence_pieces,
 }
@@ -59,7 +62,7 @@ def test_the_pieces_of_text_are_the_text(name, prompt):
     assert name == "word" or TEXT in together
 
 
-@pytest.mark.parametrize("name", ["byte", "char", "word", "byte pairs"])
+@pytest.mark.parametrize("name", ["byte", "char", "word", "bpe", "byte pairs"])
 def test_the_pieces_of_any_tokens_are_what_they_decode_to_together(name):
     tokenizer, draw = TOKENIZERS[name](), random.Random(3)
     for _ in range(20):

@@ -14,7 +14,8 @@ from processes import start, status_of, wait_until
 from lit_tbptt.data.text import token_file as module
 from lit_tbptt.data.text.documents import load_documents
 from lit_tbptt.data.text.token_file import token_file
-from lit_tbptt.data.text.tokenizers import ByteTokenizer, make_tokenizer
+from lit_tbptt.data.text.tokenizer_choice import make_tokenizer
+from lit_tbptt.data.text.tokenizers import ByteTokenizer
 
 
 def test_a_token_file_holds_every_document_and_its_end(tmp_path):

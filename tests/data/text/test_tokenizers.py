@@ -6,7 +6,9 @@ import pytest
 import tokenizers as hf
 from tokenizers import models, pre_tokenizers, trainers
 
-from lit_tbptt.data.text.tokenizers import ByteTokenizer, InputError, from_description, from_object, make_tokenizer
+from lit_tbptt.data.text.tokenizer_choice import from_description, from_object, make_tokenizer
+from lit_tbptt.data.text.tokenizers import ByteTokenizer
+from lit_tbptt.errors import InputError
 
 TRAIN = ["the cat saw the dog\n\nthe end\n", "a cat"]
 
@@ -102,7 +104,7 @@ def test_a_tokenizer_object_is_taken_and_left_as_it_is(bpe_file):
     assert ids(from_object(Fast()), "the cat") == ids(tokenizer, "the cat")
     assert isinstance(from_object(ByteTokenizer()), ByteTokenizer)
     with pytest.raises(
-        InputError, match=r"data\.tokenizer has the type function: must be one of byte, char, word, a file"
+        InputError, match=r"data\.tokenizer has the type function: must be one of byte, char, word, bpe, a file"
     ):
         from_object(lambda text: text.split())
 
@@ -135,7 +137,7 @@ def test_the_unknown_token_of_a_library_tokenizer(model, unknown):
     assert tokenizer.num_unknown(texts, documents) == sum(ids.tolist().count(unknown) for ids in documents)
 
 
-@pytest.mark.parametrize("name", ["byte", "char", "word", "library"])
+@pytest.mark.parametrize("name", ["byte", "char", "word", "bpe", "library"])
 def test_a_description_makes_the_same_tokenizer(name, bpe_file):
     tokenizer = make_tokenizer(str(bpe_file) if name == "library" else name, TRAIN)
     again = from_description(json.loads(json.dumps(tokenizer.describe())))
@@ -151,7 +153,7 @@ def test_a_description_makes_the_same_tokenizer(name, bpe_file):
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     for name in (str(tmp_path), str(tmp_path / "tokenizer.json"), str(tmp_path / "missing.json"), "no-such/tokenizer"):
-        with pytest.raises(InputError, match=r"data\.tokenizer=.*not one of byte, char, word"):
+        with pytest.raises(InputError, match=r"data\.tokenizer=.*not one of byte, char, word, bpe"):
             make_tokenizer(name, [])
 
 
@@ -160,7 +162,7 @@ def test_a_misspelt_name_is_not_looked_for_on_the_hub():
         make_tokenizer("wrod", [])
 
 
-@pytest.mark.parametrize(("name", "limit"), [("byte", 100), ("word", 1)])
+@pytest.mark.parametrize(("name", "limit"), [("byte", 100), ("word", 1), ("bpe", 256)])
 def test_a_limit_that_makes_no_sense_is_refused(name, limit):
     with pytest.raises(InputError, match=f"data.vocabulary_limit={limit}"):
         make_tokenizer(name, TRAIN, limit)
