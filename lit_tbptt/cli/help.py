@@ -35,6 +35,8 @@ _ORDER = ("run", "data", "model", "optimizer")  # then the others, and the train
 _OF_AN_EVALUATION = ("run", "data", "trainer")
 _OF_A_FIT = ("init_from", "trainer.max_", "trainer.val_check", "trainer.check_val", "trainer.fast_dev", "trainer.log_")
 _COLUMN, _MOST_CHOICES = 36, 20
+# Options whose default class is shown with its arguments.
+_IN_PARTS = ("--model.core", "--optimizer", "--lr_scheduler")
 _PLACEHOLDERS = {int: "INT", float: "FLOAT", bool: "true|false", Path: "PATH", str: "TEXT", dict: "DICT", list: "LIST"}
 
 
@@ -140,7 +142,7 @@ def _described(action: Action, parser: ArgumentParser) -> Iterator[str]:
         choices = sorted(class_names(parser, action.dest)) if is_class else _literals(hint)
     value = "CLASS" if is_class and default is None else _value(action, default)
     yield from _line(option, value, *_sentences(action), choices=choices)
-    if isinstance(default, Mapping) and "class_path" in default:
+    if option in _IN_PARTS and isinstance(default, Mapping) and "class_path" in default:
         given = default.get("init_args") or {}
         for argument in _arguments(default["class_path"], given, type(parser)):
             name = f"{option}.{argument.dest}"

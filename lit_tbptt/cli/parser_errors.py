@@ -21,7 +21,7 @@ _TYPES = {
     "float": "a number",
     "bool": "true or false",
     "str": "text",
-    **dict.fromkeys(("list", "Sequence"), "a list"),
+    **dict.fromkeys(("list", "Sequence", "Iterable"), "a list"),
 }
 _EXAMPLE = "{class_path: LSTM, init_args: {hidden_size: 12}}"
 _NO_CLASS = f"a class is given by its name, or by {_EXAMPLE}, without other keys beside these two"

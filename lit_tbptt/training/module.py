@@ -55,7 +55,7 @@ class LitTBPTT(Task, EvaluatingModule):
         state_drop_probability: Probability that a lane is reset at the start of a window, in training.
         windows_per_step: Windows whose gradients are added for a step; windows_per_batch is a multiple of it.
         update: When the weights change, such as RandomTruncation. Left out: after every window, or `windows_per_step`.
-        evaluation: How validation and test score a window, such as DynamicEvaluation. Left out: with frozen weights, as
+        evaluation: How validate and test score windows. Left out: with frozen weights, as
             the validations within a fit and predictions always do.
         clip_norm: Maximum norm of the gradient over all parameters. Left out: no clipping.
         optimizer: Makes the optimizer from the parameters. On the command line: --optimizer.
@@ -70,7 +70,6 @@ class LitTBPTT(Task, EvaluatingModule):
             takes them from the checkpoint.
         truncation: Truncates gradients; its `k2` may be changed between steps.
         update: When the weights change; an Update.
-        evaluation: How `validate` and `test` are made.
         static_evaluation: How the validations within a fit, and predictions, are made.
         evaluation_metrics: A torchmetrics metric, or a collection, of a task with `predict_window`: it is updated with
             the outputs and targets that are scored (`Evaluation.update_metrics`), reset before an evaluation and logged

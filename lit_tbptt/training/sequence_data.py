@@ -168,7 +168,7 @@ class SequenceLanesDataModule(LightningDataModule):
             raise InputError(f"data: there is no {needed} split, only {', '.join(self.splits)}")
         if stage == "fit":
             with _of_split("train"):
-                lanes = self._lanes("train", None)
+                lanes = self._training_lanes(None)
                 next(iter(lanes))  # what is wrong with the items is said before anything is trained
             rank_zero_info(report(lanes))
             if lanes.repeat and self.trainer is not None and not _has_end(self.trainer):
@@ -183,7 +183,7 @@ class SequenceLanesDataModule(LightningDataModule):
 
     def train_dataloader(self) -> SequenceLanes:
         with _of_split("train"):
-            return SequenceLanes(self._source("train"), self.num_lanes, **self._options(), **self._training)
+            return self._training_lanes(self._statistics())
 
     def val_dataloader(self) -> SequenceLanes | list[SequenceLanes]:
         if "validation" in self.splits:
@@ -201,7 +201,8 @@ class SequenceLanesDataModule(LightningDataModule):
             source = self._source(split)
             # Every sequence begins with a reset, so the number of lanes changes no metric of a static evaluation.
             num_scored = int((source.lengths > self.burn_in).sum())
-            return SequenceLanes(source, max(1, min(self.eval_num_lanes, num_scored)), **self._options())
+            num_lanes = max(1, min(self.eval_num_lanes, num_scored))
+            return SequenceLanes(source, num_lanes, **self._options(self._statistics()))
 
     def predict_dataloader(self) -> SequenceLanes:
         """Returns the lanes of the test split."""
@@ -241,8 +242,10 @@ class SequenceLanesDataModule(LightningDataModule):
 
         return load_sequences(self.path, self.name, self.load_options)
 
-    def _options(self) -> dict[str, Any]:
-        normalization = self._statistics()
+    def _training_lanes(self, normalization: Normalization | None) -> SequenceLanes:
+        return SequenceLanes(self._source("train"), self.num_lanes, **self._options(normalization), **self._training)
+
+    def _options(self, normalization: Normalization | None) -> dict[str, Any]:
         return {**self._sizes, "burn_in": self.burn_in, "normalization": normalization, "rank": self._rank}
 
     def _source(self, split: str) -> SequenceSource:

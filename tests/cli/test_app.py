@@ -138,6 +138,7 @@ def test_the_progress_bar_can_be_switched_off(first_run, capfd):
 def test_every_config_runs(config, words_folder):
     settings = yaml.safe_load(config.read_text())
     lengths = ["mean=4", "least=2"] if "window_lengths" in settings["data"] else []
+    small = ["--model.core.hidden_size=8"] if "hidden_size" in settings["model"]["core"]["init_args"] else []
     cli = TextCLI(
         [
             "fit",
@@ -146,7 +147,7 @@ def test_every_config_runs(config, words_folder):
             "--data.name=null",
             "--data.num_lanes=3",
             "--data.eval_num_lanes=2",
-            "--model.core.hidden_size=8",
+            *small,
             "--model.k1=5",
             "--trainer.max_steps=5",
             "--trainer.accelerator=cpu",

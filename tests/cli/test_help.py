@@ -15,7 +15,7 @@ from lit_tbptt.cli.help import TRAINER
 # Options of `fit` and how the short help shows them: with the default value, or the kind of value.
 SHOWN = {
     "--data.path TEXT": "A file (text, parquet, JSON, CSV), a folder, or a name on the Hugging Face Hub.",
-    "--data.tokenizer byte": "byte, char, word, bpe, or a Hugging Face tokenizer's name, folder or tokenizer.json.",
+    "--data.tokenizer bpe": "byte, char, word, bpe, or a Hugging Face tokenizer's name, folder or tokenizer.json.",
     "--data.num_lanes 16": "Parallel sequences in training.",
     "--data.streaming false": "Whether the corpus is read as it is needed and never stored.",
     "--model.core LSTM": "The recurrent part: RNN, LSTM, GRU, or any RecurrentCore.",
@@ -33,7 +33,7 @@ SHOWN = {
     "--lr_scheduler.num_steps INT": "Steps until the final rate.",
     "--checkpoint.every_n_minutes 10.0": "Minutes between two checkpoints. null: not by time.",
     "--ckpt_path PATH": "The checkpoint to continue or to evaluate: last, best",
-    "--trainer.max_steps 4800": "Stop training after this number of steps.",
+    "--trainer.max_steps 5600": "Stop training after this number of steps.",
     "--trainer.callbacks CLASS": "Add a callback or list of callbacks.",
 }
 # What is left to the full help: Lightning's options that few need, linked ones, keywords of torch's classes.
