@@ -223,7 +223,7 @@ class LitCLI(SettingsCLI):
             sys.exit(f"stopped: no checkpoint could be written to {saved.folder.checkpoints}: see the warnings above")
         # An evaluation of the best checkpoint is no point of the curves.
         loggers, self.trainer.loggers = self.trainer.loggers, []
-        results = self._evaluate(path)
+        results = self.evaluate(path)
         self.trainer.loggers = loggers
         if results:
             say(f"\nof {path}, optimizer step {read_checkpoint(path)['global_step']}:\n{result_table(results)}\n")
@@ -235,29 +235,24 @@ class LitCLI(SettingsCLI):
         for purpose, command in self.next_commands(path, saved.last_model_path).items():
             print(f"{purpose + ':':11} {command}")
 
-    def _evaluate(self, path: str) -> dict[str, dict[str, float]]:
-        """Returns the metrics of a checkpoint by split; of the last split also those of `model.evaluation`."""
-        given = self.model.evaluation
-        runs = [
-            (split, prefix, evaluate, self.model.static_evaluation)
-            for split, prefix, evaluate in (
-                ("validation", "val", self.trainer.validate),
-                ("test", "test", self.trainer.test),
-            )
-            if self.has_split(split)
-        ]
-        reason = given.refusal(self.model)
-        if reason:
-            say(f"static evaluation only: {reason}")
-        elif runs and given is not self.model.static_evaluation:
-            split, prefix, evaluate, _ = runs[-1]
-            runs.append((self._column(split), prefix, evaluate, given))
+    def evaluate(self, path: str) -> dict[str, dict[str, float]]:
+        """Returns the metrics of a checkpoint by split; those of the last split also by `model.evaluation`."""
+        given, static = self.model.evaluation, self.model.static_evaluation
+        kinds = (("validation", "val", self.trainer.validate), ("test", "test", self.trainer.test))
+        runs = [(*kind, static) for kind in kinds if self.has_split(kind[0])]
+        if given is not static:
+            runs += [(*run[:3], given) for run in runs[-1:]]
         results = {}
-        for column, prefix, evaluate, evaluation in runs:
-            self.model.evaluation = evaluation
-            evaluate(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
+        for split, prefix, evaluate, self.model.evaluation in runs:
+            try:
+                evaluate(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
+            except InputError as error:
+                if self.model.evaluation is static:
+                    raise
+                say(f"no {given.name} evaluation: {error}")  # the run is not lost by it
+                continue
             if values := self._metrics(prefix):  # there are none with limit_test_batches=0
-                results[column] = values
+                results[self._column(split)] = values
         self.model.evaluation = given
         return results
 

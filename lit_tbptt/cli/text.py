@@ -131,10 +131,10 @@ class TextCLI(LitCLI):
             )
         self.datamodule.tokenizer = from_description(described)
 
-    def _evaluate(self, path: str) -> dict[str, dict[str, float]]:
+    def evaluate(self, path: str) -> dict[str, dict[str, float]]:
         self._compressors = self._start_compressors() if self.trainer.is_global_zero else None
         try:
-            return super()._evaluate(path)
+            return super().evaluate(path)
         except BaseException:
             if self._compressors is not None:
                 self._compressors.stop()

@@ -47,6 +47,9 @@ class DynamicEvaluation(Evaluation):
         keep_statistics: Whether to use mean squares that are kept beside the checkpoint. If not, they are computed
             again.
 
+    Attributes:
+        chosen: Learning rate and decay of the last evaluation: those given, or those that the search found.
+
     Raises:
         InputError: A setting is out of range.
     """
@@ -80,29 +83,14 @@ class DynamicEvaluation(Evaluation):
         if k1 is not None:
             Truncation(k1, k2)  # which checks them
         self.lr = _DEFAULT_LR[rule] if lr is None else lr
+        self.chosen = (self.lr, decay)
         self.decay, self.rule, self.k1, self.k2 = decay, rule, k1, k2
         self.search, self.search_targets = search, search_targets
         self.statistics_windows, self.keep_statistics = statistics_windows, keep_statistics
         self._weights: AdaptedWeights | None = None
 
-    def refusal(self, module: Any) -> str | None:
-        precision, num_processes = module.trainer.precision, module.trainer.world_size
-        if num_processes > 1:
-            return (
-                f"evaluation=DynamicEvaluation with {num_processes} processes: every step depends on the one before, "
-                "so the lanes cannot be shared out; use trainer.devices=1"
-            )
-        dtypes = {parameter.dtype for parameter in module.parameters()}
-        if precision == "16-mixed" or dtypes & {torch.float16, torch.bfloat16}:
-            return (
-                f"evaluation=DynamicEvaluation with trainer.precision={precision}: its steps would be rounded away; "
-                "use 32-true or bf16-mixed"
-            )
-        return None
-
     def begin(self, module: Any) -> None:
-        if reason := self.refusal(module):
-            raise InputError(reason)
+        _check(module)
         self._module = module
         k1, k2 = (self.k1, self.k2) if self.k1 else (module.truncation.k1, module.truncation.k2)
         if self.reset_every not in (None, k1):
@@ -116,9 +104,8 @@ class DynamicEvaluation(Evaluation):
             super().begin(module)
             with module.trainer.precision_plugin.val_step_context():
                 self._rms = self._statistics() if self.rule == "rms" else None
-                if self.search:
-                    self.lr, self.decay = self._search()
-            self._weights = self._adapted(self.lr, self.decay)
+                self.chosen = self._search() if self.search else (self.lr, self.decay)
+            self._weights = self._adapted(*self.chosen)
             self._run = self._pass(self._evaluation_window)
 
     def add(self, module: Any, batch: Batch) -> None:
@@ -208,3 +195,18 @@ class DynamicEvaluation(Evaluation):
         mean = loss / max(1, num_targets)
         rank_zero_info(f"evaluation.lr={lr:.3g}, evaluation.decay={decay:.3g}: {mean:.6g} per validation target")
         return mean
+
+
+def _check(module: Any) -> None:
+    precision, num_processes = module.trainer.precision, module.trainer.world_size
+    if num_processes > 1:
+        raise InputError(
+            f"evaluation=DynamicEvaluation with {num_processes} processes: every step depends on the one before, so "
+            "the lanes cannot be shared out; use trainer.devices=1"
+        )
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    if precision == "16-mixed" or dtypes & {torch.float16, torch.bfloat16}:
+        raise InputError(
+            f"evaluation=DynamicEvaluation with trainer.precision={precision}: its steps would be rounded away; use "
+            "32-true or bf16-mixed"
+        )

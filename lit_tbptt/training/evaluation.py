@@ -57,10 +57,6 @@ class Evaluation:
         self._state: State | None = None
         self._rows: Tensor | None = None
 
-    def refusal(self, module: Any) -> str | None:
-        """Returns why this evaluation cannot be made with the module and its trainer; None: it can."""
-        return None
-
     def begin(self, module: Evaluated) -> None:
         """Forgets the state and the sums of the evaluation before."""
         self.forget_state(module)

@@ -320,7 +320,7 @@ def test_the_search_takes_the_pair_with_the_least_loss_on_the_validation_split(c
     printed = "\n".join(record.getMessage() for record in caplog.records)
     tried = dict(re.findall(r"^(evaluation\.lr=.*?): ([\d.]+) per validation target$", printed, re.MULTILINE))
     assert len(tried) == 9
-    lr, decay = model.evaluation.lr, model.evaluation.decay
+    lr, decay = model.evaluation.chosen
     chosen = f"evaluation.lr={lr:.3g}, evaluation.decay={decay:.3g}"
     assert f"chosen: {chosen}" in printed
     assert float(tried[chosen]) == min(map(float, tried.values())) < max(map(float, tried.values()))
