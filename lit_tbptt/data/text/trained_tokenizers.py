@@ -15,7 +15,7 @@ from lit_tbptt.data.text.tokenizers import EOS, UNKNOWN, LibraryTokenizer
 # The 256 bytes and <eos>.
 FEWEST_BYTE_PAIRS = 257
 BYTE_PAIRS = 4096
-# More text hardly makes better pairs: docs/data.md has figures.
+# More text hardly makes better pairs: docs/log.md has figures.
 _SAMPLE_BYTES_PER_TOKEN = 2048
 # Characters. The library's time grows with the square of the longest run without white space.
 _PIECE = 1024
