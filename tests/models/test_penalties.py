@@ -123,7 +123,7 @@ def test_they_are_the_means_of_the_authors_code():
     model, k1 = network(output_dropout=0.4, dropout_over_time="shared"), 11
     window = windows(k1, masked=False)[0]
     run = Run(model, Truncation(k1))
-    cost = run([window], None)
+    cost = run(window, None)
     objective = run.objective(cost)
     h, _ = model.core(model.embedding(window.inputs), model.core.initial_state(LANES))
     dropped = h * model.noise["output"]

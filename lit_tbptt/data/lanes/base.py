@@ -76,11 +76,12 @@ class Lanes(ABC):
             InputError: The state is from lanes with different windows.
         """
         ours = self._fixed()
-        for name, theirs in state.get("fixed", ours).items():
-            if ours.get(name) != theirs:
+        saved = state.get("fixed", ours)
+        for name in dict.fromkeys((*saved, *ours)):
+            if ours.get(name) != saved.get(name):
                 raise InputError(
-                    f"{name}={ours.get(name)}, where the run to be resumed has {name}={theirs}: a resumed run cannot "
-                    "change it, since its windows would be others; keep it, or start a new run from these weights"
+                    f"{name}={ours.get(name)}, where the run to be resumed has {name}={saved.get(name)}: a resumed run "
+                    "cannot change it, since its windows would be others; keep it, or start a new run from these weights"
                 )
         self._start = (state["position"], state["skip"])
         self.epoch = state["epoch"]

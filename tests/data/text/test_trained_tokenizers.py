@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 from itertools import product
@@ -132,19 +131,3 @@ def test_a_limit_below_the_bytes_is_refused_before_anything_is_read(streaming, t
     documents = {"train": rows.to_iterable_dataset() if streaming else rows}
     with pytest.raises(InputError, match=r"data\.vocabulary_limit=256 with data\.tokenizer='bpe': must be 257 or more"):
         open_corpus(documents, "bpe", 256, tmp_path, streaming)
-
-
-@pytest.mark.parametrize("name", ["word", "bpe"])
-def test_ctrl_c_ends_the_reading(name):
-    def texts():
-        yield "ab ab"
-        os.kill(os.getpid(), signal.SIGINT)
-        while True:  # until the interrupt is noticed
-            yield "ab"
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            make_tokenizer(name, texts(), 300)
-    finally:
-        signal.signal(signal.SIGINT, before)
