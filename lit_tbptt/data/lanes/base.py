@@ -81,7 +81,8 @@ class Lanes(ABC):
             if ours.get(name) != saved.get(name):
                 raise InputError(
                     f"{name}={ours.get(name)}, where the run to be resumed has {name}={saved.get(name)}: a resumed run "
-                    "cannot change it, since its windows would be others; keep it, or start a new run from these weights"
+                    "cannot change it, since its windows would be others; keep it, or start a new run from these "
+                    "weights"
                 )
         self._start = (state["position"], state["skip"])
         self.epoch = state["epoch"]

@@ -1,4 +1,4 @@
-"""Byte pairs: the merges, any text there and back, the sample, the cache, and Ctrl-C."""
+"""Byte pairs: the merges, any text there and back, the sample, and the cache."""
 
 import copy
 import json
