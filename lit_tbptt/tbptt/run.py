@@ -74,7 +74,7 @@ class Run:
             carry: What the window before passed on, detached unless its graph is needed. None: every lane is reset.
         """
         if self.repeatable:
-            if self._call[:1] and self._call[0] is carry and self._call[1] is window:
+            if self._call and self._call[0] is carry and self._call[1] is window:
                 set_random_state(self._random)
             else:
                 self._call, self._random = (carry, window), random_state()
