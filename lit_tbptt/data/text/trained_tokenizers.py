@@ -1,5 +1,6 @@
 """Tokenizers that the `tokenizers` library trains on the training split: words, and byte pairs."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
@@ -19,16 +20,36 @@ BYTE_PAIRS = 4096
 _SAMPLE_BYTES_PER_TOKEN = 2048
 # Characters. The library's time grows with the square of the longest run without white space.
 _PIECE = 1024
+# Characters. The library takes up to 100 bytes of memory per character, one core per text, and no Ctrl-C.
+_PART = 1 << 20
+_PARTS_AT_ONCE = 8
+# Places where a piece of text ends under all rules here, whatever follows: the ids on both sides stay as they are.
+_CUT = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")
 
 
-class WordTokenizer(LibraryTokenizer):
+class _TrainedTokenizer(LibraryTokenizer):
+    """Encodes a long text in parts, with the same ids."""
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if all(len(text) <= _PART for text in texts):
+            return super().encode(texts)
+        return [np.concatenate(self._encode_parts(text)) for text in texts]
+
+    def _encode_parts(self, text: str) -> list[np.ndarray]:
+        parts, ids = list(_parts(text, _PART)), [np.empty(0, np.int64)]
+        for start in range(0, len(parts), _PARTS_AT_ONCE):
+            ids += super().encode(parts[start : start + _PARTS_AT_ONCE])
+        return ids
+
+
+class WordTokenizer(_TrainedTokenizer):
     """Splits at white space; an `<eos>` after every line, `<unk>` for words that are not in the training split."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary_limit: int | None = None) -> "WordTokenizer":
         counting = cls._library(models.WordLevel())
         trainer = trainers.WordLevelTrainer(vocab_size=2**31 - 1, show_progress=False)
-        _train(counting, trainer, texts)
+        _train(counting, trainer, (part for text in texts for part in _parts(text, _PIECE)))
         counted = counting.get_vocab()
         words = [word for word in sorted(counted, key=counted.__getitem__) if word not in (EOS, UNKNOWN)]
         kept = [EOS, UNKNOWN, *words][:vocabulary_limit]
@@ -51,7 +72,7 @@ class WordTokenizer(LibraryTokenizer):
         return super().num_unknown(texts, documents) - written
 
 
-class BytePairTokenizer(LibraryTokenizer):
+class BytePairTokenizer(_TrainedTokenizer):
     """Merges the most frequent pairs of bytes into tokens (Sennrich et al. 2016), within GPT-2's pieces of text.
 
     The vocabulary has all 256 bytes, so it covers every text, and decoding restores it. An `<eos>` that is written in
@@ -135,6 +156,16 @@ def _train(library: hf.Tokenizer, trainer: Any, texts: Iterable[str]) -> None:
             pool.submit(library.train_from_iterator, read, trainer).result()
         finally:
             interrupted.set()
+
+
+def _parts(text: str, length: int) -> Iterator[str]:
+    """Yields a text in parts of a number of characters, or more if there is no place to cut."""
+    start = 0
+    while start < len(text):
+        cut = _CUT.search(text, start + length)
+        end = cut.end() if cut else len(text)
+        yield text[start:end]
+        start = end
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:

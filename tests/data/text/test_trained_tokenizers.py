@@ -49,6 +49,30 @@ def test_the_default_limit():
     assert make_tokenizer("bpe", [" ".join(words * 2)]).vocabulary_size == 4096
 
 
+@pytest.mark.parametrize("name", ["bpe", "word"])
+@given(
+    texts=st.lists(
+        st.text(st.one_of(st.sampled_from("ab \n\r\t'1.\u2028\xa0\u0301"), st.characters(codec="utf-8"))), max_size=3
+    )
+)
+@example(texts=["it 's\n'll a\n\n b\n b \n12 a", "a\n\n\n b", ""])
+def test_a_long_text_is_encoded_in_parts_with_the_same_ids(name, texts):
+    training = ["a ab  b\n\nab  's a \nab b\n\n12 a \n'll a  \r\na  \r\nb a\n\n\n b\n\n\n b"]
+    tokenizer = make_tokenizer(name, training)
+    expected = [ids.tolist() for ids in tokenizer.encode_documents(texts)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trained_tokenizers, "_PART", 2)
+        patch.setattr(trained_tokenizers, "_PIECE", 2 if name == "word" else 1024)
+        assert [ids.tolist() for ids in tokenizer.encode_documents(texts)] == expected
+        again = make_tokenizer(name, training)
+    assert again.describe() == tokenizer.describe()
+
+
+def test_parts_are_cut_where_a_piece_ends():
+    text = "ab\ncd  ef g\n\nh"
+    assert list(trained_tokenizers._parts(text, 2)) == ["ab\n", "cd  ef", " g\n\nh"]
+
+
 @given(st.text())
 @example("a<eos>b <eos>")
 @example("  two spaces, \r\n\r\n\x00\x1b \u2028\ufeff \U0001f600 e\u0301")
