@@ -86,7 +86,7 @@ def bare_validate(model: RecurrentLM, loader: Loader) -> float:
     state, nats, right = None, torch.zeros(()), torch.zeros((), dtype=torch.long)
     for inputs, targets, *_ in loader.windows:
         outputs, state = model.core.rnn[0](model.embedding(inputs), state)
-        logits = model.head(outputs)
+        logits = model.logits(outputs)
         nats += cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         right += (logits.argmax(-1) == targets).sum()
     nats.item()
@@ -108,7 +108,7 @@ def bare_generate(model: RecurrentLM, prompts: torch.Tensor) -> float:
     inputs, state, texts = prompts, None, [prompts]
     for _ in range(TOKENS):
         outputs, state = model.core.rnn[0](model.embedding(inputs), state)
-        inputs = torch.multinomial(torch.softmax(model.head(outputs[:, -1]) / 0.8, 1), 1)
+        inputs = torch.multinomial(torch.softmax(model.logits(outputs[:, -1]) / 0.8, 1), 1)
         texts.append(inputs)
     torch.cat(texts, 1).tolist()
     return time.perf_counter() - started

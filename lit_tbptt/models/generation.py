@@ -18,13 +18,13 @@ class TextGeneration(nn.Module):
 
     Attributes:
         embedding: Its number of rows is the size of the vocabulary.
-        head: Maps the outputs of `run_core` to logits.
+        logits: Maps the outputs of `run_core` to logits.
         initial_state: Returns the state of a number of lanes.
         run_core: Maps tokens and a state to outputs and the next state.
     """
 
     embedding: nn.Embedding
-    head: nn.Module
+    logits: Callable[[Tensor], Tensor]
     initial_state: Callable[[int], State]
     run_core: Callable[[Tensor, State], tuple[Tensor, State]]
 
@@ -126,7 +126,7 @@ class TextGeneration(nn.Module):
                 new = [start <= place < start + num_tokens for start in starts]
                 if any(new):
                     lanes = slice(None) if all(new) else torch.tensor(new, device=texts.device)
-                    texts[lanes, place] = sampling(self.head(outputs[lanes, -1]), draws[lanes, place, None])
+                    texts[lanes, place] = sampling(self.logits(outputs[lanes, -1]), draws[lanes, place, None])
                 inputs = texts[:, place : place + 1].clamp(max=self.embedding.num_embeddings - 1)
                 yield place, new
         finally:

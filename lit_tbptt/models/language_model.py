@@ -35,7 +35,8 @@ class RecurrentLM(Task, TextGeneration):
         output_dropout: Dropout probability of the core's output, in training.
         dropout_over_time: Whether the two dropouts draw a mask for every time step (`free`), or one for all time
             steps of a window and its context (`shared`; Gal & Ghahramani 2016, Merity et al. 2018's locked dropout).
-        tie_weights: Whether the output layer uses the embedding's matrix (Press & Wolf 2017).
+        tie_weights: Whether the output layer uses the embedding's matrix (Press & Wolf 2017). If the core's
+            `input_size` and `output_size` differ, a linear projection from the one to the other is in front of it.
         head: Creates an output layer other than a linear one.
         vocabulary_dropout: Probability of dropping a token of the vocabulary from the inputs, in training: its
             embedding is zero wherever it occurs in a window and its context (Gal & Ghahramani 2016; Merity et al.
@@ -45,8 +46,7 @@ class RecurrentLM(Task, TextGeneration):
             dropout, in training (TAR); see `models/penalties.py`.
 
     Raises:
-        InputError: A setting is out of range, or weights are tied although the core's input and output sizes differ or
-            a `head` is given.
+        InputError: A setting is out of range, or weights are tied although a `head` is given.
     """
 
     def __init__(
@@ -76,19 +76,16 @@ class RecurrentLM(Task, TextGeneration):
         self.core = core
         self.output_dropout = output_dropout
         self.dropout_over_time = dropout_over_time
-        sizes = core.output_size, vocabulary_size
+        project = tie_weights and core.input_size != core.output_size
+        self.projection = nn.Linear(core.output_size, core.input_size, bias=False) if project else nn.Identity()
+        sizes = core.input_size if project else core.output_size, vocabulary_size
         self.head: nn.Module = nn.Linear(*sizes) if head is None else head.make(*sizes)
         if tie_weights:
             if head is not None:
                 raise InputError(f"tie_weights=True with head={type(head).__name__}: only a linear layer can be tied")
-            if core.input_size != core.output_size:
-                raise InputError(
-                    f"tie_weights=True with core.input_size={core.input_size} and "
-                    f"core.output_size={core.output_size}: tied weights need the two to be equal"
-                )
             self.head.weight = self.embedding.weight
             # The embedding's initialization with unit variance is far too large for an output layer.
-            nn.init.normal_(self.head.weight, std=core.output_size**-0.5)
+            nn.init.normal_(self.head.weight, std=core.input_size**-0.5)
         core.initialize_tokens(self.embedding, self.head)
 
     # The task
@@ -131,7 +128,7 @@ class RecurrentLM(Task, TextGeneration):
         """Returns the summed negative log-likelihood in nats, and the number of scored targets."""
         return summed_nats(outputs, window.targets, window.mask)
 
-    @faster_form_of("predict_window", "outputs_loss", "run_core", "forward")
+    @faster_form_of("predict_window", "outputs_loss", "run_core", "forward", "logits")
     def window_loss(self, window: Window, state: State) -> WindowLoss:
         """Combines the two methods above, in one computation where that is faster; see `output_layer.py`."""
         if is_customized(self):
@@ -139,7 +136,7 @@ class RecurrentLM(Task, TextGeneration):
         outputs, state = self.run_core(window.inputs, state)
         return self._loss(outputs, window, state)
 
-    @faster_form_of("predict_window", "outputs_loss", "run_core", "forward", "window_loss", "advance")
+    @faster_form_of("predict_window", "outputs_loss", "run_core", "forward", "logits", "window_loss", "advance")
     def run_window(self, window: Window, state: State, num_context: int, far_edge: int) -> tuple[WindowLoss, State]:
         """Runs the core over context and window in one pass, and the output layer over the window."""
         if is_customized(self) or is_customized(self.core):
@@ -161,17 +158,17 @@ class RecurrentLM(Task, TextGeneration):
         penalty = None
         if self.penalties and self.training:
             penalty, state = self.penalties(outputs, dropped, window.mask, state)
-        return WindowLoss(*self._nats(dropped, window), state, penalty)
+        return WindowLoss(*self._nats(self.projection(dropped), window), state, penalty)
 
     def _nats(
-        self, outputs: Float[Tensor, "lane time output"], window: Window
+        self, features: Float[Tensor, "lane time feature"], window: Window
     ) -> tuple[Float[Tensor, ""], Tensor | int]:
         nats = getattr(self.head, "nats", None)
         if nats is not None and not is_customized(self.head):
-            return nats(outputs, window.targets, window.mask)
+            return nats(features, window.targets, window.mask)
         if can_join(self.head):
-            return linear_nats(outputs, self.head, window.targets, window.mask)
-        return summed_nats(self.head(outputs), window.targets, window.mask)
+            return linear_nats(features, self.head, window.targets, window.mask)
+        return summed_nats(self.head(features), window.targets, window.mask)
 
     def advance(self, window: Window, state: State) -> State:
         """Returns the state after the inputs, without running the output layer."""
@@ -204,7 +201,11 @@ class RecurrentLM(Task, TextGeneration):
     ) -> tuple[Float[Tensor, "lane time vocabulary"], State]:
         """Returns the logits of the token after each of `tokens`, and the state after the last one."""
         outputs, state = self.run_core(tokens, state)
-        return self.head(self._drop(outputs, "output", self.output_dropout)), state
+        return self.logits(self._drop(outputs, "output", self.output_dropout)), state
+
+    def logits(self, outputs: Float[Tensor, "... output"]) -> Float[Tensor, "... vocabulary"]:
+        """Runs the output layer on outputs of the core."""
+        return self.head(self.projection(outputs))
 
     def _drop(
         self, features: Float[Tensor, "lane time feature"], place: str, probability: float

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lit_tbptt import GRU, LSTM, InputError, RecurrentLM
+from lit_tbptt import GRU, LSTM, InputError, RecurrentLM, Window
 
 
 @pytest.fixture
@@ -124,8 +125,23 @@ def test_options_of_generation_are_checked(model, prompts, options, message):
 def test_tied_weights_are_one_matrix():
     model = RecurrentLM(11, GRU(6), tie_weights=True)
     assert model.head.weight is model.embedding.weight
-    with pytest.raises(InputError, match=r"core\.input_size=5 and core\.output_size=6"):
-        RecurrentLM(11, GRU(6, input_size=5), tie_weights=True)
+    assert {name for name, _ in model.named_parameters()} & {"projection.weight", "head.weight"} == set()
+
+
+def test_tied_weights_of_another_width_than_the_core_are_behind_a_projection():
+    model = RecurrentLM(131, GRU(6, input_size=5), tie_weights=True, output_dropout=0.5).double().eval()
+    tokens, targets = torch.randint(131, (2, 3, 7))
+    window, state = Window(tokens, targets), model.initial_state(3)
+    outputs, _ = model.run_core(tokens, state)
+    logits = outputs @ model.projection.weight.T @ model.embedding.weight.T + model.head.bias
+    expected = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    assert_close(model(tokens, state)[0], logits, atol=1e-10, rtol=0)
+    assert_close(model.window_loss(window, state).loss, expected, atol=1e-10, rtol=0)
+    with torch.no_grad():  # the output layer and the loss are then not one computation
+        assert_close(model.window_loss(window, state).loss, expected, atol=1e-10, rtol=0)
+    assert model.generate([[3]], 1, temperature=0.0) == [
+        [int(model(tokens.new_tensor([[3]]), model.initial_state(1))[0].argmax())]
+    ]
 
 
 def test_dropout_acts_in_training_only():

@@ -13,6 +13,7 @@ WORDS, TOKENS, EOS = 13, 29, 5
 NETWORKS = {
     "LSTM": lambda: RecurrentLM(WORDS, LSTM(6, 2, input_size=4), embedding_dropout=0.5, output_dropout=0.5),
     "tied GRU": lambda: RecurrentLM(WORDS, GRU(6, learned_initial_state=True), tie_weights=True),
+    "tied LSTM, projected": lambda: RecurrentLM(WORDS, LSTM(6, input_size=4), tie_weights=True),
     "adaptive": lambda: RecurrentLM(WORDS, GRU(8), head=Adaptive([3, 7], 2.0)),
 }
 

@@ -127,6 +127,7 @@ def test_documents_are_read_one_by_one():
 MODELS = {
     "LSTM on bytes": lambda: text_model("byte", LSTM(7, 2, input_size=5, learned_initial_state=True)),
     "tied GRU on characters": lambda: text_model("char", GRU(6), tie_weights=True, output_dropout=0.25),
+    "tied GRU, projected": lambda: text_model("char", GRU(6, input_size=4), tie_weights=True),
     "adaptive RNN on words": lambda: text_model("word", RNN(8), head=Adaptive([2, 4], 2.0)),
     "stack on bytes": lambda: text_model("byte", Stack([GRU(5, input_size=7), LSTM(4, input_size=12)], "dense", "rms")),
     "a library's tokenizer": lambda: text_model(library_with_unknowns(), GRU(6), dropout_over_time="shared"),
