@@ -39,21 +39,23 @@ _JOB: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     (
         "model.core",
         {"class_path": "lit_tbptt.LSTM", "init_args": {"hidden_size": 256, "input_size": 128}},
-        (*_OWN, "--model.core", "--model.tie_weights"),
+        (*_OWN, "--model.core", "--model.tie_weights", "--model.head"),
     ),
+    ("model.tie_weights", True, (*_OWN, "--model.core", "--model.tie_weights", "--model.head")),
     ("data.tokenizer", "bpe", _OWN),
-    ("data.vocabulary_limit", 1024, (*_OWN, "--data.vocabulary_limit")),
-    ("model.k1", 32, (*_OWN, "--model.k1", "--model.k2")),
+    ("data.vocabulary_limit", 4096, (*_OWN, "--data.vocabulary_limit")),
+    ("data.num_lanes", 32, (*_OWN, "--data.num_lanes")),
+    ("model.k1", 16, (*_OWN, "--model.k1", "--model.k2")),
     (
         "model.evaluation",  # chosen on the validation split of another salt
         {
             "class_path": "lit_tbptt.DynamicEvaluation",
-            "init_args": {"lr": 0.0045, "decay": 0.005, "statistics_windows": 500},
+            "init_args": {"lr": 0.0045, "decay": 0.005, "epsilon": 5e-4, "statistics_windows": 500},
         },
         (*_OWN, "--model.evaluation"),
     ),
-    ("trainer.max_steps", 5600, (*_OWN, "--trainer.max_steps")),
-    ("trainer.val_check_interval", 175, (*_OWN, "--trainer.max_steps", "--trainer.val_check_interval")),
+    ("trainer.max_steps", 5120, (*_OWN, "--trainer.max_steps")),
+    ("trainer.val_check_interval", 160, (*_OWN, "--trainer.max_steps", "--trainer.val_check_interval")),
 )
 
 _WHAT_IS_FAIR = """\

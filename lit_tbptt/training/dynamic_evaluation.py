@@ -1,11 +1,12 @@
 """Dynamic evaluation: every window is scored with the present weights, which then learn from it."""
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_tbptt.errors import InputError
@@ -46,6 +47,8 @@ class DynamicEvaluation(Evaluation):
         statistics_windows: Windows at the start of the training split for the mean squares.
         keep_statistics: Whether to use mean squares that are kept beside the checkpoint. If not, they are computed
             again.
+        epsilon: Added to their roots. Weights that hardly ever had a gradient, such as those of a rare token, take
+            large steps if it is small.
 
     Attributes:
         chosen: Learning rate and decay of the last evaluation: those given, or those that the search found.
@@ -67,6 +70,7 @@ class DynamicEvaluation(Evaluation):
         search_targets: int = 100_000,
         statistics_windows: int = 4096,
         keep_statistics: bool = True,
+        epsilon: float = 2e-5,
     ) -> None:
         super().__init__()
         if rule not in _DEFAULT_LR:
@@ -75,6 +79,8 @@ class DynamicEvaluation(Evaluation):
             raise InputError(f"lr={lr}: must be 0 or more")
         if not 0 <= decay <= 1:
             raise InputError(f"decay={decay}: must be from 0 to 1")
+        if not epsilon > 0:
+            raise InputError(f"epsilon={epsilon}: must be above 0")
         for name, value in (("search_targets", search_targets), ("statistics_windows", statistics_windows)):
             if value < 1:
                 raise InputError(f"{name}={value}: must be 1 or more")
@@ -84,7 +90,7 @@ class DynamicEvaluation(Evaluation):
             Truncation(k1, k2)  # which checks them
         self.lr = _DEFAULT_LR[rule] if lr is None else lr
         self.chosen = (self.lr, decay)
-        self.decay, self.rule, self.k1, self.k2 = decay, rule, k1, k2
+        self.decay, self.rule, self.k1, self.k2, self.epsilon = decay, rule, k1, k2, epsilon
         self.search, self.search_targets = search, search_targets
         self.statistics_windows, self.keep_statistics = statistics_windows, keep_statistics
         self._weights: AdaptedWeights | None = None
@@ -123,13 +129,19 @@ class DynamicEvaluation(Evaluation):
 
     def end(self, module: Any) -> tuple[float, dict[str, float]]:
         self._weights = self._rms = None
-        return super().end(module)
+        loss, values = super().end(module)
+        if self.num_targets and not math.isfinite(loss):
+            rank_zero_warn(
+                f"the dynamic loss is {loss}: evaluation.lr={self.chosen[0]:.3g} is too large, or evaluation.epsilon="
+                f"{self.epsilon:.3g} too small"
+            )
+        return loss, values
 
     def _length(self, window: Window) -> int:
         return self._truncation.k1
 
     def _adapted(self, lr: float, decay: float) -> AdaptedWeights:
-        return AdaptedWeights(self._parameters, lr, decay, self._rms)
+        return AdaptedWeights(self._parameters, lr, decay, self._rms, self.epsilon)
 
     def _pass(self, window_loss: Any = None) -> GradientPass:
         resets = self.reset_every is not None
@@ -169,7 +181,11 @@ class DynamicEvaluation(Evaluation):
         return statistics
 
     def _search(self) -> tuple[float, float]:
-        """Returns the learning rate and decay with the least loss on the validation split, and prints all."""
+        """Returns the learning rate and decay with the least loss on the validation split, and prints all.
+
+        Raises:
+            InputError: No loss is finite.
+        """
         losses: dict[tuple[float, float], float] = {}
         for factor in _LR_FACTORS:
             pair = (self.lr * factor, self.decay)
@@ -178,6 +194,11 @@ class DynamicEvaluation(Evaluation):
         for decay in _DECAYS:
             losses[best[0], decay] = self._loss_with(best[0], decay)
         best = min(losses, key=losses.__getitem__)
+        if losses[best] == math.inf:
+            raise InputError(
+                f"evaluation.lr={self.lr:.3g}: the search found no pair with a finite loss; give a lower learning rate"
+                + (", a larger evaluation.epsilon or more evaluation.statistics_windows" if self._rms else "")
+            )
         rank_zero_info(f"chosen: evaluation.lr={best[0]:.3g}, evaluation.decay={best[1]:.3g}")
         return best
 
@@ -194,7 +215,7 @@ class DynamicEvaluation(Evaluation):
                     break
         mean = loss / max(1, num_targets)
         rank_zero_info(f"evaluation.lr={lr:.3g}, evaluation.decay={decay:.3g}: {mean:.6g} per validation target")
-        return mean
+        return mean if math.isfinite(mean) else math.inf
 
 
 def _check(module: Any) -> None:

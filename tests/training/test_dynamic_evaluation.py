@@ -126,7 +126,8 @@ def scores_of(model, data, **options):
 @pytest.mark.parametrize("rule", ["sgd", "rms"])
 def test_every_loss_is_that_of_the_weights_that_have_learnt_from_the_windows_before(k1, k2, reduction, rule):
     test, train = sequence(1), sequence(2)
-    evaluation = DynamicEvaluation(lr=0.02, decay=0.1, rule=rule, k1=k1, k2=k2)
+    options: dict[str, float] = {"epsilon": 0.01} if k1 == 5 else {}
+    evaluation = DynamicEvaluation(lr=0.02, decay=0.1, rule=rule, k1=k1, k2=k2, **options)
     model = Tanh(k1=7, loss_reduction=reduction, evaluation=evaluation)
     trained = {name: value.detach().clone() for name, value in model.named_parameters()}
     rms, squares = None, []
@@ -142,7 +143,7 @@ def test_every_loss_is_that_of_the_weights_that_have_learnt_from_the_windows_bef
         for name, gradient in gradients.items():
             scale, rate = 1.0, torch.tensor(0.1, dtype=torch.float64)
             if rms is not None:
-                scale, rate = rms[name] + 2e-5, (0.1 * rms[name] / mean).clamp(max=1)
+                scale, rate = rms[name] + options.get("epsilon", 2e-5), (0.1 * rms[name] / mean).clamp(max=1)
             weights[name] = weights[name] - 0.02 * gradient / scale + rate * (trained[name] - weights[name])
 
     expected = gradients_of(test, weights, k1, k2, reduction, step)
@@ -327,6 +328,15 @@ def test_the_search_takes_the_pair_with_the_least_loss_on_the_validation_split(c
     assert values == scores_of(Tanh(k1=4, evaluation=DynamicEvaluation(lr, decay, "sgd")), data)
 
 
+def test_a_pair_whose_loss_is_not_finite_is_not_chosen(caplog):
+    data = Data(test=sequence(1), validation=sequence(4))
+    model = Tanh(k1=4, evaluation=DynamicEvaluation(rule="sgd", lr=1e308, search=True))
+    with pytest.raises(InputError, match=r"evaluation\.lr=1e\+308: the search found no pair with a finite loss"):
+        scores_of(model, data)
+    with pytest.warns(UserWarning, match=r"the dynamic loss is nan: evaluation\.lr=1e\+308 is too large"):
+        scores_of(Tanh(k1=4, evaluation=DynamicEvaluation(1e308, rule="sgd")), data)
+
+
 # What is refused
 
 
@@ -342,6 +352,7 @@ def test_the_search_takes_the_pair_with_the_least_loss_on_the_validation_split(c
         ({"k2": 3}, r"k2=3 without k1"),
         ({"search_targets": 0}, r"search_targets=0"),
         ({"statistics_windows": 0}, r"statistics_windows=0"),
+        ({"epsilon": 0.0}, r"epsilon=0\.0: must be above 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
