@@ -41,6 +41,10 @@ def one_message() -> Iterator[None]:
         sys.exit(f"stopped: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as stopped:
+        if not isinstance(stopped.__context__, KeyboardInterrupt):
+            raise
+        raise SystemExit(130) from None  # Lightning makes it 1
     except OSError as error:
         if error.errno is None:  # it is not the system's
             raise

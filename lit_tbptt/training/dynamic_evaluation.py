@@ -39,7 +39,8 @@ class DynamicEvaluation(Evaluation):
         decay: Rate of return to the trained weights, from 0 to 1.
         rule: Whether gradients and decay are scaled by the root mean square of each weight's gradients over the
             training split (`rms`), or not (`sgd`).
-        k1: Time steps per window; each window ends with a step. Left out: that of training.
+        k1: Time steps per window; each window ends with a step. Left out: that of training. A window is kept in memory
+            whole, without `recompute_every`.
         k2: The horizon of its gradient. Left out: `k1` if that is given, or that of training.
         search: Whether to choose learning rate and decay on the validation split, from nine pairs around those given.
             They are printed.
@@ -75,8 +76,8 @@ class DynamicEvaluation(Evaluation):
         super().__init__()
         if rule not in _DEFAULT_LR:
             raise InputError(f"rule={rule!r}: must be rms or sgd")
-        if lr is not None and not lr >= 0:
-            raise InputError(f"lr={lr}: must be 0 or more")
+        if lr is not None and not 0 <= lr < math.inf:
+            raise InputError(f"lr={lr}: must be 0 or more, and finite")
         if not 0 <= decay <= 1:
             raise InputError(f"decay={decay}: must be from 0 to 1")
         if not epsilon > 0:
@@ -104,8 +105,10 @@ class DynamicEvaluation(Evaluation):
                 f"evaluation.k1={k1} with model.carry_state=False, where every window of k1={self.reset_every} starts "
                 "from the initial state: leave evaluation.k1 out"
             )
-        self._truncation = Truncation(k1, k2, module.truncation.recompute_every)
+        self._truncation = Truncation(k1, k2)  # recomputation would update the metrics a second time
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not self._parameters:
+            raise InputError("evaluation=DynamicEvaluation: all weights are frozen (requires_grad=False)")
         with gradients_allowed(module):
             super().begin(module)
             with module.trainer.precision_plugin.val_step_context():
@@ -169,16 +172,19 @@ class DynamicEvaluation(Evaluation):
         settings = {
             "k1": self._truncation.k1,
             "k2": self._truncation.k2,
+            "reset_every": self.reset_every,
             "loss_reduction": self._module.loss_reduction,
-            "num_windows": self.statistics_windows,
+            "precision": trainer.precision,
         }
-        kept = KeptStatistics(trainer.ckpt_path, self._parameters, settings)
+        kept = KeptStatistics(trainer.ckpt_path, self._parameters, settings, self._first_windows())
         statistics = kept.read(self._module.device) if self.keep_statistics else None
         if statistics is None:
-            windows = islice(self._windows_of("train"), self.statistics_windows)
-            statistics = gradient_rms(self._pass(), windows, self._parameters)
+            statistics = gradient_rms(self._pass(), self._first_windows(), self._parameters)
             kept.write(statistics)
         return statistics
+
+    def _first_windows(self) -> Iterator[Window]:
+        return islice(self._windows_of("train"), self.statistics_windows)
 
     def _search(self) -> tuple[float, float]:
         """Returns the learning rate and decay with the least loss on the validation split, and prints all.

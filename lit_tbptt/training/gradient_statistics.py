@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.checkpoint import read_checkpoint, write_checkpoint
@@ -42,20 +44,32 @@ def gradient_rms(run: GradientPass, windows: Iterable[Window], parameters: Seque
 
 
 class KeptStatistics:
-    """The file of statistics beside a checkpoint; it holds those of the same weights and settings, or is replaced.
+    """The file of statistics beside a checkpoint: those of the same weights, settings and windows, or it is replaced.
 
     Args:
         checkpoint: The checkpoint's path. None: nothing is kept.
         parameters: The weights that the statistics are of.
         settings: What else determines them.
+        windows: The windows that they are computed from.
     """
 
-    def __init__(self, checkpoint: str | Path | None, parameters: Sequence[Tensor], settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        checkpoint: str | Path | None,
+        parameters: Sequence[Tensor],
+        settings: dict[str, Any],
+        windows: Iterable[Window],
+    ) -> None:
         self.path = None if checkpoint is None else Path(checkpoint).with_suffix(".gradients")
-        digest = hashlib.sha256(repr(sorted(settings.items())).encode())
-        for parameter in parameters:
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        self._key = digest.hexdigest()
+        self._key = ""
+        if self.path is not None:
+            digest = hashlib.sha256(repr(sorted(settings.items())).encode())
+            for tensor in chain(parameters, chain.from_iterable(map(tree_leaves, windows))):
+                if isinstance(tensor, Tensor):
+                    content = tensor.detach().cpu().contiguous()
+                    digest.update(f"{content.dtype}{tuple(content.shape)}".encode())
+                    digest.update(content.flatten().view(torch.uint8).numpy().data)
+            self._key = digest.hexdigest()
 
     def read(self, device: torch.device) -> list[Tensor] | None:
         """Returns the statistics, or None if there are none."""
@@ -66,7 +80,10 @@ class KeptStatistics:
         except InputError as error:
             rank_zero_warn(f"the gradient statistics are computed again: {error}")
             return None
-        return kept["gradient_rms"] if kept.get("key") == self._key else None
+        if kept.get("key") != self._key:
+            return None
+        rank_zero_info(f"took the gradient statistics from {self.path}")
+        return kept["gradient_rms"]
 
     def write(self, statistics: Sequence[Tensor]) -> None:
         """Keeps them, if there is a place."""

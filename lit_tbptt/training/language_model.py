@@ -42,8 +42,8 @@ class LitLanguageModel(LitTBPTT):
         output_dropout: Probability of dropping a feature of the core's output, in training.
         dropout_over_time: Whether these draw a mask for every token (free), or one for a window (shared). The window's
             context shares it, too.
-        tie_weights: Whether the output layer uses the embedding's matrix; if the core's `input_size` and `output_size`
-            differ, behind a linear projection.
+        tie_weights: Whether the output layer uses the embedding's matrix. If the core's `input_size` and `output_size`
+            differ, it is behind a linear projection.
         head: Another output layer than a linear one: Adaptive, for large vocabularies. Left out: linear.
         vocabulary_dropout: Probability of dropping a token of the vocabulary for a window, in training.
         activation_penalty: Factor of the mean square of the core's output after dropout, in training (AR).

@@ -16,7 +16,7 @@ from lit_tbptt.cli.help import TRAINER
 SHOWN = {
     "--data.path TEXT": "A file (text, parquet, JSON, CSV), a folder, or a name on the Hugging Face Hub.",
     "--data.tokenizer bpe": "byte, char, word, bpe, or a Hugging Face tokenizer's name, folder or tokenizer.json.",
-    "--data.num_lanes 16": "Parallel sequences in training.",
+    "--data.num_lanes 32": "Parallel sequences in training.",
     "--data.streaming false": "Whether the corpus is read as it is needed and never stored.",
     "--model.core LSTM": "The recurrent part: RNN, LSTM, GRU, or any RecurrentCore.",
     "--model.core.hidden_size 256": "Units per layer",

@@ -10,7 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from loops import fit
 from tasks import Batches
 from torch.testing import assert_close
-from torchmetrics import MeanSquaredError
+from torchmetrics import MeanSquaredError, SumMetric
 
 from lit_tbptt import DynamicEvaluation, InputError, LitTBPTT, SequenceLanes, Window
 
@@ -260,6 +260,24 @@ def test_metrics_get_the_rows_of_every_part_that_is_scored():
     assert len(rows[0]) == 27
 
 
+class Targets(SumMetric):
+    """The number of targets that the metric was given."""
+
+    def update(self, outputs, targets):
+        super().update(len(targets))
+
+
+def test_metrics_take_each_target_once_with_recomputation():
+    values = []
+    for recompute_every in (None, 2):
+        evaluation = DynamicEvaluation(rule="sgd", lr=0.02, k1=4, k2=6)
+        model = Tanh(k1=4, recompute_every=recompute_every, evaluation=evaluation)
+        model.evaluation_metrics = Targets()
+        values.append(scores_of(model, Data(test=sequence(1))))
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert values[0]["test/Targets"] == int(sequence(1)[2].sum())
+
+
 # The statistics, and the search
 
 
@@ -282,7 +300,7 @@ def trained(folder, epochs):
 
 def test_statistics_are_kept_beside_the_checkpoint_of_these_weights(tmp_path):
     path = trained(tmp_path, 1)
-    both, alone = Data(test=sequence(1), train=sequence(2)), Data(test=sequence(1))
+    both, with_other = (Data(test=sequence(1), train=sequence(seed)) for seed in (2, 6))
 
     def score(data, **options):
         model = Counted(k1=4, evaluation=DynamicEvaluation(**({"statistics_windows": 3} | options)))
@@ -291,11 +309,15 @@ def test_statistics_are_kept_beside_the_checkpoint_of_these_weights(tmp_path):
 
     values, num_windows = score(both)
     assert num_windows == 3
-    assert score(alone) == (values, 0)  # there is no training split to compute them from
+    assert score(both) == (values, 0)
     assert score(both, keep_statistics=False) == (values, 3)
     other, num_windows = score(both, statistics_windows=5)
     assert num_windows == 5
     assert other != values
+    of_other, num_windows = score(with_other, statistics_windows=5)
+    assert num_windows == 5
+    assert of_other != other
+    assert score(both, statistics_windows=5) == (other, 5)
     (kept,) = tmp_path.rglob("*.gradients")
     kept.write_bytes(kept.read_bytes()[:-30])
     with pytest.warns(UserWarning, match="computed again.*not a checkpoint that can be read"):
@@ -345,6 +367,7 @@ def test_a_pair_whose_loss_is_not_finite_is_not_chosen(caplog):
     [
         ({"lr": -1.0}, r"lr=-1\.0: must be 0 or more"),
         ({"lr": math.nan}, r"lr=nan"),
+        ({"lr": math.inf}, r"lr=inf: must be 0 or more, and finite"),
         ({"decay": 1.5}, r"decay=1\.5: must be from 0 to 1"),
         ({"rule": "adam"}, r"rule='adam': must be rms or sgd"),
         ({"k1": 0}, "k1=0"),
@@ -358,6 +381,12 @@ def test_a_pair_whose_loss_is_not_finite_is_not_chosen(caplog):
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         DynamicEvaluation(**options)
+
+
+def test_frozen_weights_are_refused():
+    model = Tanh(k1=4, evaluation=DynamicEvaluation(rule="sgd")).requires_grad_(False)
+    with pytest.raises(InputError, match="all weights are frozen"):
+        scores_of(model, Data(test=sequence(1)))
 
 
 @pytest.mark.parametrize(("rule", "search", "split"), [("rms", False, "train"), ("sgd", True, "validation")])

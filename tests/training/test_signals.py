@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from command_line import RUN, curve, last
+from lightning.pytorch import Callback
 from processes import TESTS, run_script, start, status_of, wait_until
 
 from lit_tbptt.cli import main
@@ -33,6 +34,33 @@ def test_a_signal_saves_and_stops(running, number, status):
     assert f"stopped by {number.name} after optimizer step {step}; saved" in Path("log").read_text()
     main(["fit", "--ckpt_path=last", f"--trainer.max_steps={step + 7}"])
     assert last()["global_step"] == step + 7
+
+
+class Signal(Callback):
+    """Sends a signal to its own process when a test begins its second batch."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 1:
+            os.kill(os.getpid(), signal.Signals[self.name])
+
+
+# Without a handler, SIGTERM itself ends the process; a shell makes 143 of it.
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", -15), ("SIGINT", 130)])
+@pytest.mark.parametrize("options", [[], ["--model.evaluation=DynamicEvaluation", "--model.evaluation.rule=sgd"]])
+def test_a_signal_ends_an_evaluation(first_run, name, status, options):
+    main(first_run)
+    arguments = [
+        "test",
+        "--ckpt_path=last",
+        f"--trainer.callbacks={__name__}.Signal",
+        f"--trainer.callbacks.name={name}",
+    ]
+    process = start(run_script, TESTS.parent / "train.py", *arguments, *options, log="log")
+    assert status_of(process) == status, Path("log").read_text()
+    assert "nats_per_token" not in Path("log").read_text()
 
 
 def test_a_signal_saves_and_the_run_goes_on(running):

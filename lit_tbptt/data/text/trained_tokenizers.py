@@ -104,7 +104,8 @@ class BytePairTokenizer(_TrainedTokenizer):
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         library.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=limit - 1,  # and <eos>
+            # And <eos>. There are never more, and the library allocates memory for as many.
+            vocab_size=min(limit - 1, 256 + _num_bytes(sample)),
             min_frequency=2,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,

@@ -137,6 +137,7 @@ def _exchange(pl_module: LightningModule) -> None:
 
 
 def _end_at_once(trainer: Trainer) -> None:
-    # An evaluation outside of a fit has nothing to save, and Lightning's handler, see above, may hang.
-    if trainer.state.fn != "fit" and trainer.world_size > 1:
+    # An evaluation outside of a fit has nothing to save. With Lightning's handler it would go on and end well, without
+    # a result, or hang, see above.
+    if trainer.state.fn != "fit" and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

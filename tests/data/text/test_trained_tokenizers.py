@@ -44,6 +44,10 @@ def test_the_limit_includes_the_bytes_and_eos(limit, tokens):
     assert tokenizer.vocabulary_size == limit
 
 
+def test_a_limit_far_beyond_the_text():
+    assert merged(make_tokenizer("bpe", TRAIN, 10**9)) == ["ab", " ab", " abc"]
+
+
 def test_the_default_limit():
     words = ["".join(letters) for letters in product("abcdefghijklmnopq", repeat=3)]
     assert make_tokenizer("bpe", [" ".join(words * 2)]).vocabulary_size == 4096
