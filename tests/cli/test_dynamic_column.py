@@ -32,6 +32,8 @@ def test_a_fit_ends_with_a_column_more_and_test_uses_it(words_folder, in_tmp_pat
     again, of_test = table(capfd.readouterr().out)
     assert again == ["test, dynamic"]
     assert of_test["nats_per_token"] == [dynamic]
+    main(["test", f"--ckpt_path={kept.with_suffix('.ckpt')}", "--model.recompute_every=3"])
+    assert table(capfd.readouterr().out) == (again, of_test)  # each target is counted once
     main(["test", f"--ckpt_path={kept.with_suffix('.ckpt')}", "--model.evaluation=null"])
     again, of_test = table(capfd.readouterr().out)
     assert (again, of_test["nats_per_token"]) == (["test"], [static])

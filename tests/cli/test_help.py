@@ -26,14 +26,14 @@ SHOWN = {
     "--model.dropout_over_time free": "Whether these draw a mask for every token (free), or one for a window (shared).",
     "--model.lr_interval step|epoch": "Whether the schedule counts optimizer steps or epochs.",
     "--optimizer AdamW": "Optimizer: a class of torch.optim, or a path. One of ASGD,",
-    "--optimizer.lr 0.004": "learning rate",
+    "--optimizer.lr 0.01": "learning rate",
     "--optimizer.betas '[0.9, 0.99]'": "coefficients",
     "--optimizer.fused true": "whether the fused implementation is used",
     "--lr_scheduler WarmupCosineLR": "Schedule: WarmupCosineLR,",
     "--lr_scheduler.num_steps INT": "Steps until the final rate.",
     "--checkpoint.every_n_minutes 10.0": "Minutes between two checkpoints. null: not by time.",
     "--ckpt_path PATH": "The checkpoint to continue or to evaluate: last, best",
-    "--trainer.max_steps 5120": "Stop training after this number of steps.",
+    "--trainer.max_steps 4800": "Stop training after this number of steps.",
     "--trainer.callbacks CLASS": "Add a callback or list of callbacks.",
 }
 # What is left to the full help: Lightning's options that few need, linked ones, keywords of torch's classes.

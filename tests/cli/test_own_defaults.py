@@ -13,13 +13,14 @@ SGD_IN_A_FILE = {"optimizer": {"class_path": "SGD", "init_args": {"lr": 20.0}}}
 @pytest.mark.parametrize(
     ("options", "file", "optimizer"),
     [
-        ([], None, ("AdamW", {"lr": 4e-3, "weight_decay": 0.01, "fused": True})),
+        ([], None, ("AdamW", {"lr": 1e-2, "weight_decay": 0.01, "fused": True})),  # the default job
+        (["--data.path=texts"], None, ("AdamW", {"lr": 4e-3, "weight_decay": 0.01, "fused": True})),
         (["--optimizer.lr=1e-4"], None, ("AdamW", {"lr": 1e-4, "weight_decay": 0.01, "fused": True})),
         (["--optimizer=AdamW"], None, ("AdamW", {"lr": 1e-3, "weight_decay": 0.01, "fused": True})),
         (["--optimizer=AdamW", "--optimizer.fused=false"], None, ("AdamW", {"weight_decay": 0.01, "fused": False})),
         (["--optimizer=SGD"], None, ("SGD", {"lr": 1e-3, "weight_decay": 0, "fused": True})),
         (["--optimizer=SGD", "--optimizer.foreach=true"], None, ("SGD", {"foreach": True, "fused": None})),
-        (["--optimizer.foreach=true"], None, ("AdamW", {"lr": 4e-3, "foreach": True, "fused": None})),
+        (["--optimizer.foreach=true"], None, ("AdamW", {"lr": 1e-2, "foreach": True, "fused": None})),
         (["--optimizer", "Adam", "--optimizer.lr", "2e-3"], None, ("Adam", {"lr": 2e-3, "weight_decay": 0})),
         (["--optimizer.class_path=torch.optim.Adam"], None, ("Adam", {"lr": 1e-3, "weight_decay": 0, "fused": True})),
         (["--optimizer=RMSprop"], None, ("RMSprop", {"lr": 1e-2, "weight_decay": 0})),

@@ -10,7 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from loops import fit
 from tasks import Batches
 from torch.testing import assert_close
-from torchmetrics import MeanSquaredError, SumMetric
+from torchmetrics import MeanSquaredError
 
 from lit_tbptt import DynamicEvaluation, InputError, LitTBPTT, SequenceLanes, Window
 
@@ -258,24 +258,6 @@ def test_metrics_get_the_rows_of_every_part_that_is_scored():
         rows.append(sorted(torch.cat(model.evaluation_metrics.rows).tolist()))
     assert rows[0] == rows[1]
     assert len(rows[0]) == 27
-
-
-class Targets(SumMetric):
-    """The number of targets that the metric was given."""
-
-    def update(self, outputs, targets):
-        super().update(len(targets))
-
-
-def test_metrics_take_each_target_once_with_recomputation():
-    values = []
-    for recompute_every in (None, 2):
-        evaluation = DynamicEvaluation(rule="sgd", lr=0.02, k1=4, k2=6)
-        model = Tanh(k1=4, recompute_every=recompute_every, evaluation=evaluation)
-        model.evaluation_metrics = Targets()
-        values.append(scores_of(model, Data(test=sequence(1))))
-    assert values[0] == pytest.approx(values[1], rel=1e-6)
-    assert values[0]["test/Targets"] == int(sequence(1)[2].sum())
 
 
 # The statistics, and the search
