@@ -31,13 +31,15 @@ PUBLISHED = {
 
 def code(file: Path, out: Path, config: Path, options: tuple[str, ...]) -> Path:
     """Returns the folder of the run over a file."""
-    run = out / config.stem / file.stem
+    run, said = out / config.stem / file.name, out / f"{file.name}.log"
     command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(config), f"--data.path={file}"]
-    command += [f"--runs_dir={out}", f"--run_name={file.stem}", "--trainer.enable_progress_bar=false", *options]
+    command += [f"--runs_dir={out}", f"--run_name={file.name}", "--trainer.enable_progress_bar=false", *options]
     if (run / "checkpoints" / "last.ckpt").exists():
         command.append(f"--ckpt_path={run}")
-    with open(out / f"{file.stem}.log", "a") as log:
-        subprocess.run(command, stdout=log, stderr=log, check=True)
+    with open(said, "a") as log:
+        failed = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    if failed:
+        sys.exit(f"{said.read_text().splitlines()[-1]}\n(all of it is in {said})")
     return run
 
 
@@ -96,6 +98,8 @@ def main(
         options: Further options of `fit`.
         picture: The file of the picture. Left out: in the folder of the run.
     """
+    if not file.is_file():
+        sys.exit(f"{file}: there is no such file")
     file, out = file.resolve(), out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     run = code(file, out, config.resolve(), options)
