@@ -55,22 +55,15 @@ _DEFAULT_JOB: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
         "model.evaluation",
         {
             "class_path": "lit_tbptt.DynamicEvaluation",
-            "init_args": {
-                "lr": 0.005,
-                "decay": 0.005,
-                "epsilon": 1e-3,
-                "search": True,
-                "search_targets": 40_000,
-                "statistics_windows": 500,
-            },
+            "init_args": {"lr": 0.005, "decay": 0.005, "epsilon": 1e-3, "statistics_windows": 500},
         },
         (*_OWN, "--model.evaluation"),
     ),
     ("data.tokenizer", "bpe", _OWN),
     ("data.vocabulary_limit", 4096, (*_OWN, "--data.vocabulary_limit")),
     ("data.num_lanes", 32, (*_OWN, "--data.num_lanes")),
-    ("trainer.max_steps", 4800, (*_OWN, "--trainer.max_steps")),
-    ("trainer.val_check_interval", 150, (*_OWN, "--trainer.max_steps", "--trainer.val_check_interval")),
+    ("trainer.max_steps", 4000, (*_OWN, "--trainer.max_steps")),
+    ("trainer.val_check_interval", 125, (*_OWN, "--trainer.max_steps", "--trainer.val_check_interval")),
 )
 
 _WHAT_IS_FAIR = """\

@@ -33,7 +33,7 @@ SHOWN = {
     "--lr_scheduler.num_steps INT": "Steps until the final rate.",
     "--checkpoint.every_n_minutes 10.0": "Minutes between two checkpoints. null: not by time.",
     "--ckpt_path PATH": "The checkpoint to continue or to evaluate: last, best",
-    "--trainer.max_steps 4800": "Stop training after this number of steps.",
+    "--trainer.max_steps 4000": "Stop training after this number of steps.",
     "--trainer.callbacks CLASS": "Add a callback or list of callbacks.",
 }
 # What is left to the full help: Lightning's options that few need, linked ones, keywords of torch's classes.
