@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from loops import fit
+from processes import together
 from tasks import Batches
 from torch.testing import assert_close
 from torchmetrics import MeanSquaredError
@@ -363,6 +364,17 @@ def test_a_pair_whose_loss_is_not_finite_is_not_chosen(caplog):
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         DynamicEvaluation(**options)
+
+
+def refused_with_several_processes():
+    model = Tanh(k1=4, evaluation=DynamicEvaluation(rule="sgd"))
+    with pytest.raises(InputError, match="DynamicEvaluation with 2 processes: every step depends on the one before"):
+        scores_of(model, Data(test=sequence(1)), strategy="ddp", devices=2)
+    return True
+
+
+def test_several_processes_are_refused(tmp_path):
+    assert together(tmp_path, 2, refused_with_several_processes) == [True, True]
 
 
 def test_frozen_weights_are_refused():
