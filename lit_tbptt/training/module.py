@@ -135,11 +135,9 @@ class LitTBPTT(Task, EvaluatingModule):
         self.update: Update = update or given
         self._closure = StepWithClosure()
         self.carry_state = carry_state
-        if not isinstance(evaluation, Evaluation | None):
-            raise InputError(f"evaluation={evaluation!r}: must be an Evaluation object, such as DynamicEvaluation()")
         self.static_evaluation = Evaluation()
-        self.evaluation = evaluation or self.static_evaluation
-        self.evaluation.reset_every = self.static_evaluation.reset_every = None if carry_state else k1
+        self.static_evaluation.reset_every = None if carry_state else k1
+        self.evaluation = evaluation
         self.evaluation_metrics = None
         self.state_drop_probability = state_drop_probability
         self.clip_norm = clip_norm

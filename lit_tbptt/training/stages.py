@@ -26,7 +26,6 @@ class EvaluatingModule(ResumableModule):
     """
 
     loss_name: str
-    evaluation: Evaluation
     static_evaluation: Evaluation
     evaluation_metrics: Metric | MetricCollection | None
     window_loss: Callable[[Window, State], WindowLoss]
@@ -52,6 +51,22 @@ class EvaluatingModule(ResumableModule):
         return WindowLoss(loss, num_targets, state)
 
     # Validation and test
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How validate and test score windows; None sets it to `static_evaluation`.
+
+        Raises:
+            InputError: It is set to something else.
+        """
+        return self._evaluation
+
+    @evaluation.setter
+    def evaluation(self, evaluation: Evaluation | None) -> None:
+        if not isinstance(evaluation, Evaluation | None):
+            raise InputError(f"evaluation={evaluation!r}: must be an Evaluation object, such as DynamicEvaluation()")
+        self._evaluation = evaluation or self.static_evaluation
+        self._evaluation.reset_every = self.static_evaluation.reset_every
 
     @property
     def _evaluating(self) -> Evaluation:

@@ -342,6 +342,21 @@ def test_a_pair_whose_loss_is_not_finite_is_not_chosen(caplog):
         scores_of(Tanh(k1=4, evaluation=DynamicEvaluation(1e308, rule="sgd")), data)
 
 
+def test_an_evaluation_may_be_set_later():
+    values = []
+    for later in (False, True):
+        evaluation = DynamicEvaluation(rule="sgd", lr=0.02)
+        model = Tanh(k1=4, carry_state=False, evaluation=None if later else evaluation)
+        if later:
+            model.evaluation = evaluation
+        values.append(scores_of(model, Data(test=sequence(1))))
+    assert values[0] == values[1]
+    model.evaluation = None
+    assert model.evaluation is model.static_evaluation
+    with pytest.raises(InputError, match=r"evaluation=<class .*>: must be an Evaluation object"):
+        model.evaluation = DynamicEvaluation
+
+
 # What is refused
 
 
