@@ -344,13 +344,13 @@ def test_a_pair_whose_loss_is_not_finite_is_not_chosen(caplog):
 
 def test_an_evaluation_may_be_set_later():
     values = []
-    for later in (False, True):
+    for carry_state, later in ((True, False), (False, False), (False, True)):
         evaluation = DynamicEvaluation(rule="sgd", lr=0.02)
-        model = Tanh(k1=4, carry_state=False, evaluation=None if later else evaluation)
+        model = Tanh(k1=4, carry_state=carry_state, evaluation=None if later else evaluation)
         if later:
             model.evaluation = evaluation
         values.append(scores_of(model, Data(test=sequence(1))))
-    assert values[0] == values[1]
+    assert values[0] != values[1] == values[2]
     model.evaluation = None
     assert model.evaluation is model.static_evaluation
     with pytest.raises(InputError, match=r"evaluation=<class .*>: must be an Evaluation object"):
