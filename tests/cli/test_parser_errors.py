@@ -27,6 +27,10 @@ REFUSED = {
     "a class like none": (["--model.core=Nix"], "no such class; there are "),
     "an optimizer": (["--optimizer=Adm"], "optimizer='Adm': no such class; did you mean Adam?"),
     "an argument of a class": (["--model.core.hidden=3"], "model.core.hidden: lit_tbptt.LSTM has no such argument"),
+    "an argument without its class": (
+        ["--data.path=words", "--model.evaluation.rule=sgd"],
+        "model.evaluation.rule: lit_tbptt.Evaluation has no such argument; choose a class with --model.evaluation: ",
+    ),
     "a misspelt argument": (
         ["--optimizer.lrr=3"],
         "optimizer.lrr: torch.optim.AdamW has no such argument; did you mean lr?",
