@@ -198,8 +198,8 @@ class LitCLI(SettingsCLI):
         say(result_table({self._column("test"): self._metrics("test")}))
 
     def _column(self, split: str) -> str:
-        evaluation = self.model.evaluation
-        return split if evaluation is self.model.static_evaluation else f"{split}, {evaluation.name}"
+        name = self.model.evaluation.name
+        return split if name == self.model.static_evaluation.name else f"{split}, {name}"
 
     def _metrics(self, prefix: str) -> dict[str, float]:
         return {
@@ -240,14 +240,15 @@ class LitCLI(SettingsCLI):
         given, static = self.model.evaluation, self.model.static_evaluation
         kinds = (("validation", "val", self.trainer.validate), ("test", "test", self.trainer.test))
         runs = [(*kind, static) for kind in kinds if self.has_split(kind[0])]
-        if given is not static:
+        if given.name != static.name:
             runs += [(*run[:3], given) for run in runs[-1:]]
         results = {}
-        for split, prefix, evaluate, self.model.evaluation in runs:
+        for split, prefix, evaluate, evaluation in runs:
+            self.model.evaluation = evaluation
             try:
                 evaluate(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
             except InputError as error:
-                if self.model.evaluation is static:
+                if evaluation is static:
                     raise
                 say(f"no {given.name} evaluation: {error}")  # the run is not lost by it
                 continue
