@@ -52,12 +52,12 @@ _DEFAULT_JOB: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("model.tie_weights", True, (*_OWN, "--model.core", "--model.tie_weights", "--model.head")),
     ("model.k1", 16, (*_OWN, "--model.k1", "--model.k2")),
     (
-        "model.evaluation",
+        "model.evaluation",  # these rates are for this model: one that is trained less may need smaller ones
         {
             "class_path": "lit_tbptt.DynamicEvaluation",
             "init_args": {"lr": 0.005, "decay": 0.005, "epsilon": 1e-3, "statistics_windows": 500},
         },
-        (*_OWN, "--model.evaluation"),
+        (*_OWN, "--model", "--data.num_lanes", "--data.vocab", "--optimizer", "--lr_scheduler", "--trainer.max_"),
     ),
     ("data.tokenizer", "bpe", _OWN),
     ("data.vocabulary_limit", 4096, (*_OWN, "--data.vocabulary_limit")),

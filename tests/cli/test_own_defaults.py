@@ -40,6 +40,16 @@ def test_an_optimizer_has_its_own_defaults(options, file, optimizer, in_tmp_path
     assert {key: parsed["init_args"][key] for key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "dynamic"),
+    [([], True), (["--data.split_salt=x"], True), (["--trainer.max_steps=48"], False), (["--model.k1=8"], False)],
+)
+def test_the_default_jobs_dynamic_evaluation_is_for_its_model(options, dynamic, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", *options, "--print_config"])
+    assert (yaml.safe_load(capsys.readouterr().out)["model"]["evaluation"] is not None) == dynamic
+
+
 def test_a_core_and_a_schedule_have_theirs(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--model.core=RNN", "--lr_scheduler=LinearLR", "--print_config"])
