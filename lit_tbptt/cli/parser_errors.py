@@ -77,11 +77,11 @@ def explain(message: str, parser: ArgumentParser, args: Sequence[str]) -> str:
         if found[1] in ("class_path", "init_args"):
             return f"{_place(key, args)}{key}: beside class_path there can be init_args only; put its arguments there"
         names = _arguments(owner) if owner else []
+        hint = _meant_argument(found[1], key, names) or (f"; it has {', '.join(names)}" if names else "")
         classes = [] if any(arg.split("=")[0] == f"--{key}" for arg in args) else class_names(parser, key)
-        known = f"; choose a class with --{key}: {', '.join(classes)}" if classes else ""
-        known = f"; it has {', '.join(names)}" if names else known
-        meant = _meant_argument(found[1], key, names)
-        return f"{_place(key, args)}{key}.{found[1]}: {owner if owner else key} has no such argument{meant or known}"
+        if classes and not hint:
+            hint = f"; choose a class with --{key}: {', '.join(classes)}"
+        return f"{_place(key, args)}{key}.{found[1]}: {owner or key} has no such argument{hint}"
     if found := re.search(r"the following arguments are required: (.+)", message):
         needed = found[1].split(". Got")[0]
         return f"{key}: {owner if owner else 'the class'} needs {needed}; give --{key}.{needed.split(',')[0]}"

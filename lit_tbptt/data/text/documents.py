@@ -168,7 +168,7 @@ def texts(documents: Dataset) -> Iterator[list[str]]:
     """
     first = 0
     for batch in documents.iter(rows_per_read(documents)):
-        column = text_rows(batch, first, "the corpus")
+        column = text_rows(batch, first, "its split of the corpus")
         yield column
         first += len(column)
 

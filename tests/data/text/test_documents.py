@@ -195,7 +195,7 @@ def test_text_that_is_not_utf8_names_the_file_and_the_byte(tmp_path):
 
 
 def test_a_row_without_text_is_named():
-    with pytest.raises(InputError, match="row 2 of the corpus: its column 'body' holds None"):
+    with pytest.raises(InputError, match="row 2 of its split of the corpus: its column 'body' holds None"):
         found({"train": Dataset.from_dict({"body": ["a", "b", None]})})
 
 
