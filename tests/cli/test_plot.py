@@ -15,7 +15,7 @@ from lit_tbptt.cli.curves import _figure, _limits
 from lit_tbptt.cli.logged_run import find_runs, labels, read_run
 from lit_tbptt.cli.plot import comparison
 
-pytestmark = pytest.mark.usefixtures("in_tmp_path")
+pytestmark = [pytest.mark.usefixtures("in_tmp_path"), pytest.mark.draws]
 
 TEXT = """\
 step,tokens,train/bits_per_byte,train/gradient_norm,train/lr,train/nats_per_token,train/tokens_per_second,val/bits_per_byte,val/nats_per_token

@@ -85,7 +85,10 @@ def test_every_way_to_train_is_continued(training, stop, tmp_path, uninterrupted
     assert curve(folder) == whole_curve
 
 
-@pytest.mark.parametrize("stop", [3, 8, 17, 18, 19, 20, 21, 22, 23, 30])
+SELDOM = [pytest.param(stop, marks=pytest.mark.slow) for stop in (8, 17, 20, 22, 30)]
+
+
+@pytest.mark.parametrize("stop", [3, 18, 19, 21, 23, *SELDOM])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_lanes_is_continued(kind, stop, tmp_path, uninterrupted):
     options = {"data": KINDS[kind], "k2": 7, "val": 1.0}
@@ -132,7 +135,7 @@ class Copies(Callback):
         self.save(trainer, "epoch-start")
 
 
-@pytest.mark.parametrize("val", [0.5, pytest.param(3, marks=pytest.mark.slow), 0])
+@pytest.mark.parametrize("val", [0.5, *(pytest.param(val, marks=pytest.mark.slow) for val in (3, 0))])
 @pytest.mark.parametrize("windows_per_batch", [1, 4])
 def test_continued_from_wherever_a_checkpoint_was_saved(windows_per_batch, val, tmp_path):
     """As after a kill: the run that was saved went on, and the one that continues knows nothing of that."""
@@ -158,7 +161,8 @@ RULES = {
 
 @pytest.mark.parametrize("val", [0.5, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("rule", "windows_per_batch"), [("windows_per_step", 4), *(("random truncation", n) for n in (1, 4))]
+    ("rule", "windows_per_batch"),
+    [("windows_per_step", 4), ("random truncation", 4), pytest.param("random truncation", 1, marks=pytest.mark.slow)],
 )
 def test_no_checkpoint_holds_half_a_gradient(rule, windows_per_batch, val, tmp_path):
     """Saved at windows, batches and validations inside a segment, a run goes on from its start to the same bits."""
