@@ -55,7 +55,7 @@ _DEFAULT_JOB: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
         "model.evaluation",  # these rates are for this model: one that is trained less may need smaller ones
         {
             "class_path": "lit_tbptt.DynamicEvaluation",
-            "init_args": {"lr": 0.005, "decay": 0.005, "epsilon": 1e-3, "statistics_windows": 500},
+            "init_args": {"lr": 0.005, "decay": 0.005, "statistics_windows": 500},
         },
         (*_OWN, "--model", "--data.num_lanes", "--data.vocab", "--optimizer", "--lr_scheduler", "--trainer.max_"),
     ),

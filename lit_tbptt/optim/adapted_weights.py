@@ -7,7 +7,10 @@ training data:
     RMS    W <- W - lr G / (R + epsilon) + decay min(R / mean(R), 1 / decay) (T - W)
     SGD    W <- W - lr G + decay (T - W)
 
-As in the authors' program, mean(R) is the mean over the weight tensors of the mean of each.
+As in the authors' program, mean(R) is the mean over the weight tensors of the mean of each. Their epsilon is 2e-5, and
+their R is over the whole training data. Where R is of a part, a token that is rare in it has an R near zero, and the
+first window with this token changes its weights without limit; and what is small depends on the scale of the loss. So
+the default is mean(R).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +28,7 @@ class AdaptedWeights:
         lr: The learning rate.
         decay: The rate of return to the trained weights, from 0 to 1.
         gradient_rms: The root mean square of the gradients of each parameter, for the RMS rule. None: SGD.
-        epsilon: Added to them.
+        epsilon: Added to them. None: mean(R).
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class AdaptedWeights:
         lr: float,
         decay: float,
         gradient_rms: Sequence[Tensor] | None = None,
-        epsilon: float = 2e-5,
+        epsilon: float | None = None,
     ) -> None:
         self.parameters = list(parameters)
         self.lr, self.decay = lr, decay
@@ -43,8 +46,8 @@ class AdaptedWeights:
         self._divisors: list[Tensor] | None = None
         self._decays: Sequence[Tensor | float] = [decay] * len(self._trained)
         if gradient_rms is not None:
-            self._divisors = [rms + epsilon for rms in gradient_rms]
             mean = torch.stack([rms.mean() for rms in gradient_rms]).mean()
+            self._divisors = [rms + (mean if epsilon is None else epsilon) for rms in gradient_rms]
             self._decays = [(decay * rms / mean).clamp(max=1) for rms in gradient_rms]
 
     @contextmanager

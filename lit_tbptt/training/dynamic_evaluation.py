@@ -49,7 +49,7 @@ class DynamicEvaluation(Evaluation):
         keep_statistics: Whether to use mean squares that are kept beside the checkpoint. If not, they are computed
             again.
         epsilon: Added to their roots. Weights that hardly ever had a gradient, such as those of a rare token, take
-            large steps if it is small.
+            large steps if it is small. Left out: the mean of the roots. The paper has 2e-5.
 
     Attributes:
         chosen: Learning rate and decay of the last evaluation: those given, or those that the search found.
@@ -71,7 +71,7 @@ class DynamicEvaluation(Evaluation):
         search_targets: int = 100_000,
         statistics_windows: int = 4096,
         keep_statistics: bool = True,
-        epsilon: float = 2e-5,
+        epsilon: float | None = None,
     ) -> None:
         super().__init__()
         if rule not in _DEFAULT_LR:
@@ -80,7 +80,7 @@ class DynamicEvaluation(Evaluation):
             raise InputError(f"lr={lr}: must be 0 or more, and finite")
         if not 0 <= decay <= 1:
             raise InputError(f"decay={decay}: must be from 0 to 1")
-        if not epsilon > 0:
+        if epsilon is not None and not epsilon > 0:
             raise InputError(f"epsilon={epsilon}: must be above 0")
         for name, value in (("search_targets", search_targets), ("statistics_windows", statistics_windows)):
             if value < 1:
@@ -134,10 +134,8 @@ class DynamicEvaluation(Evaluation):
         self._weights = self._rms = None
         loss, values = super().end(module)
         if self.num_targets and not math.isfinite(loss):
-            rank_zero_warn(
-                f"the dynamic loss is {loss}: evaluation.lr={self.chosen[0]:.3g} is too large, or evaluation.epsilon="
-                f"{self.epsilon:.3g} too small"
-            )
+            small = "" if self.epsilon is None else f", or evaluation.epsilon={self.epsilon:.3g} too small"
+            rank_zero_warn(f"the dynamic loss is {loss}: evaluation.lr={self.chosen[0]:.3g} is too large{small}")
         return loss, values
 
     def _length(self, window: Window) -> int:
@@ -220,7 +218,8 @@ class DynamicEvaluation(Evaluation):
                 if num_targets >= self.search_targets:
                     break
         mean = loss / max(1, num_targets)
-        rank_zero_info(f"evaluation.lr={lr:.3g}, evaluation.decay={decay:.3g}: {mean:.6g} per validation target")
+        found = f"{mean:.6g} per validation target" if math.isfinite(mean) else "the loss diverges"
+        rank_zero_info(f"evaluation.lr={lr:.3g}, evaluation.decay={decay:.3g}: {found}")
         return mean if math.isfinite(mean) else math.inf
 
 

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from lit_tbptt.optim.adapted_weights import AdaptedWeights
 
-LR, DECAY, EPSILON = 0.3, 0.02, 2e-5
+LR, DECAY = 0.3, 0.02
 
 
 @pytest.fixture
@@ -12,21 +12,21 @@ def parameters():
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 5), (7,), (2, 3))]
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_steps_are_those_of_the_formula_written_by_hand(parameters, scaled):
+@pytest.mark.parametrize(("scaled", "epsilon"), [(False, None), (True, None), (True, 2e-5)])
+def test_steps_are_those_of_the_formula_written_by_hand(parameters, scaled, epsilon):
     rms = [torch.rand_like(each) * size for each, size in zip(parameters, (1.0, 1e-3, 600.0), strict=True)]
     rms = [each.detach() for each in rms]
     trained = [each.detach().clone() for each in parameters]
     expected = [each.clone() for each in trained]
     mean = sum(each.sum() / each.numel() for each in rms) / len(rms)
-    weights = AdaptedWeights(parameters, LR, DECAY, rms if scaled else None)
+    weights = AdaptedWeights(parameters, LR, DECAY, rms if scaled else None, epsilon)
     limited = 0
     for _ in range(3):
         gradients = [torch.randn_like(each) for each in parameters]
         for w, t, g, r in zip(expected, trained, gradients, rms, strict=True):
             rate = torch.minimum(r / mean, torch.tensor(1 / DECAY)) if scaled else torch.ones((), dtype=w.dtype)
             limited += int((rate == 1 / DECAY).sum())
-            scale = r + EPSILON if scaled else 1.0
+            scale = r + (epsilon or mean) if scaled else 1.0
             w.copy_(w - LR * g / scale + DECAY * rate * (t - w))
         with weights.in_use():
             weights.step(gradients)
@@ -34,6 +34,19 @@ def test_steps_are_those_of_the_formula_written_by_hand(parameters, scaled):
                 assert_close(parameter.detach(), w, rtol=0, atol=1e-12)
         for parameter, t in zip(parameters, trained, strict=True):
             assert torch.equal(parameter.detach(), t)
+
+
+def test_steps_by_the_rms_do_not_depend_on_the_scale_of_the_loss(parameters):
+    gradients = [torch.randn_like(each).detach() for each in parameters]
+    rms = [torch.rand_like(each).detach() for each in parameters]
+    values = []
+    for scale in (1.0, 1e-6):
+        weights = AdaptedWeights(parameters, LR, DECAY, [scale * each for each in rms])
+        with weights.in_use():
+            weights.step([scale * each for each in gradients])
+            values.append([each.detach().clone() for each in parameters])
+    for one, other in zip(*values, strict=True):
+        assert_close(one, other, rtol=0, atol=1e-12)
 
 
 def test_the_decay_is_limited_to_the_way_back(parameters):

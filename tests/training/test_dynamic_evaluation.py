@@ -144,7 +144,7 @@ def test_every_loss_is_that_of_the_weights_that_have_learnt_from_the_windows_bef
         for name, gradient in gradients.items():
             scale, rate = 1.0, torch.tensor(0.1, dtype=torch.float64)
             if rms is not None:
-                scale, rate = rms[name] + options.get("epsilon", 2e-5), (0.1 * rms[name] / mean).clamp(max=1)
+                scale, rate = rms[name] + options.get("epsilon", mean), (0.1 * rms[name] / mean).clamp(max=1)
             weights[name] = weights[name] - 0.02 * gradient / scale + rate * (trained[name] - weights[name])
 
     expected = gradients_of(test, weights, k1, k2, reduction, step)
@@ -338,6 +338,7 @@ def test_a_pair_whose_loss_is_not_finite_is_not_chosen(caplog):
     model = Tanh(k1=4, evaluation=DynamicEvaluation(rule="sgd", lr=1e308, search=True))
     with pytest.raises(InputError, match=r"evaluation\.lr=1e\+308: the search found no pair with a finite loss"):
         scores_of(model, data)
+    assert "evaluation.lr=1e+308, evaluation.decay=0.002: the loss diverges" in caplog.text
     with pytest.warns(UserWarning, match=r"the dynamic loss is nan: evaluation\.lr=1e\+308 is too large"):
         scores_of(Tanh(k1=4, evaluation=DynamicEvaluation(1e308, rule="sgd")), data)
 
