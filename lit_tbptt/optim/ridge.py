@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lit_tbptt.errors import InputError
 from lit_tbptt.ranks import Rank
 from lit_tbptt.tbptt.state import State, reset_lanes
-from lit_tbptt.tbptt.task import Task, initial_state_for
+from lit_tbptt.tbptt.task import Task, initial_state_for, outputs_and_state
 from lit_tbptt.tbptt.window import Batch, Window
 
 
@@ -87,7 +87,8 @@ class RidgeReadout:
                     )
                 for window in batch.to(self.readout.weight.device).windows:
                     if window.num_lanes:  # there may be fewer lanes than ranks
-                        outputs, state = self.task.predict_window(window, self._entering(window.check(), state))
+                        state = self._entering(window.check(), state)
+                        outputs, state = outputs_and_state(self.task, window, state)
                         self._count(window, self._inputs(calls, outputs))
                         calls.clear()
         finally:

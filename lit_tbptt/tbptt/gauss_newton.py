@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.carry import Carry
 from lit_tbptt.tbptt.state import State
-from lit_tbptt.tbptt.task import Task, WindowLoss, at_least_1
+from lit_tbptt.tbptt.task import Task, WindowLoss, at_least_1, loss_of_outputs, outputs_and_state
 from lit_tbptt.tbptt.truncation import Truncation
 from lit_tbptt.tbptt.window import Window
 
@@ -160,12 +160,12 @@ class _Recorded(Task):
     def window_loss(self, window: Window, state: State) -> WindowLoss:
         total: WindowLoss | None = None
         for part in window.pieces(1) if self.hidden else (window,):
-            outputs, state = self.task.predict_window(part, state)
+            outputs, state = outputs_and_state(self.task, part, state)
             self.outputs.append(outputs)
             self.windows.append(part)
             if self.hidden:
                 self.states.append(state)
-            loss, num_targets, *_ = self.task.outputs_loss(outputs, part)
+            loss, num_targets, *_ = loss_of_outputs(self.task, outputs, part)
             cost = WindowLoss(loss, num_targets, state)
             total = cost if total is None else total.followed_by(cost)
         assert total is not None

@@ -48,6 +48,21 @@ class WindowLoss(NamedTuple):
         )
 
 
+def outputs_and_state(task: Any, window: Window, state: State) -> tuple[Any, State]:
+    """Returns what a task's `predict_window` returns.
+
+    Raises:
+        InputError: It returns something else than outputs and a state.
+    """
+    returned = task.predict_window(window, state)
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise InputError(
+            f"{type(task).__name__}.predict_window returned {_form_of(returned)}: it must return (outputs, state)"
+        )
+    outputs, after = returned
+    return outputs, after
+
+
 def loss_of_outputs(task: Any, outputs: Any, window: Window) -> tuple[Any, ...]:
     """Returns what a task's `outputs_loss` returns.
 
@@ -60,9 +75,8 @@ def loss_of_outputs(task: Any, outputs: Any, window: Window) -> tuple[Any, ...]:
 def _checked(task: Any, method: str, returned: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     if not isinstance(returned, tuple | list) or len(returned) not in (len(names), len(names) + 1):
         raise InputError(
-            f"{type(task).__name__}.{method} returned a {type(returned).__name__}"
-            + (f" of {len(returned)} values" if isinstance(returned, tuple | list) else "")
-            + f": it must return ({', '.join(names)}), or these and a penalty"
+            f"{type(task).__name__}.{method} returned {_form_of(returned)}: it must return ({', '.join(names)}), or "
+            "these and a penalty"
         )
     loss = returned[0]
     if not isinstance(loss, Tensor) or loss.ndim:
@@ -72,6 +86,11 @@ def _checked(task: Any, method: str, returned: Any, names: tuple[str, ...]) -> t
             "the scored targets"
         )
     return tuple(returned)
+
+
+def _form_of(returned: Any) -> str:
+    number = f" of {len(returned)} values" if isinstance(returned, tuple | list) else ""
+    return f"a {type(returned).__name__}{number}"
 
 
 def at_least_1(num_targets: Tensor | int) -> Tensor | int:
@@ -218,7 +237,7 @@ class Task:
 
     def window_loss(self, window: Window, state: State) -> WindowLoss:
         """Returns the loss of the window and the state after it; by default from `predict_window`, `outputs_loss`."""
-        outputs, state = self.predict_window(window, state)
+        outputs, state = outputs_and_state(self, window, state)
         loss, num_targets, *penalty = loss_of_outputs(self, outputs, window)
         return WindowLoss(loss, num_targets, state, *penalty)
 

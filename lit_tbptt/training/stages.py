@@ -10,7 +10,7 @@ from torchmetrics import Metric, MetricCollection
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch, Task, Window, WindowLoss
 from lit_tbptt.tbptt.state import State
-from lit_tbptt.tbptt.task import loss_of_outputs
+from lit_tbptt.tbptt.task import loss_of_outputs, outputs_and_state
 from lit_tbptt.training.ddp import check_lanes
 from lit_tbptt.training.evaluation import Evaluation
 from lit_tbptt.training.hooks import end_averages
@@ -45,7 +45,7 @@ class EvaluatingModule(ResumableModule):
         if self.evaluation_metrics is None:
             return self.window_loss(window, state)
         self._need_outputs("evaluation_metrics are updated with outputs")
-        outputs, state = self.predict_window(window, state)
+        outputs, state = outputs_and_state(self, window, state)
         loss, num_targets, *_ = loss_of_outputs(self, outputs, window)  # first: without targets, its error says why
         self._evaluating.update_metrics(self.evaluation_metrics, outputs, window)
         return WindowLoss(loss, num_targets, state)
@@ -155,7 +155,7 @@ class EvaluatingModule(ResumableModule):
             InputError: The task defines no `predict_window`.
         """
         self._need_outputs("predictions are not made from window_loss")
-        return self.predict_window(window, state)
+        return outputs_and_state(self, window, state)
 
     def _need_outputs(self, why: str) -> None:
         if getattr(self.predict_window, "__func__", None) is Task.predict_window:

@@ -125,6 +125,16 @@ def test_outputs_loss_that_returns_something_else_is_named(returned, message):
         Truncation(3)(Odd(), Window(torch.zeros(2, 3), torch.zeros(2, 3)))
 
 
+@pytest.mark.parametrize(("returned", "what"), [(torch.zeros(2, 3), "a Tensor"), ((1, 2, 3), "a tuple of 3 values")])
+def test_predict_window_that_returns_something_else_is_named(returned, what):
+    class Odd(Predicting):
+        def predict_window(self, window, state):
+            return returned
+
+    with pytest.raises(InputError, match=rf"Odd\.predict_window returned {what}: it must return \(outputs, state\)"):
+        Truncation(3)(Odd(), Window(torch.zeros(2, 3), torch.zeros(2, 3)))
+
+
 class Following(Task):
     """Its next state is what a test makes of the given one."""
 
