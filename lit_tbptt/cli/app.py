@@ -229,6 +229,9 @@ class LitCLI(SettingsCLI):
             say(f"\nof {path}, optimizer step {read_checkpoint(path)['global_step']}:\n{result_table(results)}\n")
         if not self.trainer.is_global_zero:
             return
+        if saved.validated_step not in (None, self.trainer.global_step):
+            last, since = quote(saved.last_model_path), saved.validated_step
+            print(f"not validated since optimizer step {since}: {program()} validate --ckpt_path {last}\n")
         draw_finished_run(saved.folder.path)
         self.report(results)
         print(f"run folder: {saved.folder.path}\ncheckpoint: {path}")

@@ -63,6 +63,18 @@ def test_there_is_no_best_before_a_validation_and_nothing_to_train_after_the_end
     assert last()["global_step"] == 2
 
 
+def test_last_weights_that_were_not_validated_are_said(first_run, capfd):
+    main([*first_run, "--trainer.val_check_interval=2", "--trainer.max_steps=4"])  # steps 3 and 4 are a batch
+    assert "not validated since" not in capfd.readouterr().out
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=6"])
+    found = re.search(
+        r"^not validated since optimizer step 4: .* --ckpt_path (\S+)$", capfd.readouterr().out, re.MULTILINE
+    )
+    assert found is not None
+    main(["validate", f"--ckpt_path={found[1]}"])
+    assert "optimizer step 6" in capfd.readouterr().err
+
+
 def test_the_same_command_on_a_finished_run_changes_nothing(first_run):
     main(first_run)
     before = (RUN / "metrics.csv").read_text()

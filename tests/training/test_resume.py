@@ -67,6 +67,25 @@ def test_stopped_after_any_step_by_max_steps(stop, windows_per_batch, schedule, 
     assert curve(folder) == whole_curve
 
 
+def test_where_max_steps_interrupts_a_batch_the_weights_may_be_the_best_and_are_continued(tmp_path, uninterrupted):
+    expected, whole_curve = uninterrupted(4, per_step, val=1)
+    folder = tmp_path / "run" / "version_0"
+    trainer, _, _ = fit_text(folder, 4, per_step, 9, val=1)  # after batches of 4, 3 and 2 windows
+    losses = {
+        int(row["step"]): float(row["val/nats_per_token"]) for row in curve(folder) if "val/nats_per_token" in row
+    }
+    assert list(losses) == [4, 7, 9]
+    assert min(losses, key=losses.__getitem__) == 9
+    best = folder / "checkpoints" / "best.ckpt"
+    assert trainer.checkpoint_callback.best_model_path == str(best)
+    for path in (best, best.with_name("last.ckpt")):
+        assert torch.load(path, weights_only=True)["global_step"] == 9
+        trainer, module, _ = fit_text(tmp_path / path.stem / "version_0", 4, per_step, val=1, resume=path)
+        same(everything(trainer, module), expected)
+    fit_text(folder, 4, per_step, val=1, resume=best.with_name("last.ckpt"))
+    assert curve(folder) == whole_curve
+
+
 @pytest.mark.parametrize("stop", [1, 4, 7, 10])
 @pytest.mark.parametrize(
     "training",

@@ -47,6 +47,9 @@ class RunCheckpoint(Checkpoint):
         mode: Whether the lowest (`min`) or the highest (`max`) value is best.
         save_top_k: The number of best checkpoints to keep.
 
+    Attributes:
+        validated_step: The optimizer step of the run's last validation. None: there was none.
+
     Raises:
         InputError: A number is out of range.
     """
@@ -72,6 +75,7 @@ class RunCheckpoint(Checkpoint):
         self.save_top_k = save_top_k
         self.scores: list[float] = []  # of best.ckpt, best-2.ckpt, ...
         self.settings: dict[str, Any] | None = None
+        self.validated_step: int | None = None
         self.folder = RunFolder("")
         self._own: Path | None = None  # the folder of an earlier fit
         self._saved_at = time.monotonic()
@@ -123,9 +127,9 @@ class RunCheckpoint(Checkpoint):
             pl_module.agreement.request("save")  # clocks differ, so all processes save at the next boundary
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not if max_steps interrupted a batch: see LitTBPTT._end_evaluation.
-        if not is_part_of_fit(trainer, pl_module):
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        self.validated_step = trainer.global_step
         score = trainer.callback_metrics.get(self.monitor)
         # Process 0 decides, since a metric defined by the user may differ between processes.
         score, self.scores = trainer.strategy.broadcast((None if score is None else float(score), self.scores))
@@ -136,7 +140,10 @@ class RunCheckpoint(Checkpoint):
             )
         elif score is not None and math.isfinite(score):
             self._rank(trainer, self.sign * score)
-        self.save_last(trainer)
+        # Where max_steps interrupted a batch, last.ckpt was written before: the run that continues it does not validate
+        # here, and the score is not in its state.
+        if is_part_of_fit(trainer, pl_module):
+            self.save_last(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         # If max_steps interrupts an epoch, Lightning ends it anyway; a resumed run continues it.
@@ -206,9 +213,9 @@ class RunCheckpoint(Checkpoint):
             new_run_state(checkpoint)["settings"] = self.settings
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scores": self.scores}
+        return {"scores": self.scores, "validated_step": self.validated_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # A run resumed into a new folder has no best checkpoint there yet.
         present = [score for index, score in enumerate(state_dict["scores"]) if self.folder.best(index).exists()]
-        self.scores = present
+        self.scores, self.validated_step = present, state_dict.get("validated_step")
