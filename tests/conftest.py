@@ -21,14 +21,13 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 # of Python's global generator is what tests compare, so beartype gets a generator of its own.
 assert "beartype" not in sys.modules
 of_python, random.getrandbits = random.getrandbits, random.Random(1).getrandbits
-from beartype import beartype  # noqa: E402
+import beartype  # noqa: E402, F401
 
 random.getrandbits = of_python
 
-from jaxtyping import install_import_hook, jaxtyped  # noqa: E402
+import argument_checks  # noqa: E402
 
-# The modules whose arguments are tensors: their types and shapes are checked in every test.
-install_import_hook([f"lit_tbptt.{name}" for name in ("cores", "models", "tbptt", "ranks")], "beartype.beartype")
+argument_checks.install("cores", "models", "tbptt", "ranks")  # the modules whose arguments are tensors
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -54,9 +53,7 @@ def pytest_unconfigure():
         shutil.rmtree(CACHES, ignore_errors=True)
 
 
-# The hook passes over named tuples, whose constructors are made by typing.
-for checked in (Batch, Carry, RunLoss, TruncatedLoss, Updated, Window, WindowLoss):
-    checked.__new__ = jaxtyped(typechecker=beartype)(checked.__new__)
+argument_checks.check_constructors(Batch, Carry, RunLoss, TruncatedLoss, Updated, Window, WindowLoss)
 
 
 @pytest.fixture(autouse=True)
