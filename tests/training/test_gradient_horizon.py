@@ -45,7 +45,7 @@ def test_training_is_what_it_would_be_without(tmp_path):
     assert [float(row[1]) > 0 for row in rows[1:]] == [True] * 7 + [False] * 4
 
 
-@pytest.mark.parametrize("stop", [4, 5, 8, 11])
+@pytest.mark.parametrize("stop", [5, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (4, 8, 11))])
 def test_a_resumed_run_draws_the_same_curves(stop, tmp_path):
     folders = [tmp_path / name / "run" / "version_0" for name in ("whole", "parts")]
     fit_text(folders[0], 4, per_step, k2=7, callbacks=[GradientHorizon(4, 9)])
@@ -128,7 +128,7 @@ def float_state(num_lanes):
     return torch.zeros(num_lanes, 1)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("cell", "files"),
     [

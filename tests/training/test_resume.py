@@ -1,5 +1,7 @@
 """A run that is stopped anywhere and continued is the run that was never stopped, to the last bit."""
 
+from itertools import product
+
 import pytest
 import torch
 from command_line import curve
@@ -51,9 +53,16 @@ def uninterrupted(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("stop", range(1, EPOCHS * WINDOWS))
-@pytest.mark.parametrize("windows_per_batch", [1, 4])
-@pytest.mark.parametrize("schedule", [per_step, per_epoch, monitored])
+# Every stop with one schedule, and every third one of the others with each size of batches.
+STOPS = [
+    pytest.param(stop, windows_per_batch, schedule, marks=() if fast else pytest.mark.slow)
+    for number, (windows_per_batch, schedule) in enumerate(product([1, 4], [per_step, per_epoch, monitored]))
+    for stop in range(1, EPOCHS * WINDOWS)
+    for fast in [(windows_per_batch, schedule) == (4, per_step) or (stop + number) % 3 == 0]
+]
+
+
+@pytest.mark.parametrize(("stop", "windows_per_batch", "schedule"), STOPS)
 def test_stopped_after_any_step_by_max_steps(stop, windows_per_batch, schedule, tmp_path, uninterrupted):
     expected, whole_curve = uninterrupted(windows_per_batch, schedule, k2=7)
     folder = tmp_path / "run" / "version_0"
