@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, install_import_hook
 
 with_shapes = jaxtyping.jaxtyped
+with_types = beartype(conf=BeartypeConf(violation_type=TypeError))  # what a wrong argument raises anywhere in Python
 
 
 def has_shapes(annotation: Any) -> bool:
@@ -28,10 +29,10 @@ def checked(function: Any, typechecker: Callable[..., Any]) -> Any:
 def install(*names: str) -> None:
     """Checks what these modules and folders of the package define, from their import on."""
     jaxtyping.jaxtyped = lambda *, typechecker: lambda function: checked(function, typechecker)  # what the hook inserts
-    install_import_hook([f"lit_tbptt.{name}" for name in names], "beartype.beartype")
+    install_import_hook([f"lit_tbptt.{name}" for name in names], "argument_checks.with_types")
 
 
 def check_constructors(*classes: Any) -> None:
     """Checks the constructors of named tuples, which the hook passes over because typing makes them."""
     for each in classes:
-        each.__new__ = with_shapes(each.__new__, typechecker=beartype)
+        each.__new__ = with_shapes(each.__new__, typechecker=with_types)
