@@ -172,6 +172,9 @@ class ResumableModule(ManualOptimization):
                     f"configure_optimizers gave {ours}, where the run to be resumed has {theirs}: a resumed run cannot "
                     "change these classes; keep them, or start a new run from these weights"
                 )
+            # A schedule may have asked for trainer.estimated_stepping_batches: then the data is loaded and iterated, from
+            # its start, before the checkpoint's loops are, and Lightning would keep it so.
+            self.trainer.fit_loop._combined_loader = None
             position, loop = Position(**self._resume["position"]), self.trainer.fit_loop.epoch_loop
             if position.awaits_end and position.step == loop.max_steps:
                 self._set_until_continued(loop, "max_steps", loop.max_steps + 1)  # or Lightning would return at once

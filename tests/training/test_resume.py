@@ -132,6 +132,26 @@ def test_every_kind_of_lanes_is_continued(kind, stop, tmp_path, uninterrupted):
     assert curve(folder) == whole_curve
 
 
+class Estimates(Callback):
+    """Asks, as schedules are made, how long the fit will be, for which Lightning loads the data early."""
+
+    def setup(self, trainer, module, stage):
+        assert trainer.estimated_stepping_batches  # -1 where the lanes have no length
+
+
+@pytest.mark.parametrize("stop", [5, 21])
+@pytest.mark.parametrize("kind", ["strided", "streamed"])
+def test_a_schedule_may_ask_for_the_length_of_the_fit(kind, stop, tmp_path, uninterrupted):
+    options = {"data": KINDS[kind], "k2": 7, "val": 1.0}
+    expected, _ = uninterrupted(4, per_epoch, -1, **options)
+    folder = tmp_path / "run" / "version_0"
+    fit_text(folder, 4, per_epoch, stop, callbacks=[Estimates()], **options)
+    resume = folder / "checkpoints" / "last.ckpt"
+    trainer, module, steps = fit_text(folder, 4, per_epoch, resume=resume, callbacks=[Estimates()], **options)
+    assert steps.run == list(range(stop + 1, expected[1][1] + 1))
+    same(everything(trainer, module), expected)
+
+
 class Copies(Callback):
     """Saves wherever a callback could."""
 
