@@ -25,7 +25,8 @@ from lit_tbptt.cli import main as command_line
 from lit_tbptt.models import language_model
 from lit_tbptt.models.language_model import RecurrentLM
 from lit_tbptt.training.module import LitTBPTT
-from lit_tbptt.training.optimization import ManualOptimization, ModuleOptimizer
+from lit_tbptt.training.module_optimizer import ModuleOptimizer
+from lit_tbptt.training.optimization import ManualOptimization
 
 WARM_UP = 20
 

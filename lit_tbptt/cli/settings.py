@@ -200,8 +200,9 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     before, current = dict(_flat(saved)), dict(_flat(now))
     differ = [name for name, value in before.items() if name in current and current[name] != value]
     lines = [f"{name}: {before[name]} in the checkpoint, {current[name]} now" for name in differ]
-    if "trainer.max_steps" in differ and current.get("lr_scheduler.init_args.num_steps", 0) is None:
-        lines.append("lr_scheduler: it ends at trainer.max_steps, so the learning rates to come change as well")
+    ends = {"trainer.max_steps", "trainer.max_epochs"}.intersection(differ)
+    if ends and current.get("lr_scheduler.init_args.num_steps", 0) is None:
+        lines.append("lr_scheduler: it ends with the fit, so the learning rates to come change as well")
     return lines
 
 

@@ -17,7 +17,7 @@ class WarmupCosineLR(LRScheduler):
     Args:
         optimizer: The optimizer; its learning rates are the peak rates.
         warmup_steps: Steps until the peak.
-        num_steps: Steps until the final rate. None: `trainer.max_steps`.
+        num_steps: Steps until the final rate. None: those of the fit (`LitTBPTT.estimated_steps`).
         final_ratio: The final rate as a fraction of the peak.
     """
 
@@ -34,7 +34,7 @@ class WarmupCosineLR(LRScheduler):
         super().__init__(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        # Without num_steps, so that a run resumed with another max_steps decays towards its new end.
+        # Without num_steps, so that a run resumed with another end decays towards that.
         return {key: value for key, value in super().state_dict().items() if key != "num_steps"}
 
     def get_lr(self) -> list[Any]:

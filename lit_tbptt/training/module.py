@@ -17,7 +17,7 @@ from lit_tbptt.tbptt.run import check_reduction
 from lit_tbptt.training.ddp import check_strategy
 from lit_tbptt.training.evaluation import Evaluation
 from lit_tbptt.training.hooks import between_hooks, check_callbacks, match_precision, step_hooks, window_hooks
-from lit_tbptt.training.optimization import ModuleOptimizer, check_closure, needs_closure
+from lit_tbptt.training.module_optimizer import ModuleOptimizer, check_closure, needs_closure
 from lit_tbptt.training.overrides import loop_hooks
 from lit_tbptt.training.stages import EvaluatingModule, check_batch
 

@@ -1,23 +1,19 @@
-"""Optimizer steps, clipping and schedules under manual optimization, which Lightning leaves to the module."""
+"""Clipping and schedules under manual optimization, which Lightning leaves to the module."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import _configure_optimizers, _configure_schedulers_automatic_opt
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
-from torch.optim import ASGD, LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from lit_tbptt.errors import InputError
-from lit_tbptt.optim import HessianFree
-from lit_tbptt.tbptt.closure import WindowClosure
+from lit_tbptt.tbptt.update import Update
 from lit_tbptt.training.overrides import leave_overrides, loop_hooks, watch_overrides
 
 
@@ -35,100 +31,6 @@ def take_schedules(configured: Any) -> tuple[list[Optimizer], list[LRSchedulerCo
     return optimizers, _configure_schedulers_automatic_opt(schedulers, monitor)
 
 
-def needs_closure(optimizer: Optimizer) -> bool:
-    """Returns whether an optimizer evaluates the loss several times in a step."""
-    return isinstance(optimizer, LBFGS) or getattr(optimizer, "needs_closure", False)
-
-
-def check_closure(module: Any) -> None:
-    """Checks the settings of a module whose update evaluates the loss several times in a step.
-
-    Raises:
-        InputError: The update does not do so although the optimizer needs it; or the gradients would be clipped or
-            scaled, and would no longer be those of the loss.
-    """
-    optimizer, update = module.trainer.optimizers[0], module.update
-    name = type(optimizer).__name__
-    if needs_closure(optimizer) and not update.repeats:
-        raise InputError(
-            f"{name} evaluates a window several times in a step, and {type(update).__name__} only once: leave update "
-            "and windows_per_step out"
-        )
-    if not update.repeats:
-        return
-    if module.clip_norm is not None:
-        raise InputError(
-            f"clip_norm={module.clip_norm} with {name}: it searches along the loss's own gradient; set clip_norm to "
-            "null (None in Python)"
-        )
-    if getattr(module.trainer.precision_plugin, "scaler", None) is not None:
-        raise InputError(
-            f"trainer.precision={module.trainer.precision} with {name}: it searches along the loss's own gradient, and "
-            "this precision scales it; use bf16-mixed or 32-true"
-        )
-
-
-class ModuleOptimizer:
-    """The optimizer interface of an Update, implemented with Lightning: its precision, strategy, hooks, step count."""
-
-    def __init__(self, module: LightningModule) -> None:
-        self._module = module
-        self._optimizer: Any = module.optimizers()
-        # Lightning calls this hook under automatic optimization only.
-        self._before_zero_grad: list[Callable[[Optimizer], None]] = [
-            partial(callback.on_before_zero_grad, module.trainer, module)
-            for callback in module.trainer.callbacks
-            if is_overridden("on_before_zero_grad", callback)
-        ]
-        if is_overridden("on_before_zero_grad", module):
-            self._before_zero_grad.append(module.on_before_zero_grad)
-
-    def zero_grad(self) -> None:
-        for hook in self._before_zero_grad:
-            hook(self._optimizer.optimizer)
-        self._optimizer.zero_grad()
-
-    def backward(self, loss: Tensor, more: bool = False) -> None:
-        model = self._module.trainer.strategy.model
-        waits = more and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if waits else nullcontext():
-            self._module.manual_backward(loss)
-
-    def scale_gradients(self, factor: Tensor | float) -> None:
-        if isinstance(factor, float) and factor == 1.0:
-            return
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-
-    def step(self, factor: float = 1.0, closure: Callable[[], Tensor] | None = None) -> None:
-        optimizer = self._optimizer.optimizer
-        if isinstance(closure, WindowClosure) and isinstance(optimizer, HessianFree):
-            # Lightning wraps the closure, and hides what else it can do.
-            group = optimizer.param_groups[0]
-            optimizer.linearize = partial(closure.linearize, group["params"], bool(group["structural_damping"]))
-            optimizer.loss_only = closure.loss
-        if factor == 1.0:
-            self._optimizer.step(closure)
-            return
-        if isinstance(optimizer, ASGD):
-            raise InputError(
-                "optimizer=ASGD with windows of varying length: torch's ASGD makes a step with the learning rate of "
-                "the step before, so that a window's step would be multiplied by another window's length; use SGD, "
-                "and the callback NonMonotonicAveraging for the average"
-            )
-        groups = self._optimizer.param_groups
-        rates = [group["lr"] for group in groups]
-        for group in groups:
-            group["lr"] = group["lr"] * factor
-        try:
-            self._optimizer.step(closure)
-        finally:  # the factor is no part of the schedule, which continues from the rate before
-            for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate
-
-
 @loop_hooks
 class ManualOptimization(LightningModule):
     """A LightningModule that makes its own optimizer steps; `LitTBPTT` describes the settings.
@@ -140,6 +42,7 @@ class ManualOptimization(LightningModule):
             None: not computed, because there is no clipping and that step is not logged.
     """
 
+    update: Update
     clip_norm: float | None
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None
@@ -192,15 +95,36 @@ class ManualOptimization(LightningModule):
         except ValueError as error:
             raise InputError(f"lr_scheduler: {error}") from error
         if getattr(scheduler, "num_steps", 0) is None:
-            if self.trainer.max_steps < 0:
-                raise InputError("lr_scheduler.num_steps is not given, and neither is trainer.max_steps: give one")
-            scheduler.num_steps = self.trainer.max_steps
+            scheduler.num_steps = self.estimated_steps()
+            if scheduler.num_steps is None:
+                raise InputError(
+                    "lr_scheduler.num_steps is not given, and how many steps the fit makes is not known: give it, or "
+                    "trainer.max_steps"
+                )
         config = {
             "scheduler": scheduler,
             "interval": self.lr_interval or getattr(scheduler, "interval", "epoch"),
             "monitor": getattr(scheduler, "monitor", None),
         }
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def estimated_steps(self) -> int | None:
+        """Returns the optimizer steps of the fit: `trainer.max_steps`, or else those of `trainer.max_epochs`.
+
+        For schedules, in place of `trainer.estimated_stepping_batches`, which counts batches. Windows without targets
+        are counted, although they make no step. None: not known, as with streamed data.
+        """
+        trainer = self.trainer
+        if trainer.max_steps >= 0:
+            return trainer.max_steps
+        trainer.fit_loop.setup_data()
+        lanes: Any = trainer.train_dataloader
+        num_windows = getattr(lanes, "num_windows", None)
+        if num_windows is None or trainer.max_epochs is None or trainer.max_epochs < 0:
+            return None
+        windows = min(num_windows, int(trainer.num_training_batches) * lanes.windows_per_batch)
+        steps = self.update.num_steps(windows)
+        return None if steps is None else steps * trainer.max_epochs
 
     def on_fit_start(self) -> None:
         if self._schedules is None:

@@ -172,8 +172,8 @@ class ResumableModule(ManualOptimization):
                     f"configure_optimizers gave {ours}, where the run to be resumed has {theirs}: a resumed run cannot "
                     "change these classes; keep them, or start a new run from these weights"
                 )
-            # A schedule may have asked for trainer.estimated_stepping_batches: then the data is loaded and iterated, from
-            # its start, before the checkpoint's loops are, and Lightning would keep it so.
+            # If a schedule has asked how long the fit is, Lightning has loaded the data and begun to iterate before it
+            # restores its loops, and would start at the first batch.
             self.trainer.fit_loop._combined_loader = None
             position, loop = Position(**self._resume["position"]), self.trainer.fit_loop.epoch_loop
             if position.awaits_end and position.step == loop.max_steps:

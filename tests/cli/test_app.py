@@ -186,7 +186,10 @@ BAD = {
     "no tokenizer": (["--data.tokenizer=train.txt"], "data.tokenizer='train.txt'"),
     "clipping": (["--trainer.gradient_clip_val=1"], "trainer.gradient_clip_val=1: .*set model.clip_norm"),
     "accumulation": (["--trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches=2.*data.num_lanes"),
-    "no steps": (["--trainer.max_steps=-1", "--trainer.max_epochs=1"], "lr_scheduler.num_steps is not given"),
+    "no steps": (
+        ["--trainer.max_steps=-1", "--trainer.max_epochs=1", "--data.streaming=true"],
+        "lr_scheduler.num_steps is not given",
+    ),
 }
 
 

@@ -128,3 +128,15 @@ def test_the_gradient_horizon(fit):
     drawn = [int(row["step"]) for row in rows(cli) if row["horizon/share_beyond_k2"]]
     assert drawn == [6, 12]
     assert (Path(cli.trainer.log_dir) / "gradient_horizon" / "step_12.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("rule", "steps"), [("--model.windows_per_step=1", 14), ("--model.windows_per_step=2", 8)])
+def test_a_schedule_without_an_end_ends_with_the_last_epoch(rule, steps, fit):
+    schedule = ["--lr_scheduler=WarmupCosineLR", "--lr_scheduler.warmup_steps=0", "--lr_scheduler.final_ratio=0.1"]
+    cli = fit(*PER_EPOCH, "--trainer.max_epochs=2", "--optimizer.lr=0.02", rule, *schedule)
+    assert cli.trainer.estimated_stepping_batches == 8
+    assert cli.model.estimated_steps() == cli.trainer.global_step == steps
+    rates = [float(row["train/lr"]) for row in rows(cli) if row["train/lr"]]
+    assert rates[steps // 2 - 1] == pytest.approx(0.02 * (0.1 + 0.9 / 2))
+    assert rates[-1] == pytest.approx(0.02 * 0.1)
+    assert rates[-2] > rates[-1]

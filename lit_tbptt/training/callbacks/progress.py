@@ -48,9 +48,8 @@ class StepProgressBar(ProgressBar):
             dynamic_ncols=True,
         )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total = trainer.max_steps if trainer.max_steps >= 0 else _steps_in_epochs(trainer, pl_module)
-        self._steps = self._bar("train", total, "step", True)
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._steps = self._bar("train", pl_module.estimated_steps(), "step", True)
         self._steps.update(trainer.global_step)
         self._steps.initial = trainer.global_step  # speed and time left count from here
 
@@ -91,13 +90,3 @@ class StepProgressBar(ProgressBar):
             self._evaluation = None
 
     on_test_end = on_validation_end
-
-
-def _steps_in_epochs(trainer: Trainer, pl_module: LightningModule) -> int | None:
-    lanes: Any = trainer.train_dataloader
-    num_windows = getattr(lanes, "num_windows", None)
-    if num_windows is None or not trainer.max_epochs or trainer.max_epochs < 0:
-        return None
-    windows = min(num_windows, int(trainer.num_training_batches) * lanes.windows_per_batch)
-    steps = pl_module.update.num_steps(windows)
-    return None if steps is None else steps * trainer.max_epochs
