@@ -52,6 +52,8 @@ class RunState(TypedDict):
             have none.
         truncation: The truncation settings.
         optimizers: The class names of the optimizer and its schedules.
+        trained: Whether gradients are computed for parameters (`requires_grad`), by name, where that has changed since
+            the fit began.
         ends_done: How many batches of the run have ended, with the validation after them. The position can be before
             that while a gradient is pending.
         stopping: Whether a callback, such as EarlyStopping, has stopped the run but it has not ended yet.
@@ -67,6 +69,7 @@ class RunState(TypedDict):
     shared_random: NotRequired[Tensor]
     truncation: TruncationState
     optimizers: list[str]
+    trained: NotRequired[dict[str, bool]]
     ends_done: int
     stopping: bool
     log: dict[str, Any]

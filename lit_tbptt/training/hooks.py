@@ -11,10 +11,12 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
 from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch
@@ -58,8 +60,8 @@ def match_precision(trainer: Trainer) -> None:
             callback._average_model.double()
 
 
-def check_averages(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Checks that a run whose checkpoint holds an average continues it.
+def check_resumed_callbacks(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Checks that a run whose checkpoint holds an average continues it, and warns of a callback that cannot continue.
 
     Raises:
         InputError: It would go on from the average, in place of the trained weights.
@@ -69,6 +71,11 @@ def check_averages(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
             "trainer.callbacks: the run to be resumed averages its weights, and the checkpoint's are the average; give "
             "the same callback, with the config or the code that the run was started with, or start a new run from "
             "these weights"
+        )
+    if any(isinstance(callback, ModelPruning) for callback in trainer.callbacks):
+        rank_zero_warn(
+            "trainer.callbacks=ModelPruning: Lightning saves pruned weights without their masks, so in the resumed run "
+            "they are trained until the next pruning"
         )
 
 

@@ -17,7 +17,7 @@ from lit_tbptt.ranks import Agreement, Rank
 from lit_tbptt.tbptt import Carry, Truncation
 from lit_tbptt.tbptt.state import State
 from lit_tbptt.training.ddp import check_lanes, fix_gradient_layout, rank_of
-from lit_tbptt.training.hooks import check_averages
+from lit_tbptt.training.hooks import check_resumed_callbacks
 from lit_tbptt.training.log import TrainingLog
 from lit_tbptt.training.optimization import ManualOptimization
 from lit_tbptt.training.overrides import is_watched, loop_hooks
@@ -79,6 +79,7 @@ class ResumableModule(ManualOptimization):
         self._ends_done = 0
         self._epoch_ended = False
         self._metrics_before: dict[str, Tensor] | None = None
+        self._trained_at_start: dict[str, bool] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         here = self._step_boundary or self._boundary_here()
@@ -92,6 +93,9 @@ class ResumableModule(ManualOptimization):
         saved["shared_random"] = here.shared_random
         saved["truncation"] = {"k1": self.truncation.k1, "k2_setting": self._first_k2, "k2": self.truncation.k2}
         saved["optimizers"] = self.optimizer_names()
+        # Only what a callback such as BaseFinetuning has changed: what the module itself freezes may be changed by it.
+        trained = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
+        saved["trained"] = {name: now for name, now in trained.items() if now != self._trained_at_start.get(name, now)}
         saved["stopping"] = self.trainer.should_stop and not self._epoch_ended
         saved["ends_done"] = self.position.batches_before + self.position.batch_finished
         saved["log"] = self.log_book.state_dict(self.trainer, here.num_unread, here.num_rows)
@@ -137,7 +141,7 @@ class ResumableModule(ManualOptimization):
         self._trainer.precision_plugin.convert_module(self)
         if self._trainer.state.fn == "fit":
             self._resume = saved
-            check_averages(self._trainer, checkpoint)
+            check_resumed_callbacks(self._trainer, checkpoint)
             self._check_precision(checkpoint)
             self._take_truncation(saved["truncation"])
 
@@ -186,6 +190,7 @@ class ResumableModule(ManualOptimization):
         self._skip_windows = self._ends_done = 0
         self._step_boundary = None
         self._epoch_ended = False
+        self._trained_at_start = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
         seed = int(torch.randint(2**63 - 1, (), generator=self._shared_generator, device="cpu"))
         self._shared_generator.manual_seed(*self.rank.all_gather([seed])[0])
         if saved is not None:
@@ -242,6 +247,8 @@ class ResumableModule(ManualOptimization):
         for optimizer in self.trainer.optimizers:
             optimizer._opt_called = True  # otherwise torch warns that a schedule steps before it
         self.change_optimizer()
+        for name, trained in saved.get("trained", {}).items():
+            self.get_parameter(name).requires_grad_(trained)
         set_random_state(ranks[self.rank.number if len(ranks) == self.rank.num_ranks else 0]["random"])
         if "shared_random" in saved:
             self._shared_generator.set_state(saved["shared_random"])
