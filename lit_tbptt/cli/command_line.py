@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ def option(args: Sequence[str], name: str) -> str | None:
     """Returns the last value of `--name`, like a parser, or None."""
     values = option_values(args, name)
     return values[-1] if values else None
+
+
+def config_files_first(args: Sequence[str]) -> list[str]:
+    """Returns the command line with the config files directly after the subcommand, so that every option counts."""
+    files: list[str] = []
+    rest: list[str] = []
+    for before, arg in pairwise(args):
+        named = before in ("--config", "-c") or arg in ("--config", "-c") or arg.startswith(("--config=", "-c="))
+        (files if named else rest).append(arg)
+    return [*args[:1], *files, *rest]
 
 
 def config_file(args: Sequence[str]) -> str | None:

@@ -14,12 +14,20 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_tbptt.cli.arguments import add_arguments, describe
 from lit_tbptt.cli.class_errors import named_on_the_command_line
-from lit_tbptt.cli.command_line import check_lists, config_file, option, option_values, set_option, words
+from lit_tbptt.cli.command_line import (
+    check_lists,
+    config_file,
+    config_files_first,
+    option,
+    option_values,
+    set_option,
+    words,
+)
 from lit_tbptt.cli.config_files import check_config_files
 from lit_tbptt.cli.help import HelpfulParser
 from lit_tbptt.cli.parser_errors import explain
 from lit_tbptt.cli.runs import runs_dir_of_command_line
-from lit_tbptt.cli.settings import changes, checkpoint_settings, class_options, own_defaults
+from lit_tbptt.cli.settings import changes, checkpoint_settings, class_options, left_out_settings, own_defaults
 from lit_tbptt.errors import InputError
 from lit_tbptt.files.run_folder import find_checkpoint, searched_runs
 from lit_tbptt.files.schema import Checkpoint, run_state
@@ -45,6 +53,7 @@ class SettingsCLI(LightningCLI):
         self._checkpoint: Checkpoint | None = None  # from --ckpt_path
         self._checkpoint_path = Path()
         self._saved_settings: dict[str, Any] = {}
+        self._left_out: dict[str, Any] = {}  # the checkpoint's, which must be given again
         self._now: dict[str, Any] = {}  # the settings of this run, plain
         given = options.get("args")
         self._given: list[str] = list(sys.argv[1:] if given is None else given)
@@ -81,7 +90,7 @@ class SettingsCLI(LightningCLI):
         parser.set_defaults({**SettingsCLI.defaults, **self.defaults})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        given = self._given
+        given = config_files_first(self._given)
         check_config_files(option_values(given, "config", "c"))
         check_lists(given)
         subparser = self._subcommand_parsers.get(given[0]) if given else None
@@ -102,7 +111,7 @@ class SettingsCLI(LightningCLI):
         if asked is not None and self._checkpoint is None:
             raise InputError(f"ckpt_path={str(asked)!r}: give it on the command line, after the subcommand")
         self._now = yaml.safe_load(parser.dump(self.config, skip_none=False))[self.config.subcommand]
-        for line in changes(self._saved_settings, self._now):
+        for line in changes(self._saved_settings | self._left_out, self._now):
             say(line)
 
     def instantiate_classes(self) -> None:
@@ -134,6 +143,7 @@ class SettingsCLI(LightningCLI):
             say(f"checkpoint: {path}, optimizer step {self._checkpoint['global_step']}", file=sys.stderr)
             self._saved_settings = checkpoint_settings(self._checkpoint, given[0] == "fit", named, classes)
             subparser.set_defaults(self._saved_settings)
+            self._left_out = left_out_settings(self._checkpoint) if given[0] == "fit" else {}
             given = set_option(given, "ckpt_path", str(path))
         elif weights is not None:
             runs = searched_runs(config_file(given), runs_dir_of_command_line(given))

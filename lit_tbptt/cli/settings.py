@@ -20,7 +20,7 @@ from lit_tbptt.files.schema import Checkpoint, run_state
 
 # Sections of a checkpoint's settings that contain options, and options outside of sections.
 _SECTIONS, _OPTIONS = ("model", "data", "checkpoint", "trainer"), ("optimizer", "lr_scheduler", "seed_everything")
-# These always come from the config file.
+# Options of the trainer that are never taken from a checkpoint, besides lists and dictionaries.
 _OBJECTS = ("callbacks", "logger", "plugins", "profiler", "strategy")
 _PLAIN = (None, Any, ..., NoneType, str, int, float, bool, os.PathLike, list, dict, tuple, set)
 
@@ -55,7 +55,7 @@ def checkpoint_settings(
         f"{section}.{key}": value
         for section in (_SECTIONS if everything else _SECTIONS[:2])
         for key, value in (sections.get(section) or {}).items()
-        if section != "trainer" or not (key in _OBJECTS or isinstance(value, dict | list))
+        if section != "trainer" or not _is_left_out(key, value)
     }
     if everything:
         settings |= {key: sections[key] for key in _OPTIONS if key in sections}
@@ -72,6 +72,16 @@ def checkpoint_settings(
                 f"checkpoint names it; if you trust it, name it: --{where} {quote(what)}"
             )
     return kept
+
+
+def left_out_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns the settings, by name, that `checkpoint_settings` leaves out, and that must be given again."""
+    trainer = (run_state(checkpoint).get("settings") or {}).get("trainer") or {}
+    return {f"trainer.{key}": value for key, value in trainer.items() if _is_left_out(key, value)}
+
+
+def _is_left_out(key: str, value: Any) -> bool:
+    return key in _OBJECTS or isinstance(value, dict | list)
 
 
 def class_options(parser: ArgumentParser) -> dict[str, bool]:

@@ -57,7 +57,16 @@ _DEFAULT_JOB: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
             "class_path": "lit_tbptt.DynamicEvaluation",
             "init_args": {"lr": 0.005, "decay": 0.005, "statistics_windows": 500},
         },
-        (*_OWN, "--model", "--data.num_lanes", "--data.vocab", "--optimizer", "--lr_scheduler", "--trainer.max_"),
+        (
+            *_OWN,
+            "--model",
+            "--data.num_lanes",
+            "--data.vocab",
+            "--optimizer",
+            "--lr_scheduler",
+            "--trainer.max_",
+            "--ckpt_path",
+        ),
     ),
     ("data.tokenizer", "bpe", _OWN),
     ("data.vocabulary_limit", 4096, (*_OWN, "--data.vocabulary_limit")),
@@ -99,11 +108,16 @@ class TextCLI(LitCLI):
         super().__init__(LitLanguageModel, TextLanesDataModule, args, parser_kwargs={"description": description})
 
     def chosen_defaults(self, given: list[str]) -> dict[str, Any]:
-        return {
+        chosen = {
             name: value
             for name, value, choices in (*_ANY_TEXT, *_DEFAULT_JOB)
             if not any(f"{arg} ".startswith(choices) for arg in given)
         }
+        optimizer = given_value(given, "optimizer")
+        named = optimizer.get("class_path") if isinstance(optimizer, Mapping) else optimizer
+        if str(named).rpartition(".")[2] in ("LBFGS", "HessianFree"):  # these choose their own step and its length
+            chosen |= {"lr_scheduler": None, "model.clip_norm": None}
+        return chosen
 
     def check_checkpoint(self, checkpoint: Checkpoint) -> None:
         if "tokenizer" not in run_state(checkpoint):

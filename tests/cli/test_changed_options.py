@@ -63,3 +63,12 @@ def test_other_data_cannot_be_resumed_on(first_run, words_folder):
     (words_folder / "train.txt").write_text((words_folder / "train.txt").read_text().replace("w7", "w4", 1))
     message = refused("fit", "--ckpt_path=last", "--trainer.max_steps=22")
     assert re.search("data.path: .*, 266 tokens, .* where .* has .*, 266 tokens", message)
+
+
+def test_what_is_not_taken_from_a_checkpoint_is_told(first_run, capfd):
+    main([*first_run, "--trainer.profiler=simple"])
+    capfd.readouterr()
+    main(["fit", "--ckpt_path=last", "--trainer.max_steps=21"])
+    said = capfd.readouterr().out
+    assert "trainer.profiler: simple in the checkpoint, None now" in said
+    assert "trainer.callbacks" not in said

@@ -1,9 +1,12 @@
-"""Configuration files whose settings would be lost without a word."""
+"""Configuration files: no setting is lost without a word, in them or beside them."""
 
 from pathlib import Path
 
 import pytest
+import yaml
 from command_line import refused
+
+from lit_tbptt.cli import main
 
 REFUSED = {
     "a section twice": (
@@ -36,3 +39,12 @@ def test_other_files_pass_to_the_parser(in_tmp_path):
     Path("my.yaml").write_bytes(b"\xef\xbb\xbfmodel:\r\n  k1: nine\r\n")
     assert "my.yaml, line 2: model.k1='nine': must be a whole number" in refused("fit", "--config=my.yaml")
     assert "there is no file" in refused("fit", "--config=none.yaml")
+
+
+@pytest.mark.parametrize("file", [["--config=my.yaml"], ["--config", "my.yaml"], ["-c", "my.yaml"]])
+def test_options_count_wherever_the_file_stands(file, in_tmp_path, capsys):
+    Path("my.yaml").write_text("model:\n  k1: 9\n  k2: 11\ndata:\n  num_lanes: 5\n")
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--model.k1=7", *file, "--data.num_lanes", "3", "--print_config"])
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    assert (parsed["model"]["k1"], parsed["model"]["k2"], parsed["data"]["num_lanes"]) == (7, 11, 3)

@@ -56,3 +56,17 @@ def test_a_core_and_a_schedule_have_theirs(capsys):
     parsed = yaml.safe_load(capsys.readouterr().out)
     assert parsed["model"]["core"]["init_args"]["input_size"] is None
     assert set(parsed["lr_scheduler"]["init_args"]) == {"start_factor", "end_factor", "total_iters", "last_epoch"}
+
+
+CLOSURES = [["--optimizer=LBFGS"], ["--optimizer", "lit_tbptt.HessianFree"], ["--config=my.yaml"]]
+
+
+@pytest.mark.parametrize("optimizer", CLOSURES)
+def test_an_optimizer_that_searches_has_no_schedule_and_no_clipping(optimizer, in_tmp_path, capsys):
+    Path("my.yaml").write_text("optimizer:\n  class_path: torch.optim.LBFGS\n")
+    for options in ([], ["--lr_scheduler=ConstantLR"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(["fit", *optimizer, *options, "--print_config"])
+        parsed = yaml.safe_load(capsys.readouterr().out)
+        assert parsed["model"]["clip_norm"] is None
+        assert (parsed["lr_scheduler"] is None) == (not options)
