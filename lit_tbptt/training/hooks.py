@@ -21,9 +21,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt import Batch
 
-# Lightning's callbacks that check the number of optimizer steps at the end of a batch. They are also called after each
-# step; at the end of the batch they then notice that they have already seen the last step.
-_COUNT_STEPS = (WeightAveraging, ModelCheckpoint)
 # Lightning's callbacks that rely on automatic optimization, and what to use instead.
 _REFUSED = {
     StochasticWeightAveraging: "it steps a schedule of its own once a batch; use EMAWeightAveraging, or "
@@ -131,15 +128,24 @@ def _monitor(callback: Callback, trainer: Trainer, batch: Batch, batch_idx: int)
     callback.on_train_batch_start(trainer, trainer.lightning_module, batch, batch_idx)
 
 
-def step_hooks(trainer: Trainer, batch: Batch, batch_idx: int) -> list[Callable[..., None]]:
-    """Returns the hooks to call as `hook(trainer, module)` after an optimizer step in a batch."""
-    hooks: list[Any] = []
+def step_hooks(trainer: Trainer, batch: Batch, batch_idx: int) -> tuple[list[Any], list[Any]]:
+    """Returns the hooks to call as `hook(trainer, module)` after an optimizer step in a batch.
+
+    Returns:
+        Those that average weights, which belong to the step whatever saves it; and those to call after `window_hooks`.
+    """
+    # WeightAveraging and ModelCheckpoint check the number of optimizer steps at the end of a batch. They are
+    # called after each step too; at the end of the batch they then notice that they have already seen the last step.
+    averaging: list[Any] = []
+    others: list[Any] = []
     for callback in trainer.callbacks:
-        if isinstance(callback, _COUNT_STEPS):
-            hooks.append(partial(_end_batch, callback, batch, batch_idx))
+        if isinstance(callback, WeightAveraging):
+            averaging.append(partial(_end_batch, callback, batch, batch_idx))
+        if isinstance(callback, ModelCheckpoint):
+            others.append(partial(_end_batch, callback, batch, batch_idx))
         if hasattr(callback, "on_step_end"):
-            hooks.append(callback.on_step_end)
-    return hooks
+            others.append(callback.on_step_end)
+    return averaging, others
 
 
 def _end_batch(callback: Callback, batch: Batch, batch_idx: int, trainer: Trainer, pl_module: LightningModule) -> None:

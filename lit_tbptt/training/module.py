@@ -191,7 +191,7 @@ class LitTBPTT(Task, EvaluatingModule):
         if not self.position.last_batch:
             self.update.check_windows_per_batch(len(batch.windows))
         optimizer, stepped = ModuleOptimizer(self), True
-        on_window_end, on_step_end = window_hooks(trainer), step_hooks(trainer, batch, batch_idx)
+        on_window_end, (averaging, on_step_end) = window_hooks(trainer), step_hooks(trainer, batch, batch_idx)
         between = between_hooks(trainer, batch, batch_idx)
         scored = batch.scored or (True,) * len(batch.windows)
         if batch.scored_here:
@@ -219,6 +219,8 @@ class LitTBPTT(Task, EvaluatingModule):
             if updated.stepped:
                 self._step_boundary = None
                 self._after_step(updated)
+                for hook in averaging:
+                    hook(trainer, self)
             for hook in on_window_end:
                 hook(trainer, self, window)
             for hook in on_step_end if updated.stepped else ():

@@ -7,7 +7,7 @@ import torch
 from command_line import curve
 from letters import streamed, strided
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from loops import batches, fit
 from resuming import EPOCHS, K1, LANES, WINDOWS, everything, fit_text, monitored, per_epoch, per_step, plain, same
 from tasks import Regression
@@ -217,13 +217,13 @@ def test_no_checkpoint_holds_half_a_gradient(rule, windows_per_batch, val, tmp_p
     copies, folder = Copies(tmp_path / "copies", windows=True), tmp_path / "run" / "version_0"
     options = {"val": val, **RULES[rule]}
     early = EarlyStopping("val/nats_per_token", patience=50)
-    options["callbacks"] = [early, copies]
+    options["callbacks"] = [early, copies, EMAWeightAveraging(decay=0.7)]
     trainer, module, steps = fit_text(folder, windows_per_batch, per_step, **options)
     expected, whole_curve, waited = everything(trainer, module), curve(folder), early.wait_count
     assert 4 < len(steps.run) < EPOCHS * WINDOWS
     for path in copies.paths:
         early = EarlyStopping("val/nats_per_token", patience=50)
-        options["callbacks"] = [early]
+        options["callbacks"] = [early, EMAWeightAveraging(decay=0.7)]
         trainer, module, again = fit_text(folder, windows_per_batch, per_step, resume=path, **options)
         assert again.run == steps.run[int(path.name[:2]) :], path
         same(everything(trainer, module), expected)
