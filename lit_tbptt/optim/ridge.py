@@ -8,6 +8,7 @@ decomposition. It takes as much memory as X^T X. Rounding X^T X to float64 would
 eigenvalue, which echo-state networks need smaller: the prediction in `examples/echo_state.py` gets four times as bad.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Self
 
@@ -99,7 +100,7 @@ class RidgeReadout:
 
     def _entering(self, window: Window, carried: State | None) -> State:
         initial = initial_state_for(self.task, window, self.task.initial_state(window.num_lanes))
-        if carried is None:
+        if carried is None or not getattr(self.task, "carry_state", True):
             return initial
         return carried if window.reset is None else reset_lanes(window.reset, initial, carried)
 
@@ -159,11 +160,11 @@ class RidgeReadout:
                 twice the penalty.
 
         Raises:
-            InputError: `l2` is negative; no target was counted; the inputs or targets are not finite; or the inputs are
-                linearly dependent and `l2` is too small to tell them apart.
+            InputError: `l2` is negative or infinite; no target was counted; the inputs or targets are not finite; or
+                the inputs are linearly dependent and `l2` is too small to tell them apart.
         """
-        if not l2 >= 0:
-            raise InputError(f"l2={l2}: must be 0 or more")
+        if not 0 <= l2 < math.inf:
+            raise InputError(f"l2={l2}: must be a number, 0 or more")
         factors = self._of_all_ranks(self._reduce())
         if not len(factors):
             raise InputError("no target has been counted: call add(batches) first")

@@ -8,6 +8,7 @@ Tallec & Ollivier (2017), "Unbiasing truncated backpropagation through time" (ar
     step              |                    |              at every cut
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -40,8 +41,8 @@ class FallingProbability:
     def __init__(self, mean_length: float = 16.0, tail: float = 4.0) -> None:
         if not mean_length >= 1:
             raise InputError(f"mean_length={mean_length}: must be 1 window or more")
-        if not tail > 2:
-            raise InputError(f"tail={tail}: must be above 2, or lengths have no mean")
+        if not 2 < tail < math.inf:
+            raise InputError(f"tail={tail}: must be a number above 2, or lengths have no mean")
         self.mean_length = mean_length
         self.tail = tail
 

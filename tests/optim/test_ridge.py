@@ -1,5 +1,6 @@
 """RidgeReadout beside the dense formula over rows collected by hand."""
 
+import math
 import os
 
 import pytest
@@ -113,6 +114,19 @@ def test_how_the_data_is_cut_changes_nothing_and_several_penalties_take_one_pass
         assert_close(solution(other.solve(l2).task), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_a_task_that_carries_no_state_is_fitted_to_windows_from_the_initial_state():
+    def solved(task, batches):
+        return solution(RidgeReadout(task, task.readout).add(batches).solve(0.1).task).clone()
+
+    batches, carried = list(lanes_of(sequences(), burn_in=0)), Reservoir()
+    every = torch.ones(3, dtype=torch.bool)
+    reset = [batch._replace(windows=tuple(window.with_reset(every) for window in batch.windows)) for batch in batches]
+    expected, whole = solved(carried, reset), solved(carried, batches)
+    carried.carry_state = False
+    assert_close(solved(carried, batches), expected, rtol=0, atol=0)
+    assert not torch.allclose(whole, expected, rtol=0.01)
+
+
 def test_one_output_needs_no_axis():
     task, data = Squeezed(1), list(sequences(1))
     RidgeReadout(task, task.readout).add(lanes_of(data)).solve(0.1)
@@ -196,7 +210,8 @@ PAIRS = NUMBERS[..., None].expand(2, 6, 2)
         (Reservoir, batch(NUMBERS, NUMBERS), 1, r"targets of the shape \(2, 6\) for outputs of \(2, 6, 2\)"),
         (Reservoir, batch(NUMBERS, PAIRS / 0), 1, "nan or inf at a scored time step"),
         (Reservoir, batch(NUMBERS * torch.nan, PAIRS), 1, "nan or inf at a scored time step"),
-        (Reservoir, batch(NUMBERS, PAIRS), -1.0, "l2=-1.0: must be 0 or more"),
+        (Reservoir, batch(NUMBERS, PAIRS), -1.0, "l2=-1.0: must be a number, 0 or more"),
+        (Reservoir, batch(NUMBERS, PAIRS), math.inf, "l2=inf: must be a number, 0 or more"),
         (Reservoir, batch(NUMBERS[:1, :5], PAIRS[:1, :5]), 0.0, "7 inputs are linearly dependent.* 5 targets"),
         (Reservoir, [], 0.0, r"no target has been counted: call add\(batches\) first"),
         (Doubled, batch(NUMBERS, PAIRS), 1, "Doubled.predict_window returns something else"),

@@ -146,6 +146,8 @@ def test_the_lengths_of_segments():
         lengths.append(length)
     assert np.mean(lengths) == pytest.approx(10, rel=0.1)
     assert FallingProbability(1.0, 9.0)(1) == 1.0
+    with pytest.raises(InputError, match="tail=inf: must be a number above 2"):
+        FallingProbability(tail=math.inf)
     constant = RandomTruncation(1 / 16)
     survived = np.cumprod([1 - constant.cut_probability(length) for length in range(1, 107)])
     assert survived[-1] == pytest.approx(0.001, abs=1e-4)
