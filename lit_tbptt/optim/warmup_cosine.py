@@ -19,6 +19,9 @@ class WarmupCosineLR(LRScheduler):
         warmup_steps: Steps until the peak.
         num_steps: Steps until the final rate. None: those of the fit (`LitTBPTT.estimated_steps`).
         final_ratio: The final rate as a fraction of the peak.
+
+    Raises:
+        InputError: A number is out of range.
     """
 
     interval = "step"
@@ -28,6 +31,10 @@ class WarmupCosineLR(LRScheduler):
     ) -> None:
         if warmup_steps < 0:
             raise InputError(f"warmup_steps={warmup_steps}: must be 0 or more")
+        if num_steps is not None and num_steps < 1:
+            raise InputError(f"num_steps={num_steps}: must be 1 or more, or left out")
+        if not 0 <= final_ratio < math.inf:
+            raise InputError(f"final_ratio={final_ratio}: must be 0 or more")
         self.warmup_steps = warmup_steps
         self.num_steps = num_steps
         self.final_ratio = final_ratio

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from lit_tbptt.errors import InputError
 from lit_tbptt.tbptt.update import Update
@@ -72,6 +73,8 @@ class ManualOptimization(LightningModule):
 
     def _take_schedules(self, configure: Callable[[], Any]) -> Any:
         optimizers, self._schedules = take_schedules(configure())
+        for group in optimizers[0].param_groups if any(each.reduce_on_plateau for each in self._schedules) else ():
+            group.setdefault("initial_lr", float(group["lr"]))  # other schedules set it; `change_optimizer` needs it
         self._give_configure_back()
         return optimizers, [schedule.scheduler for schedule in self._schedules]
 
@@ -94,6 +97,12 @@ class ManualOptimization(LightningModule):
             scheduler: Any = self.lr_scheduler(optimizer)
         except ValueError as error:
             raise InputError(f"lr_scheduler: {error}") from error
+        counts = getattr(scheduler, "interval", None)
+        if counts is not None and self.lr_interval not in (None, counts):
+            raise InputError(
+                f"lr_interval={self.lr_interval!r} with {type(scheduler).__name__}, which counts by {counts}: leave "
+                "lr_interval out"
+            )
         if getattr(scheduler, "num_steps", 0) is None:
             scheduler.num_steps = self.estimated_steps()
             if scheduler.num_steps is None:
@@ -103,7 +112,7 @@ class ManualOptimization(LightningModule):
                 )
         config = {
             "scheduler": scheduler,
-            "interval": self.lr_interval or getattr(scheduler, "interval", "epoch"),
+            "interval": counts or self.lr_interval or "epoch",
             "monitor": getattr(scheduler, "monitor", None),
         }
         return {"optimizer": optimizer, "lr_scheduler": config}
@@ -172,7 +181,7 @@ class ManualOptimization(LightningModule):
             if "lr" in self.changed_optimizer and hasattr(schedule.scheduler, "base_lrs"):
                 schedule.scheduler.base_lrs = [group["initial_lr"] for group in self.trainer.optimizers[0].param_groups]
             for name, value in self.changed_schedule.items():
-                setattr(schedule.scheduler, name, value)
+                _change_schedule(schedule.scheduler, name, value)
 
     def step_schedules(self, interval: str, count: int) -> None:
         """Steps the schedules of an interval.
@@ -200,6 +209,24 @@ class ManualOptimization(LightningModule):
                 if metric is None:
                     continue
             self.lr_scheduler_step(schedule.scheduler, metric)
+
+
+def _change_schedule(scheduler: Any, name: str, value: Any) -> None:
+    """Changes an option of a schedule that was restored from a checkpoint.
+
+    Raises:
+        InputError: The schedule has computed something from the option, which would not change with it.
+    """
+    if hasattr(scheduler, name) and name not in scheduler.state_dict():
+        return  # it was not restored
+    now = getattr(scheduler, name, None)
+    numbers = not any(isinstance(each, bool) or not isinstance(each, int | float) for each in (now, value))
+    if not numbers or isinstance(scheduler, OneCycleLR):
+        raise InputError(
+            f"lr_scheduler.{name}={value}: a resumed run cannot change it, since {type(scheduler).__name__} reads it "
+            "only when it is made; keep it, or start a new run from these weights"
+        )
+    setattr(scheduler, name, value)
 
 
 def _gradients(parameters: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -132,6 +132,13 @@ def test_the_constructors_optimizer_and_schedule_are_for_any_task():
     assert rates.seen[-1] == pytest.approx(0)
 
 
+def test_a_schedule_that_counts_steps_is_not_stepped_by_epochs():
+    module = Plain(k1=5, lr_interval="epoch")
+    module.lr_scheduler = lambda optimizer: WarmupCosineLR(optimizer, warmup_steps=4)
+    with pytest.raises(InputError, match="lr_interval='epoch' with WarmupCosineLR, which counts by step: leave"):
+        fit(module, batches(5, 4))
+
+
 def test_a_setup_that_leaves_out_the_one_above_is_told():
     class Forgetful(Regression):
         def setup(self, stage):

@@ -28,6 +28,8 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import SWALR
 
+from lit_tbptt import InputError
+
 STEPS, EPOCHS = 6, 5  # steps of an epoch
 SCHEDULERS = {
     ChainedScheduler: lambda adam: ChainedScheduler([LinearLR(adam, 0.1, total_iters=4), ExponentialLR(adam, 0.9)]),
@@ -87,6 +89,61 @@ def test_a_scheduler_steps_as_in_a_plain_loop_and_is_continued(scheduler, interv
     assert train(scheduler, interval, saved) == expected
     assert len(set(expected)) > 1
     assert train(scheduler, interval, saved, resume=saved.path) == expected[3 * STEPS - 1 :]
+
+
+# An option that changes, and what follows, with 0.1 at the start and the run continued after 17 of 30 steps.
+CHANGES = {
+    "a factor": ("StepLR", {"step_size": 6}, {"gamma": 0.5}, 0.1 * 0.1**2 * 0.5**3),
+    "a length": ("CosineAnnealingLR", {"T_max": 30}, {"T_max": 60}, None),
+    "a list": ("MultiStepLR", {"milestones": [3, 20]}, {"milestones": [3, 22]}, "lr_scheduler.milestones=.3, 22.: a"),
+    "a rate": ("OneCycleLR", {"max_lr": 1.0, "total_steps": 30}, {"max_lr": 0.1}, "lr_scheduler.max_lr=0.1: a resumed"),
+    "phases": ("OneCycleLR", {"max_lr": 1.0, "total_steps": 30}, {"total_steps": 40}, "OneCycleLR reads it only when"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_an_option_is_changed_in_a_resumed_run_or_refused(case, tmp_path):
+    name, options, change, expected = CHANGES[case]
+
+    def run(resume=None, change=None):
+        module, rates = Regression(k1=5), Rates()
+
+        def configure():
+            adam = torch.optim.Adam(module.parameters(), 0.1)
+            made = getattr(torch_schedulers, name)(adam, **options | (change or {}))
+            return {"optimizer": adam, "lr_scheduler": {"scheduler": made, "interval": "step"}}
+
+        module.configure_optimizers, module.changed_schedule = configure, change or {}
+        fit(module, Waves(1, 3, 5, STEPS // 2), max_epochs=EPOCHS, callbacks=[rates, saved], resume=resume)
+        return rates.seen
+
+    saved = SavedAt(tmp_path / "saved.ckpt", 3 * STEPS - 1)
+    before = run()
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            run(saved.path, change)
+    else:
+        after = run(saved.path, change)
+        assert after[-1] == pytest.approx(expected) if expected else after[-1] > before[-1] + 0.01
+
+
+def test_a_new_rate_keeps_what_a_plateau_has_reduced(tmp_path):
+    def run(lr, resume=None):
+        module, rates = Regression(k1=5), Rates()
+
+        def configure():
+            adam = torch.optim.Adam(module.parameters(), lr)
+            made = SCHEDULERS[ReduceLROnPlateau](adam)
+            return {"optimizer": adam, "lr_scheduler": {"scheduler": made, "monitor": "train/loss"}}
+
+        module.configure_optimizers, module.changed_optimizer = configure, {"lr": lr} if resume else {}
+        fit(module, Waves(1, 3, 5, STEPS // 2), max_epochs=EPOCHS, callbacks=[rates, saved], resume=resume)
+        return rates.seen
+
+    saved = SavedAt(tmp_path / "saved.ckpt", 4 * STEPS - 1)
+    whole = run(0.1)
+    assert whole[4 * STEPS - 2] < 0.1
+    assert run(0.2, saved.path) == pytest.approx([2 * rate for rate in whole[4 * STEPS - 1 :]])
 
 
 @pytest.mark.filterwarnings("ignore:`Oscillator.configure_optimizers` will be overridden")
