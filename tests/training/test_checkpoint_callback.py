@@ -118,3 +118,17 @@ def test_a_run_does_not_replace_the_checkpoints_of_another(tmp_path):
     trainer.fit(trainer.lightning_module, Waves(1, 3, 5, 4))  # of the same trainer: the run goes on
     fit(Regression(k1=5), Waves(1, 3, 5, 4), resume=last, **options | {"max_steps": 6}, **saving())
     assert read_checkpoint(last)["global_step"] == 6
+
+
+def test_the_best_of_one_run_is_no_measure_for_the_next(tmp_path):
+    checkpoint = RunCheckpoint(save_top_k=2)
+    for name, lr in (("good", 0.01), ("bad", 0.0)):
+        options = {"callbacks": [checkpoint], "enable_checkpointing": True, "default_root_dir": tmp_path / name}
+        fit(Regression(k1=5, lr=lr), Waves(1, 3, 5, 4), batches(5), max_epochs=3, **options)
+        assert checkpoint.best_model_path == str(tmp_path / name / "checkpoints" / "best.ckpt")
+        assert not list((tmp_path / name / "checkpoints").glob("new-*"))
+
+
+def test_best_is_the_lowest_or_the_highest():
+    with pytest.raises(InputError, match=r"checkpoint\.mode='MIN': must be min or max"):
+        RunCheckpoint(mode="MIN")

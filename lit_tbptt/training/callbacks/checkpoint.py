@@ -51,7 +51,7 @@ class RunCheckpoint(Checkpoint):
         validated_step: The optimizer step of the run's last validation. None: there was none.
 
     Raises:
-        InputError: A number is out of range.
+        InputError: A number is out of range, or `mode` is neither.
     """
 
     def __init__(
@@ -66,11 +66,13 @@ class RunCheckpoint(Checkpoint):
             raise InputError(f"checkpoint.every_n_steps={every_n_steps}: must be 1 or more, or left out")
         if every_n_minutes is not None and not every_n_minutes > 0:
             raise InputError(f"checkpoint.every_n_minutes={every_n_minutes}: must be above 0, or left out")
+        if mode not in ("min", "max"):
+            raise InputError(f"checkpoint.mode={mode!r}: must be min or max")
         if save_top_k < 0:
             raise InputError(f"checkpoint.save_top_k={save_top_k}: must be 0 or more")
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
-        self.monitor = monitor
+        self.monitor = self._given_monitor = monitor
         self.sign = 1 if mode == "min" else -1
         self.save_top_k = save_top_k
         self.scores: list[float] = []  # of best.ckpt, best-2.ckpt, ...
@@ -106,7 +108,9 @@ class RunCheckpoint(Checkpoint):
                     f"tensors and plain values only: save_hyperparameters(ignore={objects})"
                 )
         self.folder = run_folder(trainer)
-        self.monitor = self.monitor or f"val/{pl_module.loss_name}"
+        if self.folder.path != self._own:
+            self.scores, self.validated_step = [], None
+        self.monitor = self._given_monitor or f"val/{pl_module.loss_name}"
         self._saved_at = time.monotonic()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
