@@ -29,15 +29,17 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
-def check_lanes(loaders: Any, trainer: Trainer) -> None:
+def check_lanes(loaders: Any, trainer: Trainer, training: bool = False) -> None:
     """Checks that every process has its own share of the lanes.
 
     Args:
         loaders: A loader, or several.
         trainer: The trainer that uses them.
+        training: Whether they are to train on, so that no share may be empty.
 
     Raises:
-        InputError: The lanes were created for a different number of processes, such as one.
+        InputError: The lanes were created for a different number of processes, such as one; or there are fewer to train
+            on than processes.
     """
     rank = rank_of(trainer)
     for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
@@ -47,6 +49,11 @@ def check_lanes(loaders: Any, trainer: Trainer) -> None:
                 f"{rank.num_ranks}: num_lanes are those of all processes; give each its share, "
                 "local_lanes=Rank(trainer.global_rank, trainer.world_size).share(num_lanes) (for SequenceLanes "
                 "rank=Rank(...)), as the data modules do"
+            )
+        if training and isinstance(loader, Lanes) and loader.num_lanes < rank.num_ranks:
+            raise InputError(
+                f"num_lanes={loader.num_lanes} with {rank.num_ranks} processes: each needs a lane to train on; use at "
+                f"least {rank.num_ranks} lanes, or fewer devices"
             )
 
 

@@ -184,7 +184,7 @@ class ResumableModule(ManualOptimization):
                 self._set_until_continued(loop, "max_steps", loop.max_steps + 1)  # or Lightning would return at once
 
     def on_train_start(self) -> None:
-        check_lanes(self.trainer.train_dataloader, self.trainer)
+        check_lanes(self.trainer.train_dataloader, self.trainer, training=True)
         saved, self._resume = self._resume, None
         self.carry, self.position, self.log_book, self._metrics_before = None, Position(), TrainingLog(), None
         self._skip_windows = self._ends_done = 0

@@ -18,7 +18,9 @@ from lit_tbptt import (
     DivergenceError,
     InputError,
     LitLanguageModel,
+    Rank,
     RunCheckpoint,
+    SequenceLanes,
     SignalHandling,
     TextLanesDataModule,
 )
@@ -27,6 +29,7 @@ from lit_tbptt.files.checkpoint import read_checkpoint
 
 TRAIN = TESTS.parent / "train.py"
 CHECKPOINTS = Path("runs/default/version_0/checkpoints")
+WAVE = torch.arange(40).sin()
 STEPS = 10**6  # more than it comes to before it is stopped
 
 
@@ -175,6 +178,10 @@ def odd_runs(folder):
     with pytest.raises(InputError, match=r"local_lanes=range\(0, 4\) of num_lanes=4 in process . of 2") as error:
         refused.fit(Regression(k1=5), whole)
     found["lanes for one process"] = "Rank(trainer.global_rank, trainer.world_size).share" in str(error.value)
+
+    few = trainer_in(folder / "few", 2)
+    with pytest.raises(InputError, match="num_lanes=1 with 2 processes: each needs a lane to train on"):
+        few.fit(Regression(k1=5), SequenceLanes([{"inputs": WAVE, "targets": WAVE}], 1, 5, rank=Rank(rank, 2)))
 
     for number, text in enumerate(["", "abcdefgh"]):
         (folder / "texts").mkdir(exist_ok=True)
