@@ -28,7 +28,8 @@ class ReadAhead(Generic[T]):
         self._taken: deque[T] = deque()
         self._end: BaseException | None = None
         self._closed = False
-        threading.Thread(target=self._run, args=(make,), name=_NAME, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(make,), name=_NAME, daemon=True)
+        self._thread.start()
         _open.add(self)
 
     def __iter__(self) -> Iterator[T]:
@@ -45,11 +46,17 @@ class ReadAhead(Generic[T]):
             raise self._end
         return self._taken.popleft()
 
-    def close(self) -> None:
-        """Stops the thread and discards its items."""
+    def close(self, wait: float = 0.0) -> None:
+        """Stops the thread and discards its items.
+
+        Args:
+            wait: The most seconds to wait for what the thread reads at present.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify()
+        if wait and threading.current_thread() is not self._thread:
+            self._thread.join(wait)
 
     def _run(self, make: Callable[[], Iterator[T]]) -> None:
         end: BaseException = StopIteration()

@@ -147,6 +147,7 @@ class SequenceLanesDataModule(LightningDataModule):
         self._sources: dict[str, SequenceSource] = {}
         self.normalize = normalize
         self.normalization: Normalization | None = None
+        self._from_checkpoint = False
 
     @property
     def _rank(self) -> Rank:
@@ -227,10 +228,9 @@ class SequenceLanesDataModule(LightningDataModule):
                 f"data.normalize={self.normalize}, where the run to be resumed has data.normalize={theirs}: a resumed "
                 "run cannot change it; keep it, or start a new run from these weights"
             )
-        if "statistics" in state_dict:
-            self.normalization = Normalization(
-                {place: (mean, deviation) for place, (mean, deviation) in state_dict["statistics"].items()}
-            )
+        pairs = state_dict.get("statistics", {}).items()
+        self.normalization = Normalization({place: (mean, std) for place, (mean, std) in pairs}) if pairs else None
+        self._from_checkpoint = True
 
     def _fits(self) -> bool:
         return self.trainer is not None and self.trainer.state.fn == "fit"
@@ -256,9 +256,9 @@ class SequenceLanesDataModule(LightningDataModule):
         return self._sources[split]
 
     def _statistics(self) -> Normalization | None:
-        if not self.normalize and self._fits():
-            self.normalization = None  # that of a checkpoint that was evaluated before
-        if self.normalize and self.normalization is None:
+        if self._from_checkpoint and self._fits() and self.trainer.ckpt_path is None:
+            self._from_checkpoint, self.normalization = False, None  # it was of an evaluation before
+        if self.normalize and self.normalization is None and (self._fits() or not self._from_checkpoint):
             if "train" not in self.splits:
                 raise InputError("data.normalize=True: the statistics are of a training split, and there is none")
             source = self._source("train")

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
@@ -15,7 +16,7 @@ from letters import UNEVEN, streamed
 from processes import PATIENCE, start, status_of, wait_until
 from sources import files
 
-from lit_tbptt import StreamedLanes
+from lit_tbptt import SequenceLanesDataModule, StreamedLanes
 from lit_tbptt.data import document_stream, load_documents
 from lit_tbptt.data.process_end import wait_for_arrow
 from lit_tbptt.data.read_ahead import ReadAhead
@@ -35,6 +36,32 @@ def test_a_reader_ends_with_its_iterator():
     for thread in running():
         thread.join(PATIENCE)
     assert running() == before
+
+
+class Slow:
+    """A dataset whose items must not be read by two threads at once."""
+
+    def __init__(self):
+        self.reading, self.most = set(), 0
+
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, number):
+        self.reading.add(threading.get_ident())
+        self.most = max(self.most, len(self.reading))
+        time.sleep(0.005)
+        self.reading.discard(threading.get_ident())
+        return {"x": np.full(5, number, np.float32)}
+
+
+def test_a_dataset_is_read_by_one_thread_at_a_time():
+    dataset = Slow()
+    module = SequenceLanesDataModule(dataset, inputs="x", shift=1, num_lanes=2, k1=3, normalize=True)
+    module.setup("fit")
+    for _ in range(2):
+        next(iter(module.train_dataloader()))
+    assert dataset.most == 1
 
 
 def read_and_end(folder):

@@ -165,6 +165,28 @@ def test_training_without_normalization_leaves_the_statistics_of_a_checkpoint_al
     assert "statistics" not in again.state_dict()
 
 
+def test_one_data_module_evaluates_several_checkpoints_each_as_it_was_trained(tmp_path):
+    for name, normalize in (("a", True), ("b", False)):
+        first = trainer(tmp_path, max_steps=3)
+        first.fit(Policy(), data(normalize=normalize))
+        first.save_checkpoint(tmp_path / f"{name}.ckpt")
+
+    def tested(made, name):
+        (found,) = trainer(tmp_path).test(Policy(), made, ckpt_path=tmp_path / f"{name}.ckpt", verbose=False)
+        return found
+
+    a, b = tested(data(normalize=True), "a"), tested(data(), "b")
+    for normalize in (True, False):
+        made = data(normalize=normalize)
+        assert [tested(made, name) for name in ("a", "b", "a")] == [a, b, a]
+    others = [{name: leaf * 9 for name, leaf in item.items()} for item in episodes(5, 3)]
+    mixed, new = (SequenceLanesDataModule(others, test=others, **OPTIONS, normalize=True) for _ in range(2))
+    tested(mixed, "a")
+    for made in (mixed, new):
+        trainer(tmp_path, max_steps=1).fit(Policy(), made)
+    assert_close(mixed.normalization.statistics, new.normalization.statistics, rtol=0, atol=0)
+
+
 def louder(part, generator):
     return part | {"speed": part["speed"] * 2}
 

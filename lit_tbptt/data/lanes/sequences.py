@@ -170,7 +170,7 @@ class SequenceLanes(Lanes):
         try:
             yield from ahead
         finally:
-            ahead.close()
+            ahead.close(wait=60.0)  # whoever reads the dataset next
 
     def _read(self, position: Mapping[str, Any] | None, skip: int, epoch: int) -> Iterator[Batch]:
         dealer = self._dealer(epoch, self.repeat)

@@ -66,9 +66,12 @@ def call(name: str, function: Callable[..., Any], part: Any, *arguments: Any) ->
 
 
 def as_tensor(values: Any) -> Tensor:
-    """Returns an array or a number as a new tensor; a tensor is returned as it is. uint16 to uint64 become int64."""
+    """Returns an array, a number or a tensor as a new tensor, which a user's function may write to.
+
+    uint16 to uint64 become int64.
+    """
     if isinstance(values, Tensor):
-        return values
+        return values.clone()
     array = np.array(values)  # a copy: a memory map may not be written to
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # of which torch can do little
         array = array.astype(np.int64)
@@ -109,8 +112,6 @@ def slice_item(
     """
 
     def cut(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and not isinstance(keys, int):
-            return leaf[times]
         if isinstance(keys, int) and num_time_steps(leaf) != keys:
             return whole(leaf)
         return as_tensor(leaf[times])

@@ -1,5 +1,6 @@
 """Functions of the user on slices of items: what they raise is reported as theirs."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,3 +65,27 @@ def test_the_error_of_the_function_is_in_the_chain():
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     assert isinstance(causes[-1], KeyError)
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, np.ndarray])
+def test_functions_may_write_to_what_they_get(kind):
+    """The dataset stays as it is, also where its items are tensors."""
+    items = [{name: leaf.clone() for name, leaf in item.items()} for item in ITEMS]
+    if kind is np.ndarray:
+        items = [{name: leaf.numpy() for name, leaf in item.items()} for item in items]
+
+    def louder(part, generator):
+        part["x"] += 1
+        part["goal"] += 2
+        return part
+
+    def inputs(part):
+        part["x"] *= 3
+        return part["x"]
+
+    lanes = SequenceLanes(items, 1, 4, inputs=inputs, targets="y", static=["goal"], transform=louder)
+    for _ in range(2):
+        windows = [window for batch in lanes for window in batch.windows]
+        assert {float(value) for window in windows for value in window.inputs.unique()} <= {0.0, 3.0}
+        assert len(windows) == 4
+    assert all(not leaf.any() for item in items for leaf in item.values())
