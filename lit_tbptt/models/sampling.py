@@ -44,9 +44,11 @@ class Sampling:
             draws: One random number per lane, above 0 and at most 1; the same number selects the same token.
         """
         if self.temperature == 0:
-            return logits.argmax(1)
+            diverged = (logits.isnan() | logits.isposinf()).any(1)
+            return logits.argmax(1).masked_fill(diverged, logits.shape[1])
         if self.top_k is not None and self.top_k < logits.shape[1]:
-            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -torch.inf)
+            values, kept = logits.topk(self.top_k)
+            logits = torch.full_like(logits, -torch.inf).scatter(1, kept, values)
         probabilities = torch.softmax(logits.double() / self.temperature, 1)
         if self.top_p is not None:
             ordered, order = probabilities.sort(dim=1, descending=True, stable=True)

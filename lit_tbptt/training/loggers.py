@@ -33,8 +33,9 @@ class RunCSVLogger(Logger):
         self._begun = False
         if resume_step is not None and self._file.exists():
             with open(self._file, newline="") as stream:
-                rows = list(csv.DictReader(stream))
+                lines = stream.read().splitlines(keepends=True)
             # The last line may be incomplete if the process was killed.
+            rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
             self._rows = [row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < resume_step]
             self._columns = list(rows[0]) if rows else self._columns
 

@@ -66,7 +66,6 @@ class EvaluatingModule(ResumableModule):
         if not isinstance(evaluation, Evaluation | None):
             raise InputError(f"evaluation={evaluation!r}: must be an Evaluation object, such as DynamicEvaluation()")
         self._evaluation = evaluation or self.static_evaluation
-        self._evaluation.reset_every = self.static_evaluation.reset_every
 
     @property
     def _evaluating(self) -> Evaluation:
@@ -114,6 +113,7 @@ class EvaluatingModule(ResumableModule):
 
     def _begin_evaluation(self, loaders: Any) -> None:
         check_lanes(loaders, self.trainer)
+        self._evaluating.reset_every = self.static_evaluation.reset_every  # the object may also be another module's
         self._evaluating.begin(self)
 
     def _end_evaluation(self, stage: str, loaders: Any) -> None:

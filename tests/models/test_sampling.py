@@ -52,9 +52,15 @@ def test_lanes_are_narrowed_each_for_itself():
     assert Sampling(1.0, top_p=0.8)(logits, draws).tolist() == [3, 4, 3]
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=3), Sampling(top_p=0.5)])
-def test_a_nan_gives_no_token(sampling):
-    logits = torch.where(torch.arange(6) == 4, torch.nan, LOGITS)
+def test_top_k_keeps_k_of_equal_tokens():
+    draws = torch.linspace(0.01, 1, 50, dtype=torch.double)[:, None]
+    assert len(set(Sampling(top_k=2)(torch.zeros(50, 6), draws).tolist())) == 2
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.0), Sampling(top_k=3), Sampling(top_p=0.5)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_nan_gives_no_token(sampling, value):
+    logits = torch.where(torch.arange(6) == 4, value, LOGITS)
     assert sampling(logits[None], torch.full((1, 1), 0.5, dtype=torch.double)).item() == 6
 
 

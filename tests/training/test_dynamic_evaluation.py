@@ -243,6 +243,14 @@ def test_without_carried_state_every_window_starts_from_the_initial_state():
         scores_of(Tanh(k1=4, carry_state=False, evaluation=evaluation), Data(test=sequence(1)))
 
 
+def test_modules_may_share_an_evaluation():
+    shared, data = DynamicEvaluation(rule="sgd", lr=0.0, decay=0.0), Data(test=sequence(1))
+    carrying, resetting = (Tanh(k1=4, carry_state=carries, evaluation=shared) for carries in (True, False))
+    for model in (carrying, resetting, carrying):
+        expected = scores_of(Tanh(k1=4, carry_state=model.carry_state), data)
+        assert scores_of(model, data) == pytest.approx(expected)
+
+
 class ListedError(MeanSquaredError):
     def update(self, outputs, targets, rows):
         self.rows.append(rows)

@@ -90,6 +90,10 @@ def load_documents(
             if candidate in by_name:
                 splits[split] = _text_only(by_name[candidate], text_column)
                 break
+    known = [candidate for names in SPLITS.values() for candidate in names]
+    left_out = [split for split in by_name if split not in known]
+    if splits and left_out:
+        logger.warning("data: splits that are not used: %s; known names are %s", ", ".join(left_out), ", ".join(known))
     if not splits:
         raise InputError(f"data.path={source!r}: has the splits {', '.join(by_name)}, and none of {', '.join(SPLITS)}")
     if "train" in splits and "validation" not in splits:

@@ -15,7 +15,11 @@ BUILT_IN = ("byte", "char", "word", "bpe")
 
 
 def from_description(description: dict[str, Any]) -> Tokenizer:
-    """Builds a tokenizer from the result of `describe`."""
+    """Builds a tokenizer from the result of `describe`.
+
+    Raises:
+        InputError: It was one of a class of the user's own.
+    """
     match description["name"]:
         case "byte":
             return ByteTokenizer()
@@ -25,8 +29,13 @@ def from_description(description: dict[str, Any]) -> Tokenizer:
             return WordTokenizer("word", hf.Tokenizer.from_str(description["json"]))
         case "bpe":
             return BytePairTokenizer(hf.Tokenizer.from_str(description["json"]), description["num_bytes"])
-        case name:
+        case name if "json" in description:
             return LibraryTokenizer(name, hf.Tokenizer.from_str(description["json"]))
+        case name:
+            raise InputError(
+                f"the checkpoint's tokenizer, {name!r}, is of a class of your own, which a checkpoint does not hold: "
+                "build the model in Python, and give it the weights with load_state_dict"
+            )
 
 
 def from_object(given: Any) -> Tokenizer:

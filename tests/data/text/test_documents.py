@@ -121,6 +121,15 @@ def test_a_share_that_is_not_held_out_is_said(words_folder, caplog):
     assert caplog.messages == ["data.val_fraction=0.3 is not used: the corpus has a validation split of its own"]
 
 
+def test_splits_of_other_names_are_said(caplog):
+    texts = [f"d{i}" for i in range(11)]
+    splits = found(load_documents({"train": texts, "dev": ["a"], "testing": ["b"]}))
+    assert splits == {"train": texts, "validation": ["a"]}
+    assert caplog.messages == [
+        "data: splits that are not used: testing; known names are train, validation, valid, val, dev, test"
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -166,3 +166,11 @@ def test_a_misspelt_name_is_not_looked_for_on_the_hub():
 def test_a_limit_that_makes_no_sense_is_refused(name, limit):
     with pytest.raises(InputError, match=f"data.vocabulary_limit={limit}"):
         make_tokenizer(name, TRAIN, limit)
+
+
+def test_a_class_of_the_users_own_is_not_in_a_checkpoint():
+    class Mine(ByteTokenizer):
+        name = "mine"
+
+    with pytest.raises(InputError, match="the checkpoint's tokenizer, 'mine', is of a class of your own"):
+        from_description(Mine().describe())
