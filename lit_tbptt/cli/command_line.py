@@ -49,12 +49,19 @@ def given_value(args: Sequence[str], name: str) -> Any:
     """Returns the value of an option given on the command line or in a config file, or None."""
     value = option(args, name)
     for file in reversed(option_values(args, "config", "c")) if value is None else ():
-        settings = yaml.safe_load(Path(file).read_text()) if Path(file).is_file() else None
+        settings = _settings_of(Path(file)) if Path(file).is_file() else None
         for part in name.split("."):
             settings = settings.get(part) if isinstance(settings, Mapping) else None
         if settings is not None:
             return settings
     return value
+
+
+def _settings_of(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text())
+    except yaml.YAMLError:  # the parser says where
+        return None
 
 
 def check_lists(args: Sequence[str]) -> None:

@@ -75,9 +75,13 @@ def checkpoint_settings(
 
 
 def left_out_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns the settings, by name, that `checkpoint_settings` leaves out, and that must be given again."""
+    """Returns the settings, by name, that `checkpoint_settings` leaves out, and that must be given again.
+
+    Without the callbacks, which the checkpoint itself lists.
+    """
     trainer = (run_state(checkpoint).get("settings") or {}).get("trainer") or {}
-    return {f"trainer.{key}": value for key, value in trainer.items() if _is_left_out(key, value)}
+    left_out = {key: value for key, value in trainer.items() if key != "callbacks" and _is_left_out(key, value)}
+    return {f"trainer.{key}": value for key, value in left_out.items()}
 
 
 def _is_left_out(key: str, value: Any) -> bool:
